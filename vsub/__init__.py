@@ -1,0 +1,1 @@
+"""vTorque submission front end."""

@@ -1,0 +1,96 @@
+"""Batch systems that vsub can submit to: one module each, behind one small interface.
+
+An engine says three things: which program submits (it takes TORQUE's `qsub` options; a batch system that does not
+gets a translation in its own module), how far a job is, and how to wait for its end. It also documents where a
+hook finds the job's facts, which is all that the node side knows of a batch system:
+
+- `torque`: arguments and environment of the hooks, `mom_priv/jobs/<prefix>.JB`; the specification's path comes as
+  the first item of the resource list, `prologue=…`, in argument 5 of a prologue.
+- `local`: the embedded one. It calls the same hooks with the same arguments, environment, order and rules.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
+from vmgr.paths import Installation
+
+if TYPE_CHECKING:
+    import socket
+
+
+class JobState(NamedTuple):
+    """How far a job is in its batch system.
+
+    `phase` is one of queued, held, waiting, running, exiting, completed, gone (the batch system does not know it any
+    more) or unknown (the batch system did not answer). `exit_status` is what a shell would call it, once the job has
+    completed and the batch system tells.
+    """
+
+    phase: str
+    exit_status: Optional[int] = None
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in ("completed", "gone")
+
+
+class Engine(Protocol):
+    """One batch system."""
+
+    @property
+    def qsub(self) -> str:
+        """The program that submits, an absolute path."""
+
+    def state(self, job_id: str) -> JobState:
+        """How far a job is; asks the batch system, and may take seconds."""
+
+    def completion(self, job_id: str) -> Optional[socket.socket]:
+        """A socket that becomes readable at the job's end with one line for `read_completion`.
+
+        None where the batch system has nothing of the kind, and must be asked again and again.
+        """
+
+    def read_completion(self, line: bytes) -> JobState:
+        """The end of a job from the line on its socket; phase `unknown` when the line says nothing."""
+
+
+def engine(config: Config, install: Installation) -> Engine:
+    """The batch system of this site."""
+    if config.engine == "local":
+        from vsub.engines.embedded import Embedded  # only one of the two is needed, and time counts here
+
+        return Embedded(config, install)
+    from vsub.engines.torque import Torque
+
+    return Torque(config)
+
+
+def checked_qsub(program: str, install: Installation) -> str:
+    """The path of `qsub`, which must be there and must not be vsub itself. Raises VTorqueError (VT-ENGINE)."""
+    try:
+        found = os.stat(program)
+    except OSError as err:
+        raise VTorqueError(
+            f"cannot use the batch system's {program}: {err.strerror}", code=Code.ENGINE, hint="set submit.qsub"
+        ) from None
+    if not os.access(program, os.X_OK):
+        raise VTorqueError(f"{program} cannot be executed", code=Code.ENGINE, hint="set submit.qsub")
+    for own in (f"{install.root}/bin/vsub", os.path.realpath(sys.argv[0] or ".")):
+        try:
+            if os.path.samestat(found, os.stat(own)):
+                raise VTorqueError(
+                    f"{program} is vsub itself", code=Code.ENGINE, hint="submit.qsub must name the batch system's own"
+                )
+        except OSError:
+            continue
+    return program
+
+
+def shell_status(status: int) -> int:
+    """An exit status as a shell gives it, from TORQUE's, which has 256 + n for a job ended by signal n."""
+    return 128 + (status - 256) % 128 if status > 255 else status if status >= 0 else 1

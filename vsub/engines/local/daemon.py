@@ -1,0 +1,249 @@
+"""Starting and stopping the embedded batch system: `vtorque-local start|stop|status`.
+
+`start` returns when the socket listens. What it needs comes from the command line and a settings file of
+root's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Callable, Optional
+
+from vsub.engines.local import process, protocol
+from vsub.engines.local.machine import Layout, Machine, require_private
+from vsub.engines.local.server import Server, stop_on_signals, write_whole
+from vsub.engines.local.settings import Settings, load
+
+STOP_TIMEOUT_S = 120.0
+
+log = logging.getLogger("vtorque-local")
+
+
+class StartError(Exception):
+    """Why the daemon cannot serve; one line."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vtorque-local", description="The embedded batch system of vTorque."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("start", "serve"),
+        ("stop", "end the daemon and what it runs"),
+        ("status", "is it there?"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--spool", type=Path, required=True, metavar="DIR", help="spool directory")
+        if name == "stop":
+            continue
+        command.add_argument("--socket", required=True, metavar="PATH", help="socket for qsub and the others")
+        if name == "status":
+            continue
+        command.add_argument(
+            "--log", type=Path, metavar="FILE", help="log file (default: DIR/server_priv/log)"
+        )
+        command.add_argument(
+            "--settings", metavar="FILE", help="JSON file with further settings, root's alone"
+        )
+        command.add_argument("--prologalarm", type=float, metavar="S", help="seconds that a hook may take")
+        command.add_argument("--server", default=socket.gethostname(), metavar="NAME", help="name in job ids")
+        command.add_argument("--foreground", action="store_true", help="stay; print one line when ready")
+    return parser
+
+
+def _lock(spool: Path) -> int:
+    """Hold the spool; the lock goes with the process. Raises StartError when another daemon has it."""
+    descriptor = os.open(spool / "server_priv" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise StartError(f"another daemon serves {spool}") from None
+    return descriptor
+
+
+def _listen(path: str) -> socket.socket:
+    """A socket that every user can connect to. Raises StartError when another daemon listens there."""
+    directory = Path(path).parent
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    require_private(directory)
+    try:
+        protocol.connect(path).close()
+    except OSError:
+        Path(path).unlink(missing_ok=True)
+    else:
+        raise StartError(f"another daemon listens on {path}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o111)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    return listener
+
+
+def _log_to(path: Path) -> None:
+    """Append to a file that log rotation may move away."""
+    handler = logging.handlers.WatchedFileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+async def _serve(
+    machine: Machine, server: str, settings: Settings, path: str, ready: Callable[[], None]
+) -> None:
+    stop = stop_on_signals()
+    try:
+        await Server(machine, server, settings).serve(_listen(path), stop, ready)
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
+    """Be the daemon until told to stop. Raises StartError, OSError or ValueError before it is ready."""
+    if os.geteuid() != 0:
+        raise StartError("the batch server runs as root")
+    os.umask(0o022)
+    layout = Layout(arguments.spool.absolute())
+    layout.create()
+    settings = load(arguments.settings) if arguments.settings else Settings()
+    if arguments.prologalarm is not None:
+        settings = settings._replace(prologalarm_s=arguments.prologalarm)
+    lock = _lock(layout.spool)
+    try:
+        _log_to(arguments.log or layout.private / "log")
+        me = {"pid": os.getpid(), "start": process.start_time(os.getpid()), "boot": process.boot_id()}
+        pid_file = layout.private / "pid"
+        write_whole(pid_file, json.dumps(me).encode())
+        log.info("serving %s as %s", layout.spool, arguments.server)
+        asyncio.run(
+            _serve(Machine(socket.gethostname(), layout), arguments.server, settings, arguments.socket, ready)
+        )
+        pid_file.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    if arguments.foreground:
+        os.chdir("/")
+        _run(arguments, lambda: print(f"vtorque-local: listening on {arguments.socket}", flush=True))
+        return 0
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        _be_daemon(arguments, tell)
+    os.close(tell)
+    with open(told, "rb") as pipe:  # noqa: PTH123 - a descriptor
+        message = pipe.read().decode()
+    if message == "ready":
+        return 0
+    raise StartError(message or "the daemon ended before it was ready; see its log")
+
+
+def _be_daemon(arguments: argparse.Namespace, tell: int) -> None:
+    """Leave terminal, session and descriptors of whoever started us, then serve; never returns."""
+    status = 1
+    try:
+        os.setsid()
+        arguments.spool = arguments.spool.absolute()
+        arguments.socket = str(Path(arguments.socket).absolute())
+        arguments.log = arguments.log.absolute() if arguments.log else None
+        arguments.settings = str(Path(arguments.settings).absolute()) if arguments.settings else None
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            if int(entry) > 2 and int(entry) != tell:
+                try:
+                    os.close(int(entry))
+                except OSError:
+                    pass  # the descriptor of the listing itself
+
+        def ready() -> None:
+            os.write(tell, b"ready")
+            os.close(tell)
+
+        _run(arguments, ready)
+        status = 0
+    except (StartError, OSError, ValueError) as error:
+        log.error("%s", error)
+        try:
+            os.write(tell, str(error).encode("utf-8", "replace"))
+        except OSError:
+            pass  # nobody waits any more
+    except BaseException:
+        log.exception("fault")
+    finally:
+        os._exit(status)
+
+
+def _running(spool: Path) -> Optional[tuple[int, int]]:
+    """Pid and pidfd of the daemon of a spool, None when there is none."""
+    try:
+        noted = json.loads((spool / "server_priv" / "pid").read_bytes())
+        pid, start, boot = int(noted["pid"]), int(noted["start"]), str(noted["boot"])
+        pidfd = os.pidfd_open(pid)
+    except (FileNotFoundError, ProcessLookupError, KeyError, ValueError):
+        return None
+    if boot != process.boot_id() or process.start_time(pid) != start:
+        os.close(pidfd)
+        return None
+    return pid, pidfd
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    """End the daemon and wait for it. It ends its job first, whose epilogue may take its time."""
+    found = _running(arguments.spool)
+    if found is None:
+        return 0
+    pid, pidfd = found
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        ended, _, _ = select.select([pidfd], [], [], STOP_TIMEOUT_S)
+    except ProcessLookupError:
+        return 0
+    finally:
+        os.close(pidfd)
+    if not ended:
+        raise StartError(
+            f"the daemon, process {pid}, still runs after {STOP_TIMEOUT_S:.0f} s: a hook may hang"
+        )
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    found = _running(arguments.spool)
+    if found is not None:
+        os.close(found[1])
+    try:
+        protocol.connect(arguments.socket).close()
+    except OSError:
+        found = None
+    print(f"vtorque-local: running, process {found[0]}" if found else "vtorque-local: not running")
+    return 0 if found else 3
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    """`vtorque-local start|stop|status`; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return {"start": _start, "stop": _stop, "status": _status}[arguments.command](arguments)
+    except (StartError, OSError, ValueError) as error:
+        print(f"vtorque-local: {error}", file=sys.stderr)
+        return 1

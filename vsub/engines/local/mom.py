@@ -1,0 +1,397 @@
+"""Runs one job once: hooks, script, signals and limits, in the order and with the statuses of a mom."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+import resource
+import secrets
+import signal
+import time
+from typing import Callable, NamedTuple, Optional
+from xml.sax.saxutils import escape
+
+from vsub.engines.local import hooks, process, resources
+from vsub.engines.local.hooks import Hook, Kind
+from vsub.engines.local.job import Job, Phase
+from vsub.engines.local.machine import Machine, exec_host
+from vsub.engines.local.process import Child, Mark, Program, Streams
+from vsub.engines.local.settings import Settings
+
+log = logging.getLogger("vtorque-local")
+
+ABORTED = -2  # JOB_EXEC_FAIL2
+RETRY = -3  # JOB_EXEC_RETRY
+DELETED = 256 + signal.SIGTERM
+ALARM = -4
+"""Status of a hook that prologalarm ended."""
+
+
+class Verdict(enum.Enum):
+    """What becomes of a job after an attempt."""
+
+    DELIVER = "deliver"
+    DISCARD = "discard"  # aborted by a prologue: complete, output not delivered
+    REQUEUE = "requeue"  # a prologue failed
+    AGAIN = "again"  # wanted by somebody: does not count as a failure
+
+
+class Why(enum.Enum):
+    """Who ends an attempt early."""
+
+    DELETE = "deleted"
+    RERUN = "rerun"
+    STOP = "batch server stopped"
+
+
+class Interrupt(NamedTuple):
+    """A wish to end the attempt; `delay_s` is the time between TERM and KILL."""
+
+    why: Why
+    delay_s: float
+
+
+def alarm_limit(prologalarm_s: float) -> float:
+    """How long a hook may take: TORQUE fires ten seconds early when there are more than ten."""
+    return prologalarm_s - 10 if prologalarm_s > 10 else prologalarm_s
+
+
+def limits(job: Job) -> tuple[tuple[int, int], ...]:
+    """The process limits that follow from the job's resources."""
+    found: dict[int, int] = {}
+    for name, which, read in (
+        ("file", resource.RLIMIT_FSIZE, resources.size_bytes),
+        ("pcput", resource.RLIMIT_CPU, resources.seconds),
+        ("cput", resource.RLIMIT_CPU, resources.seconds),
+        ("pmem", resource.RLIMIT_DATA, resources.size_bytes),
+        ("pvmem", resource.RLIMIT_AS, resources.size_bytes),
+    ):
+        text = job.resource(name)
+        if text is not None:
+            value = read(text)
+            found[which] = min(value, found.get(which, value))
+    return tuple(found.items())
+
+
+class Attempt:
+    """One start of one job. `run` does it; `interrupt` ends it early."""
+
+    def __init__(
+        self, machine: Machine, job: Job, settings: Settings, server: str, save: Callable[[Job], None]
+    ) -> None:
+        self.job = job
+        self.lingering: Optional[asyncio.Task[int]] = None
+        self._machine = machine
+        self._settings = settings
+        self._server = server
+        self._save = save
+        self._interrupt: Optional[Interrupt] = None
+        self._interrupted = asyncio.Event()
+        self._limit_s = alarm_limit(settings.prologalarm_s)
+        self._streams = Streams(-1, -1, -1)
+
+    def interrupt(self, why: Why, delay_s: float) -> bool:
+        """Ask for the end; False when it is too late or was asked for already."""
+        if self._interrupt is not None or self.job.phase not in (Phase.PROLOGUE, Phase.RUNNING):
+            return False
+        self._interrupt = Interrupt(why, delay_s)
+        self._interrupted.set()
+        return True
+
+    # --- the whole of it
+
+    async def run(self) -> Verdict:
+        """Hooks, script, hooks. Afterwards a prologue of a deleted job may still run: see `lingering`."""
+        self._prepare()
+        prologues = asyncio.create_task(self._prologues())
+        try:
+            await self._first(prologues)
+            if self._interrupt is not None and self._interrupt.why is Why.STOP:
+                await self._kill_sessions()
+                await prologues
+            if self._interrupt is not None:
+                verdict = self._interrupted_early(self._interrupt)
+            elif prologues.result() == 0:
+                verdict = await self._script()
+            else:
+                verdict = self._prologue_failed(prologues.result())
+            self._advance(Phase.EPILOGUE)
+            await self.epilogues()
+            if verdict is Verdict.AGAIN:
+                await prologues  # two starts of one job never overlap
+            return verdict
+        finally:
+            if prologues.done():
+                self._close()
+            else:
+                self.lingering = prologues
+                prologues.add_done_callback(lambda _: self._close())
+
+    async def resume_epilogues(self) -> None:
+        """The epilogues of an attempt that an earlier daemon began."""
+        self._open_streams()
+        try:
+            await self.epilogues()
+        finally:
+            self._close()
+
+    async def _first(self, task: asyncio.Task[int]) -> None:
+        """Wait for the end of `task` or for an interrupt."""
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+
+    def _interrupted_early(self, interrupt: Interrupt) -> Verdict:
+        if interrupt.why is not Why.DELETE:
+            return Verdict.AGAIN
+        self.job.exit_status, self.job.reason = DELETED, Why.DELETE.value
+        return Verdict.DELIVER
+
+    def _prologue_failed(self, status: int) -> Verdict:
+        self.job.exit_status = ABORTED if status == 1 else RETRY
+        what = "was ended by prologalarm" if status == ALARM else f"ended with {status}"
+        self.job.reason = f"prologue {what}"
+        return Verdict.DISCARD if status == 1 else Verdict.REQUEUE
+
+    # --- files
+
+    def _prepare(self) -> None:
+        """Make the files of this attempt: script, node file, output."""
+        job, layout = self.job, self._machine.layout
+        lines = self._machine.allocate(job.node_request)
+        job.exec_host, job.processors = exec_host(lines), len(lines)
+        job.cookie = secrets.token_hex(16).upper()
+        job.attempts += 1
+        job.script_started, job.session, job.started, job.used = False, 0, None, {}
+        job.exit_status, job.reason = None, ""
+        self._advance(Phase.PROLOGUE)
+        script = layout.jobs / f"{job.id}.SC"
+        script.unlink(missing_ok=True)
+        _copy_owned(
+            os.fspath(layout.records / f"{job.id}.SC"), os.fspath(script), job.owner.uid, job.owner.gid
+        )
+        node_file = hooks.node_file(self._machine, job)
+        node_file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+        node_file.chmod(0o644)
+        self._open_streams()
+
+    def _open_streams(self) -> None:
+        job = self.job
+        opened = {}
+        for stream in job.streams():
+            path = self._machine.layout.output_file(job.id, stream)
+            descriptor = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+            os.fchown(descriptor, job.owner.uid, job.owner.gid)
+            opened[stream] = descriptor
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._streams = Streams(
+            null, opened.get("o", opened.get("e", -1)), opened.get("e", opened.get("o", -1))
+        )
+
+    def _close(self) -> None:
+        for descriptor in {*self._streams} - {-1}:
+            os.close(descriptor)
+        self._streams = Streams(-1, -1, -1)
+
+    def _write_task_file(self) -> None:
+        """`<jobid>.JB`, which a mom writes when a single-node job's prologues are over."""
+        job = self.job
+        items = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in job.resource_list())
+        text = (
+            f'<?xml version="1.0"?>\n<job>\n<jobid>{job.id}</jobid>\n<attributes>\n'
+            f"<Job_Name>{escape(job.asked.name)}</Job_Name>\n<exec_host>{job.exec_host}</exec_host>\n"
+            f"<cookie>{job.cookie}</cookie>\n<Resource_List>{items}</Resource_List>\n</attributes>\n</job>\n"
+        )
+        path = self._machine.layout.jobs / f"{job.id}.JB"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        path.chmod(0o600)
+
+    def _advance(self, phase: Phase) -> None:
+        self.job.phase = phase
+        self._save(self.job)
+
+    # --- processes
+
+    def _record(self, mark: Mark) -> None:
+        self.job.marks.append(mark)
+        self._save(self.job)
+
+    def _forget(self, mark: Mark) -> None:
+        self.job.marks = [known for known in self.job.marks if known != mark]
+        self._save(self.job)
+
+    async def _kill_sessions(self) -> None:
+        for mark in list(self.job.marks):
+            await process.end_session(mark)
+
+    async def _hook(self, hook: Hook, arguments: tuple[str, ...], umask: int, limit_s: float) -> int:
+        """Run one hook; its exit status, ALARM when it took too long, 0 when there is none."""
+        job, begun = self.job, time.monotonic()
+        if hook.kind is not Kind.JOB_USER and not os.path.lexists(hook.path):
+            return 0
+        root = hook.kind is Kind.ROOT
+        program = Program(
+            path=hook.path,
+            argv=(hook.path, *arguments),
+            environment=tuple(hooks.environment(self._machine, job).items()),
+            directory=os.fspath(self._machine.layout.mom_priv) if root else job.owner.home,
+            umask=umask,
+            check=lambda path: hook.check(job.owner.uid),
+        )
+        child = process.start(
+            process.become(program),
+            identity=process.ROOT if root else job.owner.identity,
+            streams=self._streams,
+            record=self._record,
+        )
+        ended = await child.wait(limit_s)
+        if ended is None:
+            status = ALARM
+            await process.end_session(child.mark)
+            await child.wait(5)
+        else:
+            status = ended.status
+        if child.ended:
+            self._forget(child.mark)
+        log.info("%s: %s: status %d after %.3f s", job.id, hook.path, status, time.monotonic() - begun)
+        return status
+
+    async def _prologues(self) -> int:
+        """All prologues until one fails; their time in all is bounded too. A deleted job's go on."""
+        deadline = time.monotonic() + self._limit_s
+        arguments = hooks.prologue_arguments(self._machine, self.job)
+        for hook in hooks.prologues(self._machine.layout.mom_priv, self.job):
+            if self._interrupt is not None and self._interrupt.why is Why.STOP:
+                return RETRY
+            status = await self._hook(hook, arguments, 0o077, max(0.0, deadline - time.monotonic()))
+            if status != 0:
+                return status
+        return 0
+
+    async def epilogues(self) -> None:
+        """All epilogues, whatever they end with."""
+        arguments = hooks.epilogue_arguments(self._machine, self.job)
+        for hook in hooks.epilogues(self._machine.layout.mom_priv, self.job):
+            await self._hook(hook, arguments, 0o022, self._limit_s)
+
+    # --- the script
+
+    def _start_script(self) -> Child:
+        job, machine = self.job, self._machine
+        script = machine.layout.jobs / f"{job.id}.SC"
+        shell = job.asked.shell or job.owner.shell
+        line = f"{script} {job.asked.arguments}".rstrip(" ") if job.asked.arguments else os.fspath(script)
+        nice = job.resource("nice")
+        program = Program(
+            path=shell,
+            argv=(f"-{shell.rpartition('/')[2]}",),
+            environment=tuple(hooks.job_environment(machine, job, self._server).items()),
+            directory=job.asked.init_dir or job.owner.home,
+            umask=job.asked.umask,
+            limits=limits(job),
+            nice=int(nice) if nice else 0,
+            ignore_sigpipe=False,
+        )
+
+        def record(mark: Mark) -> None:
+            job.session, job.script_started, job.started = mark.pid, True, time.time()
+            job.phase = Phase.RUNNING
+            self._record(mark)
+
+        stdin, feed = os.pipe()
+        try:
+            os.write(feed, os.fsencode(line) + b"\n")
+            os.close(feed)
+            return process.start(
+                process.become(program),
+                identity=job.owner.identity,
+                streams=self._streams._replace(stdin=stdin),
+                record=record,
+            )
+        finally:
+            os.close(stdin)
+
+    async def _script(self) -> Verdict:
+        """Run the job's script to its end, by itself, by its walltime or by an interrupt."""
+        job, begun = self.job, time.monotonic()
+        self._write_task_file()
+        child = self._start_script()
+        log.info("%s: script started, session %d", job.id, child.mark.pid)
+        walltime = job.resource("walltime")
+        limit = resources.seconds(walltime) if walltime is not None else None
+        ended = asyncio.ensure_future(child.wait())
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        timeout = (
+            None if limit is None else limit + 1
+        )  # TORQUE counts whole seconds and kills beyond the limit
+        await asyncio.wait({ended, interrupted}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not child.ended:
+            if self._interrupt is not None:
+                await self._cancel(child, self._interrupt)
+            else:
+                spent = int(time.monotonic() - begun)
+                job.reason = f"walltime {spent} exceeded limit {limit}"
+                os.write(self._streams.stderr, f"=>> PBS: job killed: {job.reason}\n".encode())
+                await self._terminate(child, self._settings.kill_delay_s)
+        interrupted.cancel()
+        await process.end_session(child.mark)
+        result = await child.wait(5)
+        ended.cancel()
+        wall = time.monotonic() - begun
+        if result is None:
+            log.error("%s: process %d cannot be killed", job.id, child.mark.pid)
+            result = process.Ended(128 + signal.SIGKILL, signal.SIGKILL, 0.0, 0)
+        else:
+            self._forget(child.mark)
+        job.exit_status = 256 + result.signal if result.signal else result.status
+        job.used = {
+            "cput": resources.clock(result.cpu_s),
+            "mem": f"{result.memory_kib}kb",
+            "vmem": "0kb",
+            "walltime": resources.clock(wall),
+        }
+        again = self._interrupt is not None and self._interrupt.why is Why.RERUN
+        return Verdict.AGAIN if again else Verdict.DELIVER
+
+    async def _cancel(self, child: Child, interrupt: Interrupt) -> None:
+        """End a running script because somebody wants it."""
+        self.job.reason = interrupt.why.value
+        if interrupt.why is Why.RERUN:
+            await process.end_session(child.mark)
+            return
+        if interrupt.why is Why.DELETE:
+            arguments = hooks.epilogue_arguments(self._machine, self.job)
+            await self._hook(hooks.precancel(self._machine.layout.mom_priv), arguments, 0o022, self._limit_s)
+        await self._terminate(child, interrupt.delay_s)
+
+    async def _terminate(self, child: Child, delay_s: float) -> None:
+        """TERM to the session, KILL after a while."""
+        process.signal_session(child.mark, signal.SIGTERM)
+        await child.wait(delay_s)
+
+
+def _copy_owned(source: str, target: str, uid: int, gid: int) -> None:
+    """Copy the script to a file that the job's user owns and can run."""
+    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            while os.sendfile(writer, reader, None, 1 << 24) > 0:
+                pass
+            os.fchown(writer, uid, gid)
+            os.fchmod(writer, 0o700)
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def files(machine: Machine, job: Job) -> list[str]:
+    """Everything that an attempt makes outside the server's records."""
+    layout = machine.layout
+    made = [layout.jobs / f"{job.id}.SC", layout.jobs / f"{job.id}.JB", hooks.node_file(machine, job)]
+    return [*map(os.fspath, made), *(os.fspath(layout.output_file(job.id, stream)) for stream in "oe")]
