@@ -1,0 +1,369 @@
+"""A guest for tests: QEMU started as the node agent would, with a seed, an event port, shares and a console."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import jinja2
+import pycdlib
+
+from vmgr.images.pool import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEMPLATES = REPOSITORY / "templates" / "guest"
+SLOW = 4 if os.environ.get("VTORQUE_SLOW_MACHINE") else 1
+BOOT_TIMEOUT_S = 240 * SLOW
+
+
+@dataclass(frozen=True)
+class User:
+    """The job's user; the account need not exist on this machine."""
+
+    name: str = "ada"
+    uid: int = 12345
+    gid: int = 12346
+    group: str = "lovelace"
+    shell: str = "/bin/bash"
+    groups: tuple[tuple[str, int], ...] = (("lovelace", 12346), ("engines", 12399), ("users", 100))
+
+    @property
+    def home(self) -> str:
+        return f"/home/{self.name}"
+
+
+@dataclass(frozen=True)
+class Mount:
+    tag: str
+    target: str
+    source: Path
+    readonly: bool = False
+
+
+@dataclass
+class Setup:
+    """What a test guest is made of."""
+
+    image: Image
+    directory: Path
+    user: User = field(default_factory=User)
+    mounts: Sequence[Mount] = ()
+    prologue: Optional[str] = None
+    epilogue: Optional[str] = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    vcpus: int = 1
+    ram_mib: int = 0
+    hostname: str = "guest-1"
+    cmdline: str = ""
+    own_disk: bool = False
+    seed: bool = True
+
+    @property
+    def key(self) -> Path:
+        return self.directory / "key"
+
+    @property
+    def host_key(self) -> Path:
+        return self.directory / "host_key"
+
+
+def make_key(path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)], check=True)
+
+
+def make_seed(setup: Setup) -> Path:
+    """Write the NoCloud seed as the contract has it and return its path."""
+    user, family = setup.user, setup.image.family
+    settings = {
+        "VT_USER": user.name,
+        "VT_UID": user.uid,
+        "VT_GID": user.gid,
+        "VT_GROUP": user.group,
+        "VT_HOME": user.home,
+        "VT_SHELL": user.shell,
+        "VT_HOSTNAME": setup.hostname,
+        "VT_PUBKEY": setup.key.with_suffix(".pub").read_text().strip(),
+        "VT_GROUPS": " ".join(f"{name}:{gid}" for name, gid in user.groups),
+        "VT_MOUNTS": "\n".join(
+            f"{mount.tag} 9p {mount.target} {'ro' if mount.readonly else 'rw'}" for mount in setup.mounts
+        ),
+        "VT_ENV": "\n".join(f"{name}={value}" for name, value in setup.environment.items()),
+    }
+    files = {
+        "vtorque/guest.env": "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items()),
+        "vtorque/guest": (TEMPLATES / "common" / "guest").read_text(),
+        "vtorque/run": (TEMPLATES / "common" / "run").read_text(),
+        "vtorque/hosts": f"127.0.0.1 localhost\n10.0.2.15 {setup.hostname}\n",
+        "vtorque/nodefile": f"{setup.hostname}\n" * setup.vcpus,
+        "vtorque/ssh_host_ed25519_key": setup.host_key.read_text(),
+        "vtorque/ssh_host_ed25519_key.pub": setup.host_key.with_suffix(".pub").read_text(),
+    }
+    for name, text in (("prologue", setup.prologue), ("epilogue", setup.epilogue)):
+        if text is not None:
+            files[f"vtorque/{name}"] = text
+    for name in ("user-data", "meta-data", "network-config"):
+        files[name] = _render(TEMPLATES / family / f"{name}.j2", setup)
+    path = setup.directory / "seed.iso"
+    _write_iso(path, files)
+    path.chmod(0o444)
+    return path
+
+
+def _render(template: Path, setup: Setup) -> str:
+    shell = template.read_text().startswith("#!")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=(lambda value: shlex.quote(str(value))) if shell else json.dumps,
+        autoescape=False,
+    )
+    return environment.from_string(template.read_text()).render(
+        instance_id=f"test-{setup.hostname}",
+        hostname=setup.hostname,
+        user=setup.user,
+        ssh_public_key=setup.key.with_suffix(".pub").read_text().strip(),
+        host_key=setup.host_key.read_text(),
+        host_key_pub=setup.host_key.with_suffix(".pub").read_text().strip(),
+        mounts=[
+            {"tag": m.tag, "kind": "9p", "target": m.target, "readonly": m.readonly} for m in setup.mounts
+        ],
+    )
+
+
+def _write_iso(path: Path, files: Mapping[str, str]) -> None:
+    iso = pycdlib.PyCdlib()
+    iso.new(vol_ident="cidata", rock_ridge="1.09", joliet=3)
+    iso.add_directory("/VTORQUE", rr_name="vtorque", joliet_path="/vtorque")
+    for number, (name, text) in enumerate(sorted(files.items())):
+        data = text.encode()
+        parent = "/VTORQUE" if "/" in name else ""
+        iso.add_fp(
+            io.BytesIO(data),
+            len(data),
+            f"{parent}/F{number}.;1",
+            rr_name=name.rsplit("/", maxsplit=1)[-1],
+            joliet_path=f"/{name}",
+            file_mode=0o100444,
+        )
+    iso.write(str(path))
+    iso.close()
+
+
+class Machine:
+    """A running guest. Use it as a context manager: leaving it proves that QEMU is gone."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.directory = setup.directory
+        self.console = setup.directory / "console.log"
+        self.started = 0.0
+        self.events: list[tuple[float, dict[str, Any]]] = []
+        self._port = _free_port()
+        self._stream: Optional[io.TextIOWrapper] = None
+        self._connection: Optional[socket.socket] = None
+        self.process: Optional[subprocess.Popen[bytes]] = None
+
+    def __enter__(self) -> Machine:
+        setup = self.setup
+        listener = socket.socket(socket.AF_UNIX)
+        address = self.directory / "events.sock"
+        listener.bind(str(address))
+        listener.listen(1)
+        user = setup.user
+        os.chmod(self.directory, 0o755)
+        for path in (self.directory, address):
+            if os.geteuid() == 0:
+                os.chown(path, user.uid, user.gid)
+        command = self._command(address)
+        (self.directory / "command.txt").write_text("\n".join(command))
+        as_user: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": []}
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(self.directory / "qemu.err").open("wb"),
+            **(as_user if os.geteuid() == 0 else {}),
+        )
+        listener.settimeout(20)
+        self._connection, _ = listener.accept()
+        listener.close()
+        self._connection.settimeout(BOOT_TIMEOUT_S)
+        self._stream = self._connection.makefile("r", encoding="utf-8", errors="replace")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        assert self.process is not None
+        if self._connection is not None:
+            self._connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=20)
+        assert not Path(f"/proc/{self.process.pid}").exists()
+
+    def _command(self, events: Path) -> list[str]:
+        setup, image = self.setup, self.setup.image
+        ram_mib = setup.ram_mib or max(512, image.min_ram_mib)
+        command = [
+            "qemu-system-x86_64",
+            "-nodefaults", "-no-user-config", "-no-reboot",
+            "-machine", "q35",
+            "-accel", "tcg,thread=multi",
+            "-cpu", "max",
+            "-smp", str(setup.vcpus),
+            "-m", str(ram_mib),
+            "-display", "none",
+            "-chardev", f"file,id=console,path={self.console}",
+            "-serial", "chardev:console",
+            "-device", "virtio-rng-pci",
+            "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self._port}-:22",
+            "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"socket,id=events,path={events}",
+            "-device", "virtserialport,chardev=events,name=org.vtorque.0",
+        ]  # fmt: skip
+        if not setup.own_disk:
+            command += [
+                "-kernel", str(image.path("kernel")),
+                "-initrd", str(image.path("initrd")),
+                "-append", f"{image.cmdline} {setup.cmdline}".strip(),
+            ]  # fmt: skip
+        if image.disk:
+            overlay = self.directory / "overlay.qcow2"
+            subprocess.run(
+                ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format]
+                + ["-b", str(image.path("disk")), str(overlay)],
+                check=True,
+            )
+            if os.geteuid() == 0:
+                os.chown(overlay, setup.user.uid, setup.user.gid)
+            command += [
+                "-blockdev",
+                f"driver=qcow2,node-name=root,file.driver=file,file.filename={overlay},file.cache.no-flush=on",
+                "-device", "virtio-blk-pci,drive=root,serial=vtorque-root",
+            ]  # fmt: skip
+        if setup.seed:
+            command += [
+                "-blockdev",
+                f"driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename={make_seed(setup)}",
+                "-device", "virtio-blk-pci,drive=seed",
+            ]  # fmt: skip
+        for number, mount in enumerate(setup.mounts):
+            readonly = ",readonly=on" if mount.readonly else ""
+            command += [
+                "-fsdev", f"local,id=fs{number},path={mount.source},security_model=none{readonly}",
+                "-device", f"virtio-9p-pci,fsdev=fs{number},mount_tag={mount.tag}",
+            ]  # fmt: skip
+        return command
+
+    # --- events ---
+
+    def next_event(self) -> dict[str, Any]:
+        """The next event of the guest; an empty one when the port has been closed."""
+        assert self._stream is not None
+        line = self._stream.readline()
+        event: dict[str, Any] = json.loads(line) if line else {}
+        if event:
+            assert event["v"] == 1
+            self.events.append((time.monotonic() - self.started, event))
+        return event
+
+    def wait_for(self, name: str) -> dict[str, Any]:
+        """Read events until `name`, which is returned; fails with the console's end if it does not come."""
+        while True:
+            try:
+                event = self.next_event()
+            except TimeoutError:
+                event = {}
+            if event.get("event") == name:
+                return event
+            if not event or event["event"] == "failed":
+                reason = decode(event.get("reason", ""))
+                raise AssertionError(f"no {name} event {reason}\n{self.console_text()[-3000:]}")
+
+    def send(self, op: str) -> None:
+        assert self._connection is not None
+        self._connection.sendall(json.dumps({"v": 1, "op": op}).encode() + b"\n")
+
+    def ended(self, timeout_s: float = 60) -> bool:
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout=timeout_s * SLOW) == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def console_text(self) -> str:
+        return self.console.read_text(errors="replace") if self.console.exists() else ""
+
+    def wait_for_console(self, pattern: str, timeout_s: float = BOOT_TIMEOUT_S) -> float:
+        """Seconds from the start until the console matches `pattern` (QEMU tells nobody when it writes: poll)."""
+        assert self.process is not None
+        while time.monotonic() - self.started < timeout_s:
+            if re.search(pattern, self.console_text()):
+                return time.monotonic() - self.started
+            assert self.process.poll() is None, self.console_text()[-3000:]
+            time.sleep(0.05)
+        raise AssertionError(f"the console never showed {pattern!r}:\n{self.console_text()[-3000:]}")
+
+    # --- ssh ---
+
+    def ssh_command(self, *command: str) -> list[str]:
+        known = self.directory / "known_hosts"
+        host_key = " ".join(self.setup.host_key.with_suffix(".pub").read_text().split()[:2])
+        known.write_text(f"[127.0.0.1]:{self._port} {host_key}\n")
+        return [
+            "ssh",
+            "-F", "none",
+            "-T",
+            "-i", str(self.setup.key),
+            "-p", str(self._port),
+            "-o", "BatchMode=yes",
+            "-o", "IdentitiesOnly=yes",
+            "-o", "StrictHostKeyChecking=yes",
+            "-o", f"UserKnownHostsFile={known}",
+            f"{self.setup.user.name}@127.0.0.1",
+            *command,
+        ]  # fmt: skip
+
+    def ssh(self, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.run(
+            self.ssh_command(command), capture_output=True, text=True, timeout=120 * SLOW, check=False, **options
+        )
+
+    def start_job(self, file: str) -> subprocess.Popen[str]:
+        """Run the job described by `file` (a path in the guest); standard input is the control channel."""
+        return subprocess.Popen(
+            self.ssh_command(f"/run/vtorque/run {shlex.quote(file)}"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def decode(text: str) -> str:
+    return base64.b64decode(text).decode(errors="replace")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,1 @@
+"""Guest images: the pool that holds them and the builder that makes them from recipes."""
