@@ -1,11 +1,11 @@
 """Batch systems that vsub can submit to: one module each, behind one small interface.
 
-An engine says three things: which program submits (it takes TORQUE's `qsub` options; a batch system that does not
-gets a translation in its own module), how far a job is, and how to wait for its end. It also documents where a
-hook finds the job's facts, which is all that the node side knows of a batch system:
+An engine says three things: which program submits (it takes TORQUE's `qsub` options; a batch system that
+does not gets a translation in its own module), how far a job is, and how to wait for its end. It also
+documents where a hook finds the job's facts, which is all that the node side knows of a batch system:
 
-- `torque`: arguments and environment of the hooks, `mom_priv/jobs/<prefix>.JB`; the specification's path comes as
-  the first item of the resource list, `prologue=…`, in argument 5 of a prologue.
+- `torque`: arguments and environment of the hooks, `mom_priv/jobs/<prefix>.JB`; the specification's path
+  comes as the first item of the resource list, `prologue=…`, in argument 5 of a prologue.
 - `local`: the embedded one. It calls the same hooks with the same arguments, environment, order and rules.
 """
 
@@ -23,12 +23,26 @@ if TYPE_CHECKING:
     import socket
 
 
+PHASES = {
+    "Q": "queued",
+    "T": "queued",
+    "H": "held",
+    "W": "waiting",
+    "R": "running",
+    "S": "running",
+    "E": "exiting",
+    "C": "completed",
+    "F": "completed",
+}
+"""The letters of `qstat`, with what they mean here."""
+
+
 class JobState(NamedTuple):
     """How far a job is in its batch system.
 
-    `phase` is one of queued, held, waiting, running, exiting, completed, gone (the batch system does not know it any
-    more) or unknown (the batch system did not answer). `exit_status` is what a shell would call it, once the job has
-    completed and the batch system tells.
+    `phase` is one of queued, held, waiting, running, exiting, completed, gone (the batch system does not
+    know it any more) or unknown (the batch system did not answer). `exit_status` is what a shell would call
+    it, once the job has completed and the batch system tells.
     """
 
     phase: str

@@ -1,0 +1,68 @@
+"""TORQUE: the reference. Submission by its own `qsub`; the state of a job from `qstat -f`.
+
+Facts: job states and attribute names from qstat(1B); `qstat` ends with 153 (PBSE_UNKJOBID modulo 256) for a
+job that the server does not know, or not any more (`keep_completed`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+from vmgr.config import Config
+from vsub.engines import PHASES, JobState, shell_status
+
+if TYPE_CHECKING:
+    import socket
+
+_UNKNOWN_JOB = 153
+_QSTAT_TIMEOUT_S = 60
+
+
+class Torque:
+    """One TORQUE server, reached through its own commands."""
+
+    def __init__(self, config: Config) -> None:
+        self._submit = config.submit
+
+    @property
+    def qsub(self) -> str:
+        return self._submit.qsub
+
+    def state(self, job_id: str) -> JobState:
+        """The state of a job, from `qstat -f`."""
+        import os  # what only a waiting vsub needs is not loaded by one that just submits
+        import subprocess
+
+        try:
+            done = subprocess.run(
+                [self._submit.qstat, "-f", job_id],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_QSTAT_TIMEOUT_S,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return JobState("unknown")
+        if done.returncode == _UNKNOWN_JOB or b"Unknown Job Id" in done.stderr:
+            return JobState("gone")
+        return parse_qstat(done.stdout.decode(errors="replace")) if done.returncode == 0 else JobState("unknown")
+
+    def completion(self, job_id: str) -> Optional[socket.socket]:
+        return None
+
+    def read_completion(self, line: bytes) -> JobState:
+        return JobState("unknown")
+
+
+def parse_qstat(text: str) -> JobState:
+    """The state in the output of `qstat -f`; phase `unknown` when it has none."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition(" = ")
+        if equals and name.strip() in ("job_state", "exit_status"):
+            found[name.strip()] = value.strip()
+    try:
+        status = shell_status(int(found["exit_status"])) if "exit_status" in found else None
+    except ValueError:
+        status = None
+    return JobState(PHASES.get(found.get("job_state", ""), "unknown"), status)

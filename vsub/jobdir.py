@@ -1,0 +1,192 @@
+"""The job directory ~/.vtorque/<ruid>/<sha256>/: written whole before the job is submitted, or not there at all.
+
+Everything in it belongs to the user, and root believes none of it; the modes keep other users out (the
+folder holds the job's private key).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Callable
+from typing import Optional
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import DIRECTORY, Spec, dump_spec, parse_job_directory, spec_hash
+from vsub.process import end_child, spawn, wait_status
+
+KEYGEN = "/usr/bin/ssh-keygen"
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class JobDirectory:
+    """The files of one submission; used as a context manager, it takes them away again unless `keep()` was called."""
+
+    def __init__(self, home: str, uid: int) -> None:
+        self.home = home
+        self.uid = uid
+        self.ruid = new_ruid()
+        self.base = f"{home}/{DIRECTORY}"
+        self.outer = f"{self.base}/{self.ruid}"
+        self.path = ""
+        self._made_base = False
+        self._kept = False
+        self._keygen: Optional[int] = None
+
+    def __enter__(self) -> JobDirectory:
+        """Make the outer folder and start making the key pair in it, which takes a while."""
+        if parse_job_directory(f"{self.outer}/{'0' * 64}") is None:
+            raise VTorqueError(
+                f"the home {self.home!r} cannot hold a job's directory", code=Code.HOME,
+                hint="its path must be absolute and short, without a comma, `..` or control characters",
+            )  # fmt: skip
+        try:
+            self._make_outer()
+            self._keygen = self._start_keygen()
+        except OSError as err:
+            self.remove()
+            raise _failed(err, self.outer) from err
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._kept:
+            self.remove()
+
+    def keep(self) -> None:
+        """The job has been submitted: its files stay."""
+        self._kept = True
+
+    def _make_outer(self) -> None:
+        for _ in range(100):  # another submission that failed may take the base away between the two calls
+            try:
+                os.mkdir(self.base, 0o700)  # noqa: PTH102
+                self._made_base = True
+            except FileExistsError:
+                pass
+            self._check_base()
+            try:
+                os.mkdir(self.outer, 0o700)  # noqa: PTH102
+                return
+            except FileNotFoundError:
+                continue
+        raise VTorqueError(f"cannot make {self.outer}: {self.base} keeps vanishing", code=Code.HOME)
+
+    def _check_base(self) -> None:
+        try:
+            info = os.lstat(self.base)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != self.uid:
+            raise VTorqueError(f"{self.base} is not a folder of yours", code=Code.HOME, hint="move it away")
+
+    def _start_keygen(self) -> int:
+        return spawn(
+            [
+                KEYGEN,
+                "-q",
+                "-t", "ed25519",
+                "-N", "",
+                "-C", f"vtorque-{self.ruid}",
+                "-f", f"{self.outer}/key",
+            ],
+            stdin=os.devnull,
+        )  # fmt: skip
+
+    def public_key(self) -> str:
+        """Type and body of the job's public key, once it is made."""
+        child, self._keygen = self._keygen, None
+        status = wait_status(child) if child is not None else 1
+        if status != 0:
+            raise VTorqueError(f"{KEYGEN} failed with status {status}", code=Code.HOME, hint="quota, disk full?")
+        try:
+            with open(f"{self.outer}/key.pub", encoding="ascii") as stream:  # noqa: PTH123
+                return " ".join(stream.read(1024).split()[:2])
+        except OSError as err:
+            raise _failed(err, f"{self.outer}/key.pub") from err
+
+    def write(self, spec: Spec, files: dict[str, bytes], programs: dict[str, list[str]]) -> str:
+        """Write the specification, `files` and small `programs` that start something else; gives the path.
+
+        The word `{}` in a program's argument stands for the job directory.
+        """
+        data = dump_spec(spec)
+        self.path = f"{self.outer}/{spec_hash(data)}"
+        try:
+            os.mkdir(self.path, 0o700)  # noqa: PTH102
+            folder = os.open(self.path, _FOLDER)
+            try:
+                for name in ("key", "key.pub"):
+                    os.rename(f"{self.outer}/{name}", name, dst_dir_fd=folder)
+                _write(folder, "spec.json", data, 0o600)
+                for name, content in files.items():
+                    _write(folder, name, content, 0o700)
+                for name, argv in programs.items():
+                    _write(folder, name, exec_wrapper([word.replace("{}", self.path) for word in argv]), 0o700)
+            finally:
+                os.close(folder)
+        except OSError as err:
+            raise _failed(err, self.path) from err
+        return self.path
+
+    def remove(self) -> None:
+        """Take everything away that this submission made; what is gone already is no error."""
+        if self._keygen is not None:
+            end_child(self._keygen)
+            self._keygen = None
+        remove_tree(self.outer)
+        if self._made_base:
+            _quietly(os.rmdir, self.base)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder of job files, two levels deep; symbolic links are removed, never followed."""
+    try:
+        entries = list(os.scandir(path))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(entry.path)
+        else:
+            _quietly(os.unlink, entry.path)
+    _quietly(os.rmdir, path)
+
+
+def exec_wrapper(argv: list[str]) -> bytes:
+    """A POSIX shell script that becomes `argv`, with the arguments that it is given."""
+    return os.fsencode("#!/bin/sh\nexec " + " ".join(shlex.quote(word) for word in argv) + ' "$@"\n')
+
+
+def new_ruid() -> str:
+    """The random id of a submission: 16 of [0-9a-z]."""
+    text = ""
+    while len(text) < 16:
+        text += "".join(_DIGITS[byte % 36] for byte in os.urandom(16) if byte < 252)
+    return text[:16]
+
+
+def _write(folder: int, name: str, content: bytes, mode: int) -> None:
+    descriptor = os.open(name, _NEW, mode, dir_fd=folder)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def _quietly(act: Callable[[str], None], path: str) -> None:
+    try:
+        act(path)
+    except OSError:
+        pass
+
+
+def _failed(err: OSError, path: str) -> VTorqueError:
+    return VTorqueError(f"cannot write {err.filename or path}: {err.strerror}", code=Code.HOME)

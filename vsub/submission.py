@@ -1,0 +1,224 @@
+"""From what the user wrote to a job: a guest job with its directory in the home, or `qsub` as it is."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Optional
+
+from vmgr.config import Config, Mount
+from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Pool
+from vmgr.jobspec import Spec
+from vmgr.paths import Installation
+from vmgr.policy import choose_image, guest_group, hooks_refused, visible_in_guest
+from vmgr.request import Request, merge, parse_vm
+from vsub.account import Account
+from vsub.digest import sha256
+from vsub.honour import check_options, job_shell
+from vsub.jobdir import JobDirectory
+from vsub.options import Line, Option
+from vsub.process import run_captured
+from vsub.report import debug
+from vsub.script import Script, check_text, read_user_file
+
+HOOKS = ("vm_prologue", "vm_epilogue")
+
+
+class Submitted(NamedTuple):
+    """What `qsub` gave: its exit status and its standard output, and the job directory of a job that it took."""
+
+    status: int
+    output: bytes
+    directory: Optional[str]
+
+
+def requested(options: tuple[Option, ...]) -> Optional[Request]:
+    """The request in the `-vm` of one place, command line or directives; None for `off`.
+
+    Raises VTorqueError (VT-KEY, VT-VALUE); `off` beside anything else is an error that names both places.
+    """
+    request: Request = {}
+    off: Optional[Option] = None
+    other: Optional[Option] = None
+    for option in options:
+        more = parse_vm(option.value or "", option.source)
+        if more is None:
+            off = option
+        else:
+            other = option
+            merge(request, more)
+    if off is not None and other is not None:
+        raise VTorqueError(
+            f"-vm off ({off.source}) and -vm {other.value} ({other.source}) exclude each other", code=Code.KEY
+        )
+    return None if off is not None else request
+
+
+class GuestJob:
+    """One guest job, checked: everything that can be refused has been when this exists."""
+
+    def __init__(
+        self, line: Line, directives: Line, script: Script, request: Request, account: Account, config: Config
+    ) -> None:
+        self.options = directives.options + line.options
+        _check_usage(line, directives)
+        check_options(self.options, account.name)
+        self.account = account
+        self.script = _as_job_script(script)
+        self.group = guest_group(request, config)
+        self.asked = tuple(sorted(request))
+        self.sources = {key: asked.source for key, asked in request.items()}
+        self.distro = str(request["distro"].value) if "distro" in request else None
+        image = choose_image(self.group, self.distro, Pool(config.images.pool), config, self.sources)
+        debug(f"image {image.name}, {self.group.vcpus} vCPUs, {self.group.ram_mib} MiB")
+        self.hooks = {key: self._hook(key, request, config) for key in HOOKS if key in request}
+        self.mounts = tuple(mount.for_home(account.home) for mount in config.mounts)
+        self.shell = job_shell(self._last("S"))
+        self.workdir = self._workdir()
+
+    def _last(self, letter: str) -> Optional[Option]:
+        return next((option for option in reversed(self.options) if option.letter == letter), None)
+
+    def _hook(self, key: str, request: Request, config: Config) -> bytes:
+        if not config.policy.user_vm_hooks:
+            raise hooks_refused(config, self.sources[key])
+        return read_user_file(str(request[key].value), key)
+
+    def _workdir(self) -> str:
+        """The folder in which the job starts: `-d`, else `-w`, else where the user is; it must be in the guest too."""
+        here = submission_directory()
+        option = self._last("d") or self._last("w")
+        workdir = _below(here, option.value or "") if option else here
+        if not is_visible(workdir, self.mounts):
+            shown = ", ".join(mount.target for mount in self.mounts if mount.source == mount.target)
+            raise VTorqueError(
+                f"the job's directory {workdir!r} ({option.source if option else 'where you are'}) is not visible "
+                "in the guest",
+                code=Code.WORKDIR,
+                hint=f"visible: {shown or 'nothing'}; submit from there, or give -d",
+            )
+        return workdir
+
+    def qsub_arguments(self, directory: str) -> list[str]:
+        """qsub's arguments for the wrapper in the job directory.
+
+        The prologue is the first resource of all, for resources that do not fit are dropped from the end.
+        The wrapper holds no directives (`-C ''`) and is POSIX sh whatever the user's shell is; the script's
+        own shell is in the specification. Directives come before the user's options: the last one wins.
+        """
+        arguments = [
+            "-C", "",
+            "-l", f"prologue={directory}/prologue",
+            "-S", "/bin/sh",
+        ]  # fmt: skip
+        if self._last("N") is None:
+            arguments += ["-N", self.script.job_name]
+        for option in self.options:
+            if option.letter not in "CS":
+                arguments += option.argv()
+        return [*arguments, f"{directory}/job"]
+
+    def submit(self, qsub: str, install: Installation, *, keep: bool) -> Submitted:
+        """Write the job directory and call `qsub`. Nothing is left in the home unless `qsub` took the job."""
+        umask = os.umask(0o077)
+        try:
+            with JobDirectory(self.account.home, self.account.uid) as directory:
+                path = self._write(directory, install, keep)
+                argv = [qsub, *self.qsub_arguments(path)]
+                debug(f"running {argv}")
+                os.umask(umask)  # qsub may pass it on to the job
+                status, output = run_qsub(argv)
+                if status == 0:
+                    directory.keep()
+        finally:
+            os.umask(umask)
+        return Submitted(status, output, path if status == 0 else None)
+
+    def _write(self, directory: JobDirectory, install: Installation, keep: bool) -> str:
+        script, hooks = sha256(self.script.data), {key: sha256(data) for key, data in self.hooks.items()}
+        spec = Spec(
+            ruid=directory.ruid,
+            groups=(self.group,),
+            asked=self.asked,
+            distro=self.distro,
+            mounts=tuple(mount.name for mount in self.mounts),
+            network="user",
+            workdir=self.workdir,
+            shell=self.shell,
+            script=script,
+            vm_prologue=hooks.get("vm_prologue"),
+            vm_epilogue=hooks.get("vm_epilogue"),
+            ssh_public_key=directory.public_key(),
+            keep=keep,
+        )
+        path = directory.write(
+            spec,
+            {"script": self.script.data, **self.hooks},
+            {
+                "prologue": [str(install.libexec / "vtorque-user-prologue")],
+                "job": [str(install.libexec / "vtorque-job"), "{}"],
+            },
+        )
+        debug(f"wrote {path}")
+        return path
+
+
+def run_qsub(argv: list[str]) -> tuple[int, bytes]:
+    """Run `qsub`; gives its exit status and standard output. Raises VTorqueError (VT-ENGINE) if it cannot start."""
+    try:
+        return run_captured(argv)
+    except (OSError, ValueError) as err:
+        raise VTorqueError(f"cannot run {argv[0]}: {err}", code=Code.ENGINE) from err
+
+
+def submission_directory() -> str:
+    """Where the user is, by the name that the user knows it by (`$PWD`) where that is true."""
+    named = os.environ.get("PWD", "")
+    try:
+        here = os.getcwd()
+        if named.startswith("/") and os.path.samestat(os.stat(named), os.stat(".")):
+            return named
+    except OSError as err:
+        raise VTorqueError(f"the current directory is gone: {err.strerror}", code=Code.WORKDIR) from err
+    return here
+
+
+def _below(folder: str, path: str) -> str:
+    """`path` as seen from `folder`; not normalised, for `..` behind a link is not what it seems."""
+    return path if path.startswith("/") else f"{folder.rstrip('/')}/{path}" if path else folder
+
+
+def is_visible(path: str, mounts: tuple[Mount, ...]) -> bool:
+    """Whether a folder of this machine is seen in the guest under the same path, also behind symbolic links.
+
+    A share whose own source is reached by a link (a home that is one) still shows what is below it.
+    """
+    if not visible_in_guest(path, mounts):
+        return False
+    real = os.path.realpath(path)
+    same = [mount for mount in mounts if mount.source == mount.target]
+    resolved = tuple(
+        mount._replace(source=source, target=source)
+        for mount in same
+        for source in {mount.source, os.path.realpath(mount.source)}
+    )
+    return visible_in_guest(real, resolved)
+
+
+def _as_job_script(script: Script) -> Script:
+    """The script as the job runs it: on standard input qsub turns DOS line ends, in a file it refuses them."""
+    if script.from_stdin:
+        script = script._replace(data=script.data.replace(b"\r\n", b"\n"))
+    check_text(script.data, "the job script" if script.from_stdin else f"the job script {script.name!r}")
+    return script
+
+
+def _check_usage(line: Line, directives: Line) -> None:
+    """Refuse what qsub would not understand. Raises VTorqueError (VT-USAGE)."""
+    problem = line.problem or directives.problem
+    if problem:
+        raise VTorqueError(problem, code=Code.USAGE, hint="see vsub --help and man qsub")
+    if len(line.operands) > 1:
+        raise VTorqueError(
+            f"one script can be submitted, not also {line.operands[1]!r}", code=Code.USAGE, hint="quote its path"
+        )
