@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}={0,2}")
 _SPEC_PATH = re.compile(
-    r"(?P<home>(?:/[^/,\x00-\x1f\x7f]+)+)/" + re.escape(DIRECTORY) + r"/(?P<ruid>[0-9a-z]{8,32})/(?P<sha256>[0-9a-f]{64})"
+    r"(?P<home>(?:/[^/,\s\x00-\x1f\x7f]+)+)/" + re.escape(DIRECTORY) + r"/(?P<ruid>[0-9a-z]{8,32})/(?P<sha256>[0-9a-f]{64})"
 )
 
 
@@ -74,8 +74,12 @@ class SpecPath(NamedTuple):
 
 def dump_spec(spec: Spec) -> bytes:
     """The canonical bytes of a specification; equal specifications give equal bytes."""
-    data = {**spec._asdict(), "version": VERSION, "groups": [group._asdict() for group in spec.groups]}
-    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return json.dumps(as_plain(spec), sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def as_plain(spec: Spec) -> dict[str, Any]:
+    """A specification as plain data, as it stands in its file."""
+    return {**spec._asdict(), "version": VERSION, "groups": [group._asdict() for group in spec.groups]}
 
 
 def spec_hash(data: bytes) -> str:

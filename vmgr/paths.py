@@ -41,5 +41,5 @@ class Installation(NamedTuple):
 
 
 def installation() -> Installation:
-    """The installation that the running interpreter belongs to."""
-    return Installation(Path(sys.prefix).parent)
+    """The installation that the running interpreter belongs to: `<root>/venv/bin/python3`."""
+    return Installation(Path(sys.executable).parents[2])

@@ -57,9 +57,10 @@ def name(value: Any) -> str:
 
 
 def path(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or not value.isprintable() or "/../" in value + "/":
-        raise ValueError("an absolute path without `..` is needed")
-    return value
+    printable = isinstance(value, str) and value.isprintable() and not any(c.isspace() for c in value)
+    if not printable or not value.startswith("/") or "/../" in value + "/":
+        raise ValueError("an absolute path without blanks and `..` is needed")
+    return str(value)
 
 
 def flag(value: Any) -> bool:

@@ -187,7 +187,7 @@ def _qsub(argv: list[str], socket_path: str) -> int:
         raise Failure("qsub can not be run as root", 1)
     script, script_name = _read_script(operands)
     head = script[:DIRECTIVES_WITHIN].decode("utf-8", "surrogateescape")
-    asked = options.merge(asked, options.parse_script(head))
+    asked = options.merge(asked, options.parse_script(head, "#PBS" if asked.prefix is None else asked.prefix))
     here, host = _directory(os.environ), socket.gethostname()
     message = build(asked, script_name, os.environ, here, host)
     message["script_size"] = len(script)

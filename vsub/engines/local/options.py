@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional
 from vsub.engines.local import resources
 from vsub.engines.local.resources import Item
 
-LETTERS = "A:d:e:F:hj:k:l:N:o:q:S:v:Vw:W:z"
+LETTERS = "A:C:d:e:F:hj:k:l:N:o:q:S:v:Vw:W:z"
 
 _NAME = re.compile(r"[A-Za-z0-9][!-.0-~]{0,255}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -27,6 +27,7 @@ class Options(NamedTuple):
 
     name: Optional[str] = None
     account: Optional[str] = None
+    prefix: Optional[str] = None
     queue: Optional[str] = None
     arguments: Optional[str] = None
     init_dir: Optional[str] = None
@@ -112,6 +113,8 @@ def _set(fields: dict[str, Any], letter: str, value: str) -> None:
     """Put the meaning of one option into `fields`."""
     if letter == "A":
         fields["account"] = _checked("A", value, valid_word(value), "an account")
+    elif letter == "C":
+        fields["prefix"] = _checked("C", value, not any(c.isspace() for c in value), "a prefix without blanks")
     elif letter == "d":
         fields["init_dir"] = _checked("d", value, bool(value), "a directory")
     elif letter == "w":
@@ -171,12 +174,17 @@ def parse(arguments: list[str]) -> tuple[Options, list[str]]:
     return options._replace(**fields), operands
 
 
-def directives(script: str) -> list[tuple[int, str]]:
-    """The `#PBS` lines before the first executable line: (line number, what follows the prefix)."""
-    found = []
+def directives(script: str, prefix: str = "#PBS") -> list[tuple[int, str]]:
+    """The lines with `prefix` before the first executable line: (line number, what follows the prefix).
+
+    An empty prefix means that the script is not looked at (`qsub -C ''`).
+    """
+    found: list[tuple[int, str]] = []
+    if not prefix:
+        return found
     for number, line in enumerate(script.split("\n"), 1):
-        if line.startswith("#PBS") and (len(line) == 4 or line[4].isspace()):
-            found.append((number, line[4:].strip()))
+        if line.startswith(prefix) and (len(line) == len(prefix) or line[len(prefix)].isspace()):
+            found.append((number, line[len(prefix) :].strip()))
         elif (
             line.strip() and not line.lstrip().startswith("#") and not (number == 1 and line.startswith(":"))
         ):
@@ -184,15 +192,15 @@ def directives(script: str) -> list[tuple[int, str]]:
     return found
 
 
-def parse_script(script: str) -> Options:
+def parse_script(script: str, prefix: str = "#PBS") -> Options:
     """The options in a script's directives; of two that disagree the later one counts. Raises UsageError."""
     options = Options()
-    for number, text in directives(script):
+    for number, text in directives(script, prefix):
         try:
             words = shlex.split(text, comments=True)
             options = _later(options, parse(words)[0])
         except (UsageError, ValueError) as error:
-            raise UsageError(f"directive error: line {number}: #PBS {text}: {error}") from error
+            raise UsageError(f"directive error: line {number}: {prefix} {text}: {error}") from error
     return options
 
 

@@ -1,0 +1,52 @@
+"""`vmgr`: looks after images, guests and nodes. This module only gathers the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+import click
+
+from vmgr import __version__
+from vmgr.commands import config, guests, images, table
+from vmgr.errors import VTorqueError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vmgr")
+@click.option("--debug", is_flag=True, help="Show where in the program a failure came from.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Look after images, guests and nodes of vTorque.
+
+    Example: vmgr list
+    """
+    context.obj = debug
+
+
+cli.add_command(images.list_images)
+cli.add_command(images.image)
+cli.add_command(guests.ps)
+cli.add_command(guests.node)
+cli.add_command(config.config)
+cli.add_command(table.errors)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run `vmgr`; gives its exit status. A failure is one line on standard error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = cli.main(args=arguments, prog_name="vmgr", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except VTorqueError as err:
+        if "--debug" in arguments:
+            raise
+        print(err, file=sys.stderr)
+        return err.code.status
+    except click.ClickException as err:
+        err.show()
+        return 2
+    except click.Abort:
+        print("vmgr: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""The commands of `vmgr`, one module a subject. Nothing else imports them."""

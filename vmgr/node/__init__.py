@@ -1,0 +1,1 @@
+"""Everything that happens on a node, as root unless a module says otherwise."""

@@ -1,0 +1,152 @@
+"""Whether KVM works on this node: found out once per boot by starting a kernel, and remembered.
+
+A `/dev/kvm` proves little: on some nested hosts a guest under it spins for ever without a line on its console. So a
+stock kernel is started, as nobody, and has to show its first line within a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import pwd
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
+from vmgr.node import process, record
+
+DEVICE = Path("/dev/kvm")
+
+
+class Kvm(NamedTuple):
+    """What was found: whether KVM boots a kernel here, and why not."""
+
+    works: bool
+    reason: str
+
+
+def choose_accelerator(config: Config, kvm: Kvm) -> str:
+    """`kvm` where it works, `tcg` where the site allows emulation. Raises VTorqueError (VT-NODE)."""
+    if kvm.works:
+        return "kvm"
+    if not config.hypervisor.allow_emulation:
+        raise VTorqueError(
+            f"KVM does not work on this node: {kvm.reason}",
+            code=Code.NODE,
+            hint=f"hypervisor.allow_emulation is false ({config.origin('hypervisor.allow_emulation')})",
+        )
+    return "tcg"
+
+
+def kvm_gid() -> Optional[int]:
+    """The group that may use KVM, for the hypervisor's supplementary groups; None when everybody or nobody else may."""
+    try:
+        info = DEVICE.stat()
+    except OSError:
+        return None
+    return info.st_gid if info.st_gid and info.st_mode & stat.S_IRGRP and info.st_mode & stat.S_IWGRP else None
+
+
+def probe(config: Config, kernel: Path) -> Kvm:
+    """What is known of KVM since the boot, else what starting `kernel` shows; one process at a time finds out."""
+    record.make_folder(config.paths.run, 0o755)
+    known = config.paths.run / "kvm.json"
+    found = _remembered(known)
+    if found is not None:
+        return found
+    lock = os.open(config.paths.run / "kvm.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _remembered(known)
+        if found is None:
+            found = _find_out(config, kernel)
+            temporary = known.with_name(f".kvm.{os.getpid()}")
+            temporary.write_text(json.dumps({"boot": process.boot_id(), **found._asdict()}))
+            temporary.replace(known)
+        return found
+    finally:
+        os.close(lock)
+
+
+async def probe_beside(config: Config, kernel: Path) -> Kvm:
+    """`probe` without holding up the caller's event loop."""
+    found = _remembered(config.paths.run / "kvm.json")
+    if found is not None:
+        return found
+    return await asyncio.get_running_loop().run_in_executor(None, probe, config, kernel)
+
+
+def _remembered(known: Path) -> Optional[Kvm]:
+    try:
+        data = json.loads(known.read_text())
+        return Kvm(bool(data["works"]), str(data["reason"])) if data["boot"] == process.boot_id() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _find_out(config: Config, kernel: Path) -> Kvm:
+    if not DEVICE.exists():
+        return Kvm(False, f"there is no {DEVICE}")
+    nobody = pwd.getpwnam("nobody")
+    gid = kvm_gid()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = subprocess.Popen(
+            [
+                config.hypervisor.qemu,
+                "-nodefaults", "-no-user-config",
+                "-display", "none",
+                "-machine", "q35",
+                "-accel", "kvm",
+                "-cpu", "host",
+                "-m", "size=128M",
+                "-no-reboot",
+                "-chardev", f"socket,id=console,fd={theirs.fileno()}",
+                "-serial", "chardev:console",
+                "-kernel", str(kernel),
+                "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            user=nobody.pw_uid,
+            group=nobody.pw_gid,
+            extra_groups=[] if gid is None else [gid],
+            start_new_session=True,
+            pass_fds=[theirs.fileno()],
+            preexec_fn=process.dies_with(os.getpid()),
+            cwd="/",
+        )  # fmt: skip
+        theirs.close()
+        try:
+            if _shows_a_line(ours, config.hypervisor.probe_seconds):
+                return Kvm(True, "a kernel started under it")
+            if child.poll() is None:
+                limit = config.hypervisor.probe_seconds
+                return Kvm(False, f"a kernel under {DEVICE} showed nothing within {limit} s")
+        finally:
+            child.kill()
+            said = child.communicate()[1].decode("utf-8", "replace").strip()
+    return Kvm(False, said.splitlines()[-1][:200] if said else "QEMU ended at once")
+
+
+def _shows_a_line(console: socket.socket, limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    seen = b""
+    while b"Linux version" not in seen and len(seen) < 65536:
+        console.settimeout(max(0.01, deadline - time.monotonic()))
+        try:
+            data = console.recv(4096)
+        except OSError:
+            return False
+        if not data or time.monotonic() > deadline:
+            return False
+        seen += data
+    return True

@@ -1,0 +1,104 @@
+"""The agent's local socket: who may ask for what, one JSON object a line.
+
+The caller is known by the kernel's word (SO_PEERCRED): root or the job's owner. Operations: `status` (one answer),
+`follow` (an answer now and after each change), `attach` (the job wrapper: as `follow`, and the job is over when the
+connection breaks), `started` (the script runs now), `end` (the job is over).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from typing import Callable
+
+from vmgr.errors import Code
+from vmgr.logs import LOGGER
+from vmgr.node.state import Progress
+
+MAX_CLIENTS = 64
+MAX_REQUEST_BYTES = 4096
+
+
+class Control:
+    """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over."""
+
+    def __init__(self, progress: Progress, owner: int, *, over: Callable[[], None]) -> None:
+        self._progress = progress
+        self._owner = owner
+        self._over = over
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def serve(self, listener: socket.socket) -> asyncio.AbstractServer:
+        return await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_REQUEST_BYTES)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until every client has got the last answer and left, or the time is over."""
+        if self._clients:
+            await asyncio.wait(set(self._clients), timeout=timeout_s)
+        for client in self._clients:
+            client.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        uid = _peer_uid(writer)
+        try:
+            if uid not in (0, self._owner) or len(self._clients) >= MAX_CLIENTS:
+                refusal = f"{Code.ACCESS.text}: this job belongs to uid {self._owner}, you are uid {uid}"
+                await _send(writer, {"error": refusal})
+                return
+            self._clients.add(task)
+            await self._converse(reader, writer)
+        except (OSError, ValueError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        follower: list[asyncio.Task[None]] = []
+        attached = False
+        try:
+            while True:
+                line = await reader.readline()
+                if not line:
+                    break
+                request = json.loads(line)
+                op = request.get("op") if isinstance(request, dict) else None
+                if op == "status":
+                    await _send(writer, self._progress.full())
+                elif op in ("follow", "attach") and not follower:
+                    attached = op == "attach"
+                    follower.append(asyncio.ensure_future(self._follow(writer)))
+                elif op == "started":
+                    self._progress.stage("job", "running")
+                elif op == "end":
+                    self._over()
+                else:
+                    await _send(writer, {"error": "the operations are status, follow, attach, started and end"})
+        finally:
+            for task in follower:
+                task.cancel()
+            if attached:
+                LOGGER.debug("the job wrapper has left")
+                self._over()
+
+    async def _follow(self, writer: asyncio.StreamWriter) -> None:
+        try:
+            async for _ in self._progress.changes():
+                await _send(writer, self._progress.full())
+        except OSError:
+            pass
+
+
+async def _send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None:
+    writer.write(json.dumps(answer).encode() + b"\n")
+    await writer.drain()
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    peer = writer.get_extra_info("socket")
+    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(uid)

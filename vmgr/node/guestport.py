@@ -1,0 +1,75 @@
+"""The event port between node and guest: one JSON object a line, version 1. What comes from the guest is hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Optional
+
+VERSION = 1
+MAX_LINE_BYTES = 16 * 1024
+MAX_EVENTS = 1000
+MAX_OUTPUT_CHARS = 4096
+
+
+class Event(NamedTuple):
+    """One event of a guest's. `status` is an exit status where the event has one, `text` its output or reason."""
+
+    name: str
+    status: int
+    text: str
+
+
+def parse_event(line: bytes) -> Optional[Event]:
+    """The event in a line, None for anything that is none."""
+    try:
+        data = json.loads(line)
+        if not isinstance(data, dict) or data.get("v") != VERSION or not isinstance(data.get("event"), str):
+            return None
+        text = data.get("output", data.get("reason", ""))
+        decoded = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except (ValueError, RecursionError, binascii.Error):
+        return None
+    status = data.get("status", 0)
+    if type(status) is not int or not 0 <= status <= 255:
+        status = 255
+    return Event(data["event"][:32], status, decoded.decode("utf-8", "replace")[-MAX_OUTPUT_CHARS:])
+
+
+class GuestPort:
+    """The node's end of the port."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, connected: socket.socket) -> GuestPort:
+        return cls(*await asyncio.open_unix_connection(sock=connected, limit=MAX_LINE_BYTES))
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Events until the guest ends, at most as many as a guest can have reason to send."""
+        for _ in range(MAX_EVENTS):
+            try:
+                line = await self._reader.readline()
+            except (ValueError, OSError):
+                return
+            if not line:
+                return
+            event = parse_event(line)
+            if event is not None:
+                yield event
+
+    def send(self, op: str) -> None:
+        """Ask the guest to do `op`; nothing is waited for, and a dead guest is no error."""
+        try:
+            self._writer.write(json.dumps({"v": VERSION, "op": op}).encode() + b"\n")
+        except (OSError, RuntimeError):
+            pass
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,94 @@
+"""The root hooks: parse the arguments, make the record, start the agent, return.
+
+A hook opens nothing that a user controls and always ends with 0: a slow or failing one takes the node down with it.
+What goes wrong is told to the user by the job wrapper, which finds no agent, and to the administrator on standard
+error, which on the mother superior is the job's own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Sequence
+
+from vmgr.config import Config, load_config
+from vmgr.node import record
+from vmgr.node.hookargs import HookCall, parse_epilogue, parse_prologue
+from vmgr.paths import Installation, installation
+
+AGENT_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the hook named by `argv[0]` (`prologue` or `epilogue`) with TORQUE's arguments. Always 0."""
+    try:
+        install = installation()
+        if argv[0] == "prologue":
+            _prologue(parse_prologue(argv[1:], os.environ), install)
+        else:
+            _epilogue(parse_epilogue(argv[1:], os.environ), install)
+    except Exception as err:
+        print(f"vtorque: {argv[0] if argv else 'hook'}: {err}", file=sys.stderr)
+    return 0
+
+
+def _prologue(call: HookCall, install: Installation) -> None:
+    if call.directory is None:
+        return
+    config = load_config(install)
+    place = record.new_place(config.paths, call.job_id)
+    lock, listener = record.create(place, {**call._asdict(), "directory": list(call.directory)})
+    _start_agent(install, place, lock, listener.fileno())
+
+
+def _start_agent(install: Installation, place: record.Place, lock: int, listener: int) -> None:
+    """Start the node agent in a session of its own, with nothing of the mom's but the lock and the socket."""
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        os.umask(0o077)
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 200) for fd in (lock, listener)]
+        for kept, fd in zip((3, 4), high):
+            os.dup2(fd, kept)
+        os.closerange(5, 4096)
+        program = install.libexec / "vtorque-agent"
+        os.execve(program, [str(program), str(place.folder)], AGENT_ENVIRONMENT)
+    finally:
+        os._exit(127)
+
+
+def _epilogue(call: HookCall, install: Installation) -> None:
+    config = load_config(install)
+    here = record.places(config.paths, call.job_id)
+    if call.directory is None and not here:
+        return
+    end_job(config, call.job_id)
+
+
+def end_job(config: Config, job_id: str) -> None:
+    """End every attempt of a job that started before the calling process, and undo what it made.
+
+    The tombstone comes first and is looked at by every prologue and agent after it has made its record, so that one
+    of the two always sees the other. It goes again when all that could still come up is known to be gone.
+    """
+    from vmgr.node.undo import undo
+
+    record.bury(config.paths, job_id)
+    here = [place for place in record.places(config.paths, job_id) if record.is_buried(config.paths, job_id, place)]
+    settled = bool(here)
+    for place in here:
+        if record.is_held(place) and not any(step.get("role") == "agent" for step in record.steps(place)):
+            settled = False  # its agent is about to start, will see the tombstone and undo what it finds
+            continue
+        failures = undo(place)
+        for failure in failures:
+            print(f"vtorque: epilogue: {failure}", file=sys.stderr)
+        settled = settled and not failures
+    if settled:
+        record.exhume(config.paths, job_id)

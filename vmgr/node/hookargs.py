@@ -1,0 +1,83 @@
+"""What a TORQUE hook is told: the only module outside the engines that knows TORQUE's arguments.
+
+Positions are those observed on TORQUE 6.1.3: prologues get job id, user, group, job name, resource list, queue,
+account, script path; epilogues get job id, user, group, job name, session, requested, used, queue, account, exit
+status, script path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Optional
+
+from vmgr.jobspec import SpecPath, parse_job_directory
+
+_JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{0,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
+
+
+class HookCall(NamedTuple):
+    """One call of a prologue or epilogue.
+
+    `directory` is the job directory of a guest job, None for a job without guests. `node_index` is 0 on the mother
+    superior. `script` is the batch system's own copy of the submitted script (empty where there is none).
+    """
+
+    job_id: str
+    user: str
+    directory: Optional[SpecPath]
+    node_index: int
+    script: str
+
+
+def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
+    """The call of a `prologue` or `prologue.parallel`. Raises ValueError when it is not one."""
+    if len(argv) < 5:
+        raise ValueError(f"a prologue has 8 arguments, not {len(argv)}")
+    return _call(argv, environ, resources=argv[4], script=argv[7] if len(argv) > 7 else "")
+
+
+def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
+    """The call of an `epilogue` or `epilogue.parallel`. Raises ValueError when it is not one."""
+    if len(argv) < 6:
+        raise ValueError(f"an epilogue has 11 arguments, not {len(argv)}")
+    return _call(argv, environ, resources=argv[5], script=argv[10] if len(argv) > 10 else "")
+
+
+def guest_job(resources: str) -> Optional[SpecPath]:
+    """The job directory named by a resource list, None for a job without guests.
+
+    `vsub` writes `prologue=<job directory>/prologue` as the first item, because items that no longer fit are
+    dropped in the order of submission; the batch system may put its own items before it.
+    """
+    for item in resources.split(","):
+        key, _, value = item.partition("=")
+        if key == "prologue":
+            directory, _, name = value.rpartition("/")
+            return parse_job_directory(directory) if name == "prologue" else None
+    return None
+
+
+def place_name(job_id: str) -> str:
+    """A short name for a job's folders, unique to the job: the id itself unless that is too long for a socket's path."""
+    if len(job_id) <= 40:
+        return job_id
+    return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:24]}"
+
+
+def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, script: str) -> HookCall:
+    job_id, user = argv[0], argv[1]
+    if not _JOB_ID.fullmatch(job_id) or ".." in job_id:
+        raise ValueError(f"{job_id[:80]!r} is no job id")
+    if not _USER.fullmatch(user):
+        raise ValueError(f"{user[:80]!r} is no user name")
+    index = environ.get("PBS_NODENUM", "0")
+    return HookCall(
+        job_id=job_id,
+        user=user,
+        directory=guest_job(resources),
+        node_index=int(index) if index.isdigit() and len(index) < 9 else 0,
+        script=script if script.startswith("/") else "",
+    )

@@ -1,0 +1,96 @@
+"""Processes as they are recorded: by boot, pid and start time, and ended through a pidfd."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple, Optional
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Process(NamedTuple):
+    """One process, told apart from every other that ever had its pid.
+
+    `start` is its start in clock ticks since the boot (field 22 of `/proc/PID/stat`, proc(5)).
+    """
+
+    boot: str
+    pid: int
+    start: int
+
+
+def boot_id() -> str:
+    """The kernel's random id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def identify(pid: int) -> Optional[Process]:
+    """The identity of a running process, None when there is none with this pid."""
+    start = start_ticks(pid)
+    return None if start is None else Process(boot_id(), pid, start)
+
+
+def start_ticks(pid: int) -> Optional[int]:
+    """When a process started, in clock ticks since the boot; None when it is gone or only waits to be reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def seconds_since(start: int) -> float:
+    """Seconds from a start in clock ticks to now."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - start / TICKS_PER_SECOND
+
+
+def is_alive(process: Process) -> bool:
+    return process.boot == boot_id() and start_ticks(process.pid) == process.start
+
+
+def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> bool:
+    """Send `sig` to exactly this process and wait until it is gone. False when it is still there at the end.
+
+    The pidfd is opened before the identity is compared, so that the signal cannot reach a later owner of the pid.
+    """
+    try:
+        fd = os.pidfd_open(process.pid)
+    except (ProcessLookupError, OSError):
+        return True
+    try:
+        if not is_alive(process):
+            return True
+        try:
+            signal.pidfd_send_signal(fd, sig)
+        except ProcessLookupError:
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+    finally:
+        os.close(fd)
+
+
+def dies_with(parent: int) -> Callable[[], None]:
+    """What a child does last before its program: ask to be killed when `parent` dies, and give up gaining privileges.
+
+    For `preexec_fn`, which runs after the change of user that would undo the request (prctl(2)).
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return prepare

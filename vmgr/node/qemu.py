@@ -1,0 +1,131 @@
+"""The command line of a guest's QEMU, from a finished plan. Nothing here touches the system.
+
+Options and their reasons were observed on QEMU 7.2: the process is started as the job's user with the seccomp
+sandbox on, so whatever only root may open (disk, seed) comes in as a descriptor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from vmgr.config import Mount
+
+PORT_NAME = "org.vtorque.0"
+
+
+class Descriptors(NamedTuple):
+    """Numbers of the descriptors that QEMU inherits: connected sockets, and opened files."""
+
+    qmp: int
+    port: int
+    console: int
+    seed: int
+    overlay: Optional[int]
+    backing: Optional[int]
+
+
+class GuestPlan(NamedTuple):
+    """One guest, planned completely. `mounts` are those of the job's user, the home put in."""
+
+    name: str
+    vcpus: int
+    ram_mib: int
+    accelerator: str
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    disk_format: str
+    mounts: tuple[Mount, ...]
+
+
+def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
+    """The argument vector for `plan`. The guest is started stopped, to be pinned before its first instruction."""
+    return [
+        qemu,
+        "-name", f"guest={plan.name},debug-threads=on",
+        "-nodefaults", "-no-user-config",
+        "-display", "none",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-machine", "q35,usb=off,vmport=off,dump-guest-core=off",
+        *_accelerator(plan),
+        "-smp", f"cpus={plan.vcpus},sockets=1,cores={plan.vcpus},threads=1",
+        "-m", f"size={plan.ram_mib}M",
+        "-no-reboot",
+        "-S",
+        "-chardev", f"socket,id=qmp,fd={fds.qmp}",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"socket,id=console,fd={fds.console}",
+        "-serial", "chardev:console",
+        "-device", "virtio-serial-pci,id=ports",
+        "-chardev", f"socket,id=port,fd={fds.port}",
+        "-device", f"virtserialport,bus=ports.0,chardev=port,name={PORT_NAME}",
+        "-object", "rng-random,id=entropy,filename=/dev/urandom",
+        "-device", "virtio-rng-pci,rng=entropy",
+        "-kernel", str(plan.kernel),
+        "-initrd", str(plan.initrd),
+        "-append", plan.cmdline,
+        *_disks(plan, fds),
+        *_network(),
+        *_shares(plan.mounts),
+    ]  # fmt: skip
+
+
+def _accelerator(plan: GuestPlan) -> list[str]:
+    if plan.accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+
+
+def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
+    arguments = ["-add-fd", f"set=1,fd={fds.seed}"]
+    if fds.overlay is not None and fds.backing is not None:
+        arguments += [
+            "-add-fd", f"set=2,fd={fds.overlay}",
+            "-add-fd", f"set=3,fd={fds.backing}",
+            "-blockdev", "driver=file,node-name=backing-file,filename=/dev/fdset/3,read-only=on",
+            "-blockdev", f"driver={plan.disk_format},node-name=backing,file=backing-file,read-only=on",
+            "-blockdev", "driver=file,node-name=overlay-file,filename=/dev/fdset/2",
+            "-blockdev", "driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap",
+            "-device", "virtio-blk-pci,drive=overlay,serial=vtorque-root",
+        ]  # fmt: skip
+    return [
+        *arguments,
+        "-blockdev", "driver=file,node-name=seed-file,filename=/dev/fdset/1,read-only=on",
+        "-blockdev", "driver=raw,node-name=seed,file=seed-file,read-only=on",
+        "-device", "virtio-blk-pci,drive=seed,serial=vtorque-seed",
+    ]  # fmt: skip
+
+
+def _network() -> list[str]:
+    # port 0: the kernel chooses one that is free, QEMU is asked which
+    return [
+        "-netdev", "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22",
+        "-device", "virtio-net-pci,netdev=net0,romfile=",
+    ]  # fmt: skip
+
+
+def _shares(mounts: tuple[Mount, ...]) -> list[str]:
+    """9p by QEMU itself, which runs as the user: the share has the rights of the user and no more."""
+    arguments = []
+    for number, mount in enumerate(mounts):
+        source = mount.source.replace(",", ",,")
+        readonly = ",readonly=on" if mount.readonly else ""
+        arguments += [
+            "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
+            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
+        ]  # fmt: skip
+    return arguments
+
+
+def forwarded_port(usernet: str) -> Optional[int]:
+    """The node's port that leads to the guest's SSH, from QEMU's `info usernet`; None when it is not there.
+
+    The text is the user's word: only a port number is taken from it.
+    """
+    for line in usernet.splitlines()[:100]:
+        fields = line.split()
+        if len(fields) >= 6 and fields[0] == "TCP[HOST_FORWARD]" and fields[2] == "127.0.0.1" and fields[5] == "22":
+            port = int(fields[3]) if fields[3].isdigit() and len(fields[3]) <= 5 else 0
+            return port if 1024 <= port <= 65535 else None
+    return None

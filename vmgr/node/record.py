@@ -1,0 +1,190 @@
+"""The record of an attempt: what was about to be made on this node, written before it is made.
+
+An attempt is one start of a job; a requeued job keeps its id and gets a new one. Each attempt has a folder of its
+own under the spool, held by a lock as long as its agent lives, with one JSON object a line in `record`. What is
+needed to undo an attempt is in its record alone.
+
+A single-node job has no cookie of the batch system while its prologue runs. What stands in for it is the start of
+the prologue itself: the epilogue of an attempt starts after its prologue and ends before the prologue of the next, so
+an epilogue ends exactly the attempts that started before it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from vmgr.config import Paths
+from vmgr.node import process
+from vmgr.node.hookargs import place_name
+
+MAX_RECORD_BYTES = 1 << 20
+
+
+class Place(NamedTuple):
+    """Where one attempt keeps its things: `folder` (root only) and `socket`, where its agent listens."""
+
+    folder: Path
+    socket: Path
+
+    @property
+    def attempt(self) -> str:
+        return self.folder.name
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "record"
+
+    @property
+    def start(self) -> int:
+        """When the attempt's prologue started, in clock ticks since the boot."""
+        return int(self.folder.name.partition("-")[0])
+
+
+def new_place(paths: Paths, job_id: str) -> Place:
+    """The place of the attempt that the calling prologue starts; nothing is made yet."""
+    name = f"{hook_start():016d}-{os.getpid()}-{process.boot_id()[:8]}"
+    return _place(paths, place_name(job_id), name)
+
+
+def hook_start() -> int:
+    """When the hook that the caller belongs to was started, in clock ticks since the boot.
+
+    A hook is a session leader; counting from there, not from this process, an epilogue that runs beside the prologue
+    of a deleted job is never taken for older.
+    """
+    return process.start_ticks(os.getsid(0)) or process.start_ticks(os.getpid()) or 0
+
+
+def places(paths: Paths, job_id: Optional[str] = None) -> list[Place]:
+    """The places of all attempts on this node, or of one job's, oldest first."""
+    found = []
+    for folder in [paths.spool / "jobs" / place_name(job_id)] if job_id else _listed(paths.spool / "jobs"):
+        found += [_place(paths, folder.name, attempt.name) for attempt in _listed(folder)]
+    return sorted((p for p in found if p.attempt[:1].isdigit()), key=lambda p: p.attempt)
+
+
+def newest_socket(paths: Paths, job_id: str) -> Optional[Path]:
+    """Where the agent of a job's newest attempt listens; None when no agent of this job runs here. For users too."""
+    found = sorted(_listed(paths.run / "jobs" / place_name(job_id)))
+    return found[-1] if found else None
+
+
+def _place(paths: Paths, job: str, attempt: str) -> Place:
+    return Place(paths.spool / "jobs" / job / attempt, paths.run / "jobs" / job / f"{attempt}.sock")
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def create(place: Place, facts: dict[str, Any]) -> tuple[int, socket.socket]:
+    """Make the place: its folder with `facts` in the record, its lock (held), its listening socket.
+
+    Gives the lock's descriptor and the socket. The folder appears under its name only when it is locked, because one
+    that is not is taken for what a dead attempt left. Everybody may connect to the socket: the agent looks at who it is.
+    """
+    for folder, mode in (
+        (place.folder.parents[2], 0o755), (place.folder.parents[1], 0o700), (place.folder.parent, 0o700),
+        (place.socket.parents[2], 0o755), (place.socket.parents[1], 0o755), (place.socket.parent, 0o755),
+    ):  # fmt: skip
+        make_folder(folder, mode)
+    hidden = place.folder.with_name(f".{place.attempt}")
+    hidden.mkdir(mode=0o700)
+    lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    hidden.rename(place.folder)
+    append(place, {"do": "begin", "boot": process.boot_id(), **facts})
+    append(place, {"do": "socket", "path": str(place.socket)})
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(place.socket))
+    place.socket.chmod(0o666)
+    listener.listen(64)
+    return lock, listener
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Make `folder` with this mode, whatever the umask, and what is missing above it; fine when it is there."""
+    try:
+        folder.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_folder(folder.parent, 0o755)
+        return make_folder(folder, mode)
+    folder.chmod(mode)
+
+
+def is_held(place: Place) -> bool:
+    """Whether the attempt's lock is held, that is, its prologue or its agent lives."""
+    try:
+        fd = os.open(place.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def append(place: Place, step: dict[str, Any]) -> None:
+    """Write one step to the record, before it is done."""
+    fd = os.open(place.record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(step).encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+def steps(place: Place) -> Iterator[dict[str, Any]]:
+    """The steps of a record, oldest first; a last line cut off by a crash is left out."""
+    try:
+        with open(place.record, "rb") as stream:
+            lines = stream.read(MAX_RECORD_BYTES).split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        try:
+            step = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(step, dict):
+            yield step
+
+
+def begun(place: Place) -> dict[str, Any]:
+    """The facts that the prologue wrote down; empty when it was cut off before."""
+    return next((step for step in steps(place) if step.get("do") == "begin"), {})
+
+
+def bury(paths: Paths, job_id: str) -> None:
+    """Leave a tombstone: every attempt of the job whose prologue started before the calling hook is over."""
+    folder = paths.run / "tombstones"
+    make_folder(folder, 0o700)
+    temporary = folder / f".{place_name(job_id)}.{os.getpid()}"
+    temporary.write_text(f"{hook_start()}\n")
+    temporary.replace(folder / place_name(job_id))
+
+
+def is_buried(paths: Paths, job_id: str, place: Place) -> bool:
+    """Whether an epilogue has ended this attempt."""
+    try:
+        return place.start <= int((paths.run / "tombstones" / place_name(job_id)).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def exhume(paths: Paths, job_id: str) -> None:
+    """Remove a job's tombstone: nothing of the attempts that it ended can come up any more."""
+    (paths.run / "tombstones" / place_name(job_id)).unlink(missing_ok=True)

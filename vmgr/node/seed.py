@@ -1,0 +1,139 @@
+"""The NoCloud seed of a guest: rendered from templates, packed as an ISO 9660 image that the guest can only read.
+
+Values enter a template in one way only: whatever an expression gives is written as JSON, which YAML reads as exactly
+that value, or, in shell files, as one quoted word. So no value can end a string and start something else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pycdlib
+
+from vmgr.config import Mount
+from vmgr.node.userio import User
+from vmgr.trust import check_trusted
+
+MAX_HOOK_BYTES = 1 << 20
+
+
+class SeedPlan(NamedTuple):
+    """What the seed of one guest says. Keys are texts in OpenSSH's formats; `environment` is what the job sees."""
+
+    instance: str
+    hostname: str
+    family: str
+    user: User
+    ssh_public_key: str
+    host_key: str
+    host_key_pub: str
+    mounts: tuple[Mount, ...]
+    vcpus: int
+    environment: Mapping[str, str]
+
+
+def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a seed by their path in it. `hooks` are the site's VM prologue and epilogue."""
+    family = templates / "guest" / plan.family
+    values = _values(plan)
+    files = {name: _render(family / f"{name}.j2", values) for name in ("user-data", "meta-data", "network-config")}
+    common = templates / "guest" / "common"
+    files["vtorque/guest"] = (common / "guest").read_bytes()
+    files["vtorque/run"] = (common / "run").read_bytes()
+    files["vtorque/guest.env"] = _guest_env(plan).encode()
+    files["vtorque/hosts"] = f"127.0.0.1 localhost\n::1 localhost\n10.0.2.15 {plan.hostname}\n".encode()
+    files["vtorque/nodefile"] = (plan.hostname + "\n").encode() * plan.vcpus
+    files["vtorque/ssh_host_ed25519_key"] = plan.host_key.encode()
+    files["vtorque/ssh_host_ed25519_key.pub"] = plan.host_key_pub.encode()
+    files.update({f"vtorque/{name}": data for name, data in hooks.items()})
+    return files
+
+
+def site_hooks(folder: Path) -> dict[str, bytes]:
+    """The site's VM prologue and epilogue, those that are there. Raises VTorqueError when others could change them."""
+    hooks = {}
+    for name in ("prologue", "epilogue"):
+        path = folder / name
+        if path.exists():
+            check_trusted(path)
+            hooks[name] = path.read_bytes()[:MAX_HOOK_BYTES]
+    return hooks
+
+
+def write_seed(files: Mapping[str, bytes], target: Path) -> None:
+    """Pack `files` into the ISO 9660 image `target` (label `cidata`, Rock Ridge and Joliet; root, 0600)."""
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    iso.add_directory("/VTORQUE", rr_name="vtorque", joliet_path="/vtorque")
+    for number, (name, data) in enumerate(sorted(files.items())):
+        folder, _, base = name.rpartition("/")
+        iso.add_fp(
+            io.BytesIO(data),
+            len(data),
+            f"/{folder.upper() + '/' if folder else ''}F{number};1",
+            rr_name=base,
+            joliet_path=f"/{name}",
+        )
+    packed = io.BytesIO()
+    iso.write_fp(packed)
+    iso.close()
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(packed.getbuffer())
+
+
+def _values(plan: SeedPlan) -> dict[str, Any]:
+    user = plan.user
+    return {
+        "instance_id": plan.instance,
+        "hostname": plan.hostname,
+        "user": {
+            "name": user.name,
+            "uid": user.uid,
+            "gid": user.gid,
+            "group": user.group,
+            "home": user.home,
+            "shell": user.shell,
+            "groups": [{"name": name, "gid": gid} for name, gid in user.groups],
+        },
+        "ssh_public_key": plan.ssh_public_key,
+        "host_key": plan.host_key,
+        "host_key_pub": plan.host_key_pub,
+        "mounts": [{"tag": m.name, "kind": m.kind, "target": m.target, "readonly": m.readonly} for m in plan.mounts],
+    }
+
+
+def _render(template: Path, values: Mapping[str, Any]) -> bytes:
+    text = template.read_text()
+    emit = (lambda value: shlex.quote(str(value))) if text.startswith("#!/bin/sh") else json.dumps
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, finalize=emit, autoescape=False, keep_trailing_newline=True
+    )
+    return environment.from_string(text).render(values).encode()
+
+
+def _guest_env(plan: SeedPlan) -> str:
+    """Shell assignments for the guest program."""
+    user = plan.user
+    mounts = [f"{m.name} {m.kind} {m.target} {'ro' if m.readonly else 'rw'}" for m in plan.mounts]
+    values = {
+        "VT_USER": user.name,
+        "VT_UID": str(user.uid),
+        "VT_GID": str(user.gid),
+        "VT_GROUP": user.group,
+        "VT_HOME": user.home,
+        "VT_SHELL": user.shell,
+        "VT_GROUPS": " ".join(f"{name}:{gid}" for name, gid in user.groups),
+        "VT_HOSTNAME": plan.hostname,
+        "VT_PUBKEY": plan.ssh_public_key,
+        "VT_MOUNTS": "\n".join(mounts),
+        "VT_ENV": "\n".join(f"{name}={value}" for name, value in plan.environment.items()),
+    }
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())

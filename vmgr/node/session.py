@@ -1,0 +1,136 @@
+"""Running things in the guest as the job's user, over SSH with the job's own key and the guest's known host key."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import resource
+import shlex
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.process import dies_with
+
+RUNNER = "/run/vtorque/run"
+SSH_FAILED = 255
+"""What `ssh` itself ends with when the connection fails (ssh(1)); a script may end with it too."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NOT_PASSED = {
+    "_", "HOSTNAME", "OLDPWD", "PWD", "SHLVL", "TMPDIR", "PBS_NODEFILE",
+    "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "SSH_AUTH_SOCK", "XAUTHORITY", "DISPLAY",
+}  # fmt: skip
+"""Variables that speak of the node and would be wrong in the guest."""
+
+_LIMITS = {
+    "c": resource.RLIMIT_CORE,
+    "d": resource.RLIMIT_DATA,
+    "f": resource.RLIMIT_FSIZE,
+    "l": resource.RLIMIT_MEMLOCK,
+    "n": resource.RLIMIT_NOFILE,
+    "s": resource.RLIMIT_STACK,
+    "t": resource.RLIMIT_CPU,
+    "v": resource.RLIMIT_AS,
+}
+"""`ulimit` options that POSIX-like shells share, and the limits that they set."""
+
+_UNITS = {"c": 512, "f": 512, "n": 1, "t": 1}
+"""Bytes in a unit of an `ulimit` option, 1024 where not named (dash(1), bash in POSIX mode)."""
+
+
+class GuestSession:
+    """The way into one guest. `attempt` names the files that are written for it in the job directory."""
+
+    def __init__(self, directory: Path, attempt: str, guest: str, port: int, host_key: str) -> None:
+        self._directory = directory
+        self._attempt = attempt
+        self._guest = guest
+        self._port = int(port)
+        self._child: Optional[asyncio.subprocess.Process] = None
+        kind, key = host_key.split()[:2]
+        self._known_hosts = directory / f"known_hosts.{attempt}"
+        self._known_hosts.write_text(f"{guest} {kind} {key}\n")
+
+    async def run(self, described: str, script: Path) -> int:
+        """Run `script` in the guest as the batch system would run it; gives its exit status.
+
+        `described` is what `run_file` made. Raises VTorqueError (VT-CONNECT) when the connection fails.
+        """
+        status_file = self._directory / f"ended.{self._attempt}"
+        run = self._directory / f"run.{self._attempt}"
+        status_file.unlink(missing_ok=True)
+        run.write_text(
+            f"{described}VT_JOB_SCRIPT={shlex.quote(os.fspath(script))}\n"
+            f"VT_JOB_STATUS={shlex.quote(os.fspath(status_file))}\n"
+        )
+        parent = os.getpid()
+        self._child = await asyncio.create_subprocess_exec(
+            *self._command(run),
+            stdin=asyncio.subprocess.PIPE,
+            # a session of its own: the batch system signals the job's, and the guest is told by us
+            start_new_session=True,
+            preexec_fn=dies_with(parent),
+        )
+        status = await self._child.wait()
+        self._child = None
+        if status == SSH_FAILED and not status_file.exists():
+            raise VTorqueError(f"the connection to the guest {self._guest} failed or broke", code=Code.CONNECT)
+        return 128 - status if status < 0 else status
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Pass a signal on to what runs in the guest."""
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.write(f"{sig.name[3:]}\n".encode())
+
+    def _command(self, run: Path) -> list[str]:
+        options = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": self._known_hosts,
+            "GlobalKnownHostsFile": "/dev/null",
+            "HostKeyAlias": self._guest,
+            "IdentityFile": self._directory / "key",
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "ConnectTimeout": "60",
+            "ServerAliveInterval": "30",
+            "ServerAliveCountMax": "10",
+            "LogLevel": "ERROR",
+            "ClearAllForwardings": "yes",
+            "Port": self._port,
+        }
+        return [
+            "ssh",
+            "-F", "none",
+            "-T",
+            *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
+            "127.0.0.1",
+            f"{RUNNER} {shlex.quote(os.fspath(run))}",
+        ]  # fmt: skip
+
+
+def run_file(spec: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Shell text that gives the guest's shell what the batch system gave this process: variables, umask, limits.
+
+    A limit above what the guest allows stays at what the guest allows.
+    """
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environ.items() if _is_passed(name)]
+    lines.append("export PBS_NODEFILE=/run/vtorque/nodefile")
+    umask = os.umask(0)
+    os.umask(umask)
+    lines.append(f"umask {umask:04o}")
+    for option, limit in _LIMITS.items():
+        for kind, value in zip("SH", resource.getrlimit(limit)):
+            amount = "unlimited" if value == resource.RLIM_INFINITY else str(value // _UNITS.get(option, 1024))
+            lines.append(f"ulimit -{kind}{option} {amount} 2>/dev/null || :")
+    lines.append(f"cd {shlex.quote(spec['workdir'])} || exit 1")
+    lines.append(f"VT_JOB_SHELL={shlex.quote(spec['shell'] or environ.get('SHELL') or '/bin/sh')}")
+    return "".join(line + "\n" for line in lines)
+
+
+def _is_passed(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and name not in _NOT_PASSED and not name.startswith("BASH_FUNC_")

@@ -1,0 +1,90 @@
+"""Where an attempt stands: told to everybody who follows it, and published in the job's directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Optional
+
+from vmgr.errors import VTorqueError
+from vmgr.logs import LOGGER
+from vmgr.node import process
+from vmgr.node.userio import User, write_file
+
+FINAL = ("failed", "ended")
+
+
+class Progress:
+    """State and stages of one attempt.
+
+    States, in order: `starting`, `staging`, `booting`, `ready`, `running`, `ending`, `ended`; `failed` with a code
+    and a reason from any of them. A stage is a name and the seconds since the prologue hook started.
+    """
+
+    def __init__(self, start: int, facts: dict[str, Any]) -> None:
+        self._start = start
+        self._changed = asyncio.Event()
+        self.facts = facts
+        self.private: dict[str, Any] = {}
+        self.state = "starting"
+        self.error: Optional[VTorqueError] = None
+        self.output = ""
+        self.stages: list[dict[str, Any]] = []
+
+    def stage(self, name: str, state: Optional[str] = None) -> None:
+        """Note that `name` is done, and the state that this leads to."""
+        self.stages.append({"name": name, "t": round(process.seconds_since(self._start), 3)})
+        LOGGER.info("%s after %.3f s", name, self.stages[-1]["t"])
+        if state:
+            self.state = state
+        self._wake()
+
+    def fail(self, error: VTorqueError, output: str = "") -> None:
+        """Note the reason of a failure; the first one counts."""
+        if self.error is None:
+            self.error, self.output = error, output
+            self.state = "failed"
+            LOGGER.error("%s", error)
+            self.stage("failed")
+
+    def public(self) -> dict[str, Any]:
+        """What the job's owner may see anywhere."""
+        error = self.error
+        return {
+            "v": 1,
+            **self.facts,
+            "state": self.state,
+            "code": error.code.text if error else None,
+            "reason": str(error) if error else None,
+            "output": self.output,
+            "stages": self.stages,
+        }
+
+    def full(self) -> dict[str, Any]:
+        """What the job's own wrapper gets over the agent's socket."""
+        return {**self.public(), **self.private}
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield at once and after every change, several changes as one when the caller is slow."""
+        while True:
+            changed = self._changed
+            yield
+            await changed.wait()
+
+
+async def publish(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:
+    """Keep the job's status file current, with the user's rights, until cancelled. A user who removes it has no file."""
+    async for _ in progress.changes():
+        await publish_once(progress, user, path, timeout_s=timeout_s)
+
+
+async def publish_once(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:
+    try:
+        await write_file(user, path, json.dumps(progress.public()).encode(), timeout_s=timeout_s)
+    except VTorqueError as err:
+        LOGGER.debug("status not published: %s", err)

@@ -1,0 +1,196 @@
+"""Reading and writing a user's files with the user's rights, from root, without trusting what is there.
+
+Any path of a user's may be a FIFO, a link, a huge file, or lie on a file system that hangs. So each access is made by
+a child that has the user's credentials and nothing else, is awaited with a limit, and is killed when it takes longer.
+Bytes come back, never objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import os
+import pwd
+import signal
+import stat
+from typing import Callable, NamedTuple
+
+from vmgr.errors import Code, VTorqueError
+
+
+class User(NamedTuple):
+    """A user of the node, as its name service knows it. `groups` holds (name, gid) of the supplementary groups."""
+
+    name: str
+    uid: int
+    gid: int
+    group: str
+    home: str
+    shell: str
+    groups: tuple[tuple[str, int], ...]
+
+    @property
+    def gids(self) -> list[int]:
+        return [gid for _, gid in self.groups]
+
+
+def look_up(name: str) -> User:
+    """The user `name`. Raises VTorqueError (VT-NODE) when the node does not know it, or when it is root."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise VTorqueError(f"the node does not know the user {name}", code=Code.NODE) from None
+    if entry.pw_uid == 0:
+        raise VTorqueError("jobs of root do not run in guests", code=Code.NODE)
+    gids = [gid for gid in os.getgrouplist(name, entry.pw_gid) if gid not in (0, entry.pw_gid)]
+    return User(
+        name=entry.pw_name,
+        uid=entry.pw_uid,
+        gid=entry.pw_gid,
+        group=_group_name(entry.pw_gid),
+        home=entry.pw_dir,
+        shell=entry.pw_shell or "/bin/sh",
+        groups=tuple((_group_name(gid), gid) for gid in gids),
+    )
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return f"g{gid}"
+
+
+async def read_file(user: User, path: str, *, limit: int, timeout_s: float) -> bytes:
+    """The content of a regular file of the user's own, read as the user.
+
+    No link is followed in the last component; FIFOs and devices are not waited for. Raises VTorqueError (VT-SPEC)
+    saying what is wrong with it.
+    """
+
+    def read(out: int) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(0, "not a regular file")
+        if info.st_uid != user.uid:
+            raise OSError(0, "not owned by the job's user")
+        if info.st_size > limit:
+            raise OSError(0, f"larger than {limit} bytes")
+        left = limit + 1
+        while left > 0:
+            data = os.read(fd, min(left, 65536))
+            if not data:
+                return
+            left -= len(data)
+            _write_all(out, data)
+        raise OSError(0, f"larger than {limit} bytes")
+
+    return await _as_user(user, read, path, limit=limit, timeout_s=timeout_s)
+
+
+async def write_file(user: User, path: str, data: bytes, *, timeout_s: float) -> None:
+    """Write a file of the user's whole and rename it into place, as the user. Raises VTorqueError (VT-SPEC)."""
+
+    def write(out: int) -> None:
+        temporary = f"{path}.{os.getpid()}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        _write_all(fd, data)
+        os.close(fd)
+        os.rename(temporary, path)
+
+    await _as_user(user, write, path, limit=0, timeout_s=timeout_s)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit: int, timeout_s: float) -> bytes:
+    """What `work` wrote to its descriptor, run in a child with the user's credentials."""
+    results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(out, True)
+    pid = os.fork()
+    if pid == 0:
+        _child(user, work, out)
+    os.close(out)
+    try:
+        data = await asyncio.wait_for(_drain(results, limit + 4096), timeout_s)
+    except asyncio.TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise VTorqueError(
+            f"{path} could not be read within {timeout_s:g} s", code=Code.SPEC, hint="does its file system answer?"
+        ) from None
+    finally:
+        os.close(results)
+        _reap_later(pid)
+    body, _, verdict = data.rpartition(b"\0")
+    if verdict != b"ok":
+        reason = verdict.decode("utf-8", "replace") if verdict else "the reading process died"
+        raise VTorqueError(f"{path} cannot be used: {reason}", code=Code.SPEC, hint="submit again by vsub")
+    return body
+
+
+def _child(user: User, work: Callable[[int], None], out: int) -> None:
+    """In the child: drop to the user for good, do the work, say how it went, end without returning."""
+    verdict = b"ok"
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.setgroups(user.gids)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        os.umask(0o077)
+        work(out)
+    except OSError as err:
+        texts = {errno.ELOOP: "a symbolic link", errno.ENXIO: "not a regular file"}
+        verdict = texts.get(err.errno or 0, err.strerror or "failed").encode()
+    except BaseException:
+        verdict = b"failed"
+    finally:
+        try:
+            _write_all(out, b"\0" + verdict)
+        finally:
+            os._exit(0)
+
+
+async def _drain(fd: int, limit: int) -> bytes:
+    """Everything written to a pipe until its last writer closes it, at most `limit` bytes."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+    chunks: list[bytes] = []
+
+    def readable() -> None:
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        chunks.append(data)
+        if (not data or sum(map(len, chunks)) > limit) and not done.done():
+            done.set_result(b"".join(chunks)[:limit])
+
+    loop.add_reader(fd, readable)
+    try:
+        return await done
+    finally:
+        loop.remove_reader(fd)
+
+
+def _reap_later(pid: int) -> None:
+    """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(fd)
+        os.close(fd)
+        os.waitpid(pid, os.WNOHANG)
+
+    loop.add_reader(fd, ended)
