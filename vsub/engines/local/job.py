@@ -250,6 +250,10 @@ def full_id(text: str, server: str) -> Optional[str]:
     return f"{int(match[1])}.{server}"
 
 
+def _with_name(path: str, name: str) -> str:
+    return path + name if path.endswith("/") else path
+
+
 def attributes(job: Job, server: str, host: str) -> list[tuple[str, str]]:
     """What `qstat -f` shows, in its order."""
     asked = job.asked
@@ -262,11 +266,11 @@ def attributes(job: Job, server: str, host: str) -> list[tuple[str, str]]:
         ("server", server),
         ("Account_Name", asked.account),
         ("ctime", time.ctime(job.created)),
-        ("Error_Path", f"{host}:{asked.error}"),
+        ("Error_Path", f"{host}:{_with_name(asked.error, job.output_name('e'))}"),
         ("exec_host", job.exec_host),
         ("Join_Path", asked.join),
         ("Keep_Files", asked.keep),
-        ("Output_Path", f"{host}:{asked.output}"),
+        ("Output_Path", f"{host}:{_with_name(asked.output, job.output_name('o'))}"),
         *((f"Resource_List.{name}", value) for name, value in job.resource_list() if name != "neednodes"),
         ("session_id", str(job.session or "")),
         ("Shell_Path_List", asked.shell or ""),
