@@ -12,13 +12,14 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.paths import Installation, installation
 from vmgr.request import Request
 from vsub.account import account
+from vsub.asked import requested
 from vsub.directives import PREFIX, read_directives
 from vsub.engines import Engine, checked_qsub, engine
 from vsub.options import Line, Option, parse_line
 from vsub.process import become, ending_by_exception, feed_standard_input
+from vsub.qsub import Submitted, run_qsub
 from vsub.report import debug, say, set_debugging
 from vsub.script import Script, read_script, read_standard_input
-from vsub.submission import GuestJob, Submitted, requested, run_qsub
 
 INTERRUPTED = 130
 NOTHING = parse_line([])
@@ -165,6 +166,8 @@ def _guest(context: Context, script: Optional[Script], directives: Line, request
     if wait:
         _check_wait(line.options + directives.options)
     started = time.monotonic()
+    from vsub.submission import GuestJob  # policy and images: a job without guests need not load them
+
     no_script = Script(b"", "no script", "STDIN", False)
     job = GuestJob(line, directives, script or no_script, request, account(), context.config)
     with ending_by_exception():

@@ -1,9 +1,10 @@
-"""From what the user wrote to a job: a guest job with its directory in the home, or `qsub` as it is."""
+"""A guest job: checked against what guests can do and the site's policy, written into the home, given to `qsub`."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from vmgr.config import Config, Mount
 from vmgr.errors import Code, VTorqueError
@@ -11,47 +12,16 @@ from vmgr.images.pool import Pool
 from vmgr.jobspec import Spec
 from vmgr.paths import Installation
 from vmgr.policy import choose_image, guest_group, hooks_refused, visible_in_guest
-from vmgr.request import Request, merge, parse_vm
+from vmgr.request import Request
 from vsub.account import Account
-from vsub.digest import sha256
 from vsub.honour import check_options, job_shell
 from vsub.jobdir import JobDirectory
 from vsub.options import Line, Option
-from vsub.process import run_captured
+from vsub.qsub import Submitted, run_qsub
 from vsub.report import debug
 from vsub.script import Script, check_text, read_user_file
 
 HOOKS = ("vm_prologue", "vm_epilogue")
-
-
-class Submitted(NamedTuple):
-    """What `qsub` gave: its exit status and its standard output, and the job directory of a job that it took."""
-
-    status: int
-    output: bytes
-    directory: Optional[str]
-
-
-def requested(options: tuple[Option, ...]) -> Optional[Request]:
-    """The request in the `-vm` of one place, command line or directives; None for `off`.
-
-    Raises VTorqueError (VT-KEY, VT-VALUE); `off` beside anything else is an error that names both places.
-    """
-    request: Request = {}
-    off: Optional[Option] = None
-    other: Optional[Option] = None
-    for option in options:
-        more = parse_vm(option.value or "", option.source)
-        if more is None:
-            off = option
-        else:
-            other = option
-            merge(request, more)
-    if off is not None and other is not None:
-        raise VTorqueError(
-            f"-vm off ({off.source}) and -vm {other.value} ({other.source}) exclude each other", code=Code.KEY
-        )
-    return None if off is not None else request
 
 
 class GuestJob:
@@ -135,7 +105,8 @@ class GuestJob:
         return Submitted(status, output, path if status == 0 else None)
 
     def _write(self, directory: JobDirectory, install: Installation, keep: bool) -> str:
-        script, hooks = sha256(self.script.data), {key: sha256(data) for key, data in self.hooks.items()}
+        script = hashlib.sha256(self.script.data).hexdigest()
+        hooks = {key: hashlib.sha256(data).hexdigest() for key, data in self.hooks.items()}
         spec = Spec(
             ruid=directory.ruid,
             groups=(self.group,),
@@ -161,14 +132,6 @@ class GuestJob:
         )
         debug(f"wrote {path}")
         return path
-
-
-def run_qsub(argv: list[str]) -> tuple[int, bytes]:
-    """Run `qsub`; gives its exit status and standard output. Raises VTorqueError (VT-ENGINE) if it cannot start."""
-    try:
-        return run_captured(argv)
-    except (OSError, ValueError) as err:
-        raise VTorqueError(f"cannot run {argv[0]}: {err}", code=Code.ENGINE) from err
 
 
 def submission_directory() -> str:
