@@ -103,8 +103,8 @@ def test_hook_output_is_the_jobs_output(system: System, user: User) -> None:
 
 
 def test_root_prologue_may_replace_the_script(system: System, user: User) -> None:
-    swap = 'd=$(dirname "$8"); echo "echo swapped" > $d/new; chown --reference="$8" $d/new; chmod 700 $d/new; mv $d/new "$8"'
-    system.hook("prologue", swap)
+    swap = ['new=$(dirname "$8")/new', "echo 'echo swapped' > $new", 'chown --reference="$8" $new']
+    system.hook("prologue", "; ".join([*swap, 'chmod 700 $new; mv $new "$8"']))
     system.run(user, "-N", "x", script="echo original\n")
     assert (user.home / "x.o1").read_text() == "swapped\n"
 

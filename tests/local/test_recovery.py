@@ -28,13 +28,13 @@ def test_start_returns_when_the_socket_listens_and_stop_when_all_is_gone(system:
 
 def test_daemon_keeps_nothing_of_its_starter(system: System) -> None:
     assert os.getsid(system.pid) == system.pid
-    descriptors = {os.readlink(path) for path in Path(f"/proc/{system.pid}/fd").iterdir()}
+    descriptors = {str(path.readlink()) for path in Path(f"/proc/{system.pid}/fd").iterdir()}
     assert not [target for target in descriptors if target.startswith("pipe:")]
 
 
 def test_foreground(system: System, user: User) -> None:
     system.stop()
-    command = [sys.executable, "-I", "-c", DAEMON, "start", "--foreground", "--spool", system.spool]
+    command = [sys.executable, "-I", "-c", DAEMON, "start", "--foreground", "--spool", str(system.spool)]
     with subprocess.Popen([*command, "--socket", system.socket], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == f"vtorque-local: listening on {system.socket}\n"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vsub.engines.local import job, options, protocol, resources
 from vsub.engines.local.options import Options, UsageError
+from vsub.engines.local.process import Mark
 
 
 def parsed(*arguments: str) -> Options:
@@ -174,7 +175,7 @@ def test_jobs_are_stored_whole() -> None:
         "n", "", "batch", (("nodes", "1"),), {"A": "\udc80"}, "/", None, "/o", "/e", "n", "n", None, 0o77, ""
     )
     owner = job.Account("u", 5, 6, "g", (6, 7), "/h", "/bin/sh")
-    before = job.Job("3.h", 3, owner, asked, 1.5, marks=[job.Mark(1, 2, "b", 3)])
+    before = job.Job("3.h", 3, owner, asked, 1.5, marks=[Mark(1, 2, "b", 3)])
     assert job.Job.from_json(json.loads(json.dumps(before.to_json()))) == before
 
 

@@ -135,9 +135,7 @@ def _origin(environment: Mapping[str, str], directory: str, host: str) -> dict[s
     return found
 
 
-def build(
-    asked: Options, script_name: str, environment: Mapping[str, str], here: str, host: str
-) -> dict[str, object]:
+def build(asked: Options, script_name: str, environment: Mapping[str, str], here: str, host: str) -> dict[str, object]:
     """The request for a submission, without the script. Raises UsageError."""
     name = asked.name if asked.name is not None else script_name
     if not options.valid_name(name):
@@ -162,8 +160,7 @@ def build(
         "account": asked.account or "",
         "queue": asked.queue or "batch",
         "resources": [
-            (key, inside(value) if key in ("prologue", "epilogue") else value)
-            for key, value in asked.resources
+            (key, inside(value) if key in ("prologue", "epilogue") else value) for key, value in asked.resources
         ],
         "variables": {
             **options.script_variables(asked, environment),

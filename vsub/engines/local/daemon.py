@@ -35,9 +35,7 @@ class StartError(Exception):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vtorque-local", description="The embedded batch system of vTorque."
-    )
+    parser = argparse.ArgumentParser(prog="vtorque-local", description="The embedded batch system of vTorque.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (
         ("start", "serve"),
@@ -51,12 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--socket", required=True, metavar="PATH", help="socket for qsub and the others")
         if name == "status":
             continue
-        command.add_argument(
-            "--log", type=Path, metavar="FILE", help="log file (default: DIR/server_priv/log)"
-        )
-        command.add_argument(
-            "--settings", metavar="FILE", help="JSON file with further settings, root's alone"
-        )
+        command.add_argument("--log", type=Path, metavar="FILE", help="log file (default: DIR/server_priv/log)")
+        command.add_argument("--settings", metavar="FILE", help="JSON file with further settings, root's alone")
         command.add_argument("--prologalarm", type=float, metavar="S", help="seconds that a hook may take")
         command.add_argument("--server", default=socket.gethostname(), metavar="NAME", help="name in job ids")
         command.add_argument("--foreground", action="store_true", help="stay; print one line when ready")
@@ -104,9 +98,7 @@ def _log_to(path: Path) -> None:
     log.propagate = False
 
 
-async def _serve(
-    machine: Machine, server: str, settings: Settings, path: str, ready: Callable[[], None]
-) -> None:
+async def _serve(machine: Machine, server: str, settings: Settings, path: str, ready: Callable[[], None]) -> None:
     stop = stop_on_signals()
     try:
         await Server(machine, server, settings).serve(_listen(path), stop, ready)
@@ -131,9 +123,7 @@ def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
         pid_file = layout.private / "pid"
         write_whole(pid_file, json.dumps(me).encode())
         log.info("serving %s as %s", layout.spool, arguments.server)
-        asyncio.run(
-            _serve(Machine(socket.gethostname(), layout), arguments.server, settings, arguments.socket, ready)
-        )
+        asyncio.run(_serve(Machine(socket.gethostname(), layout), arguments.server, settings, arguments.socket, ready))
         pid_file.unlink(missing_ok=True)
     finally:
         os.close(lock)
@@ -221,9 +211,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     finally:
         os.close(pidfd)
     if not ended:
-        raise StartError(
-            f"the daemon, process {pid}, still runs after {STOP_TIMEOUT_S:.0f} s: a hook may hang"
-        )
+        raise StartError(f"the daemon, process {pid}, still runs after {STOP_TIMEOUT_S:.0f} s: a hook may hang")
     return 0
 
 

@@ -56,9 +56,7 @@ class Hook(NamedTuple):
         if seen.st_uid != owner:
             return _refuse(self.path, f"belongs to uid {seen.st_uid} instead of {owner}")
         if seen.st_mode & 0o022 or seen.st_mode & 0o500 != 0o500:
-            return _refuse(
-                self.path, f"mode {stat.S_IMODE(seen.st_mode):04o}: others may write or owner cannot run it"
-            )
+            return _refuse(self.path, f"mode {stat.S_IMODE(seen.st_mode):04o}: others may write or owner cannot run it")
         if self.kind is Kind.SITE_USER and seen.st_mode & 0o005 != 0o005:
             return _refuse(self.path, f"mode {stat.S_IMODE(seen.st_mode):04o}: users cannot run it")
         return None

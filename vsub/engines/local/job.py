@@ -55,9 +55,7 @@ class Account:
         try:
             entry = pwd.getpwuid(uid)
         except KeyError:
-            raise Refused(
-                protocol.BAD_USER, f"User does not exist in server password file, uid {uid}"
-            ) from None
+            raise Refused(protocol.BAD_USER, f"User does not exist in server password file, uid {uid}") from None
         if entry.pw_uid == 0:
             raise Refused(protocol.BAD_USER, f"root user {entry.pw_name} not allowed")
         try:
@@ -103,9 +101,7 @@ def _resources(value: object) -> tuple[resources.Item, ...]:
         raise Refused(protocol.BAD_VALUE, "Resource_List")
     items: dict[str, str] = {}
     for item in value:
-        if not (
-            isinstance(item, list) and len(item) == 2 and all(protocol.is_text(part, 65536) for part in item)
-        ):
+        if not (isinstance(item, list) and len(item) == 2 and all(protocol.is_text(part, 65536) for part in item)):
             raise Refused(protocol.BAD_VALUE, "Resource_List")
         try:
             name, text = resources.parse_item(item[0], item[1])

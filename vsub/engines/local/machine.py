@@ -85,9 +85,7 @@ def require_private(directory: Path) -> None:
     """Raise PermissionError unless this is a directory of root's that nobody else can write."""
     seen = os.stat(directory, follow_symlinks=False)
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != 0 or seen.st_mode & 0o022:
-        raise PermissionError(
-            f"{directory} must be a directory that belongs to root and that only root can write"
-        )
+        raise PermissionError(f"{directory} must be a directory that belongs to root and that only root can write")
 
 
 class Machine(NamedTuple):

@@ -169,9 +169,7 @@ class Attempt:
         self._advance(Phase.PROLOGUE)
         script = layout.jobs / f"{job.id}.SC"
         script.unlink(missing_ok=True)
-        _copy_owned(
-            os.fspath(layout.records / f"{job.id}.SC"), os.fspath(script), job.owner.uid, job.owner.gid
-        )
+        _copy_owned(os.fspath(layout.records / f"{job.id}.SC"), os.fspath(script), job.owner.uid, job.owner.gid)
         node_file = hooks.node_file(self._machine, job)
         node_file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
         node_file.chmod(0o644)
@@ -182,15 +180,11 @@ class Attempt:
         opened = {}
         for stream in job.streams():
             path = self._machine.layout.output_file(job.id, stream)
-            descriptor = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             os.fchown(descriptor, job.owner.uid, job.owner.gid)
             opened[stream] = descriptor
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._streams = Streams(
-            null, opened.get("o", opened.get("e", -1)), opened.get("e", opened.get("o", -1))
-        )
+        self._streams = Streams(null, opened.get("o", opened.get("e", -1)), opened.get("e", opened.get("o", -1)))
 
     def _close(self) -> None:
         for descriptor in {*self._streams} - {-1}:
@@ -207,8 +201,8 @@ class Attempt:
             f"<cookie>{job.cookie}</cookie>\n<Resource_List>{items}</Resource_List>\n</attributes>\n</job>\n"
         )
         path = self._machine.layout.jobs / f"{job.id}.JB"
+        path.touch(mode=0o600)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
-        path.chmod(0o600)
 
     def _advance(self, phase: Phase) -> None:
         self.job.phase = phase
@@ -325,9 +319,7 @@ class Attempt:
         limit = resources.seconds(walltime) if walltime is not None else None
         ended = asyncio.ensure_future(child.wait())
         interrupted = asyncio.ensure_future(self._interrupted.wait())
-        timeout = (
-            None if limit is None else limit + 1
-        )  # TORQUE counts whole seconds and kills beyond the limit
+        timeout = None if limit is None else limit + 1  # TORQUE counts whole seconds and kills beyond the limit
         await asyncio.wait({ended, interrupted}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not child.ended:
             if self._interrupt is not None:

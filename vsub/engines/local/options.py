@@ -70,9 +70,7 @@ def _extended(value: str) -> int:
     for part in resources.split_list(value):
         name, _, text = part.partition("=")
         if name.strip() != "umask":
-            raise UsageError(
-                f"-W {name.strip()} is not supported by the embedded batch system, only -W umask=OCT"
-            )
+            raise UsageError(f"-W {name.strip()} is not supported by the embedded batch system, only -W umask=OCT")
         umask = _umask(text.strip())
     assert umask is not None
     return umask
@@ -103,9 +101,7 @@ def _checked(letter: str, value: str, good: bool, what: str) -> str:
 def _shells(value: str) -> tuple[str, ...]:
     shells = tuple(part.strip() for part in resources.split_list(value))
     if not all(shell.startswith("/") for shell in shells):
-        raise UsageError(
-            f"illegal -S value: {value!r} is not a list of absolute paths, each with @host or without"
-        )
+        raise UsageError(f"illegal -S value: {value!r} is not a list of absolute paths, each with @host or without")
     return shells
 
 
@@ -185,9 +181,7 @@ def directives(script: str, prefix: str = "#PBS") -> list[tuple[int, str]]:
     for number, line in enumerate(script.split("\n"), 1):
         if line.startswith(prefix) and (len(line) == len(prefix) or line[len(prefix)].isspace()):
             found.append((number, line[len(prefix) :].strip()))
-        elif (
-            line.strip() and not line.lstrip().startswith("#") and not (number == 1 and line.startswith(":"))
-        ):
+        elif line.strip() and not line.lstrip().startswith("#") and not (number == 1 and line.startswith(":")):
             break
     return found
 

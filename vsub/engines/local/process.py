@@ -105,12 +105,7 @@ def _members(mark: Mark) -> list[int]:
             continue
         pid = int(entry)
         seen = _stat(pid)
-        if (
-            seen is None
-            or seen[0] in "ZX"
-            or (pid != mark.pid and seen[1] != mark.pid)
-            or seen[2] < mark.start
-        ):
+        if seen is None or seen[0] in "ZX" or (pid != mark.pid and seen[1] != mark.pid) or seen[2] < mark.start:
             continue
         try:
             if leader is None and os.stat(f"/proc/{pid}").st_uid not in (mark.uid, 0):

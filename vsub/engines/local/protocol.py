@@ -127,9 +127,7 @@ def read_line(connection: socket.socket) -> bytes:
             return b"".join(chunks)
 
 
-def request(
-    socket_path: str, message: Mapping[str, object], payload: Optional[bytes] = None
-) -> dict[str, Any]:
+def request(socket_path: str, message: Mapping[str, object], payload: Optional[bytes] = None) -> dict[str, Any]:
     """Ask the daemon and return its answer.
 
     Raises Refused when it declines, OSError when it cannot be reached, ProtocolError when it hangs up.

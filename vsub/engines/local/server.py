@@ -60,6 +60,7 @@ class Server:
         self._attempt: Optional[Attempt] = None
         self._wake = asyncio.Event()
         self._stopping = False
+        self._lingering: set[asyncio.Task[int]] = set()
         self._connections: dict[int, int] = {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -120,6 +121,8 @@ class Server:
         try:
             await runner
         finally:
+            for task in self._lingering:
+                task.cancel()
             for job in list(self._jobs.values()):
                 await self._end_marks(job)
         log.info("stopped")
@@ -153,6 +156,9 @@ class Server:
             verdict = await attempt.run()
         finally:
             self._attempt = None
+            if attempt.lingering is not None:
+                self._lingering.add(attempt.lingering)
+                attempt.lingering.add_done_callback(self._lingering.discard)
         if verdict is Verdict.REQUEUE:
             job.requeues += 1
             if job.requeues <= self._settings.requeue_limit:
@@ -176,9 +182,7 @@ class Server:
 
     def _append_error(self, job: Job, text: str) -> None:
         path = self._layout.output_file(job.id, job.streams()[-1])
-        descriptor = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, text.encode("utf-8", "backslashreplace"))
         finally:
@@ -211,8 +215,11 @@ class Server:
 
     def _complete(self, job: Job) -> None:
         job.phase, job.completed = Phase.COMPLETE, time.time()
-        self._remove_files(job)
-        self._save(job)
+        try:
+            self._remove_files(job)
+            self._save(job)
+        except OSError:
+            log.exception("%s: its end cannot be recorded", job.id)
         log.info("%s: complete, exit status %s %s", job.id, job.exit_status, job.reason)
         for waiter in self._waiters.pop(job.id, []):
             if not waiter.done():
@@ -276,9 +283,7 @@ class Server:
         count = self._connections.get(peer.uid, 0)
         self._connections[peer.uid] = count + 1
         try:
-            if sum(self._connections.values()) > MAX_CONNECTIONS or (
-                count >= MAX_CONNECTIONS_PER_USER and peer.uid
-            ):
+            if sum(self._connections.values()) > MAX_CONNECTIONS or (count >= MAX_CONNECTIONS_PER_USER and peer.uid):
                 raise Refused(protocol.TOO_MANY, "too many connections")
             answer = await self._answer(reader, writer, peer)
         except Refused as refusal:
@@ -358,11 +363,7 @@ class Server:
         """Refuse what would let one user fill the spool."""
         if self._stopping:
             raise Refused(protocol.SYSTEM, "the batch server is stopping")
-        theirs = [
-            job
-            for job in self._jobs.values()
-            if job.owner.uid == owner.uid and job.phase is not Phase.COMPLETE
-        ]
+        theirs = [job for job in self._jobs.values() if job.owner.uid == owner.uid and job.phase is not Phase.COMPLETE]
         total = size
         for job in theirs:
             try:
@@ -405,21 +406,13 @@ class Server:
             self._queue.remove(job.id)
             job.reason, job.exit_status = Why.DELETE.value, mom.DELETED
             self._complete(job)
-        elif (
-            self._attempt is None
-            or self._attempt.job is not job
-            or not self._attempt.interrupt(Why.DELETE, delay)
-        ):
+        elif self._attempt is None or self._attempt.job is not job or not self._attempt.interrupt(Why.DELETE, delay):
             raise Refused(protocol.BAD_STATE, f"invalid state for job - {job.phase.name}")
         log.info("%s: deleted", job.id)
         return {"ok": True}
 
     def _rerun(self, job: Job) -> Answer:
-        if (
-            self._attempt is None
-            or self._attempt.job is not job
-            or not self._attempt.interrupt(Why.RERUN, 0.0)
-        ):
+        if self._attempt is None or self._attempt.job is not job or not self._attempt.interrupt(Why.RERUN, 0.0):
             raise Refused(protocol.BAD_STATE, f"invalid state for job - {job.phase.name}")
         return {"ok": True}
 

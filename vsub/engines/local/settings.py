@@ -38,7 +38,5 @@ def load(path: str) -> Settings:
             raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(known)}")
         whole = isinstance(known[key], int)
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
-            raise ValueError(
-                f"{path}: {key} must be a {'whole ' if whole else ''}number that is not negative"
-            )
+            raise ValueError(f"{path}: {key} must be a {'whole ' if whole else ''}number that is not negative")
     return Settings(**found)
