@@ -83,9 +83,13 @@ class VTorqueError(Exception):
         self.code = code
         self.hint = hint
 
+    @property
+    def detail(self) -> str:
+        """The message and the hint as one line, without the code."""
+        return printable(self.message + (f"; {self.hint}" if self.hint else ""))
+
     def __str__(self) -> str:
-        text = f"{self.code.text}: {self.message}" + (f"; {self.hint}" if self.hint else "")
-        return printable(text)
+        return f"{self.code.text}: {self.detail}"
 
 
 def printable(text: str) -> str:

@@ -149,4 +149,4 @@ def _shows_a_line(console: socket.socket, limit_s: float) -> bool:
         if not data or time.monotonic() > deadline:
             return False
         seen += data
-    return True
+    return b"Linux version" in seen

@@ -109,6 +109,7 @@ class Agent:
         await self._live_and_tell(user)
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
+        record.note_end(self.config.paths, self.call.job_id, self.place)
         publisher.cancel()
         await asyncio.gather(publisher, return_exceptions=True)
         self.progress.stage("gone", None if self.progress.error else "ended")
@@ -141,7 +142,7 @@ class Agent:
                 if not self.job_over.is_set():
                     self.progress.private["ssh"] = {"port": guest.ssh_port, "host_key": host_key.public}
                     self.progress.stage("ready", "ready")
-                    reap(self.config)
+                    asyncio.get_running_loop().run_in_executor(None, reap, self.config)
                     await first(guest.died(), self.job_over.wait())
                 self.progress.stage("job over", "ending")
                 await guest.shut_down(self.config.timeouts)

@@ -75,6 +75,4 @@ def failure(snapshot: dict[str, Any]) -> Optional[VTorqueError]:
     """The failure that a snapshot tells of, None when it tells of none."""
     if not snapshot.get("code"):
         return None
-    reason = str(snapshot.get("reason") or "")
-    code = Code.named(snapshot["code"])
-    return VTorqueError(reason.partition(": ")[2] or reason, code=code)
+    return VTorqueError(str(snapshot.get("reason")), code=Code.named(snapshot["code"]))

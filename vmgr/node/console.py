@@ -31,9 +31,15 @@ class Console:
                 return
             self._tail = (self._tail + data)[-KEEP_BYTES:]
             if self._log_left > 0:
-                self._sink(data[: self._log_left])
-                self._log_left -= len(data)
+                self._log(data[: self._log_left])
             await asyncio.sleep(PAUSE_SECONDS)  # a guest that floods its console costs the node little
+
+    def _log(self, data: bytes) -> None:
+        try:
+            self._sink(data)
+            self._log_left -= len(data)
+        except OSError:
+            self._log_left = 0  # the guest is not made to wait for a full disk
 
     def last_lines(self, count: int) -> list[str]:
         """The last lines with something on them, fit to be printed."""

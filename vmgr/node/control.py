@@ -13,7 +13,6 @@ import socket
 import struct
 from typing import Callable
 
-from vmgr.errors import Code
 from vmgr.logs import LOGGER
 from vmgr.node.state import Progress
 
@@ -45,14 +44,16 @@ class Control:
         assert task is not None
         uid = _peer_uid(writer)
         try:
-            if uid not in (0, self._owner) or len(self._clients) >= MAX_CLIENTS:
-                refusal = f"{Code.ACCESS.text}: this job belongs to uid {self._owner}, you are uid {uid}"
-                await _send(writer, {"error": refusal})
+            if uid not in (0, self._owner):
+                await _send(writer, {"error": f"this job belongs to uid {self._owner}, you are uid {uid}"})
+                return
+            if len(self._clients) >= MAX_CLIENTS:
+                await _send(writer, {"error": f"the agent of this job serves {MAX_CLIENTS} callers already"})
                 return
             self._clients.add(task)
             await self._converse(reader, writer)
-        except (OSError, ValueError, asyncio.IncompleteReadError):
-            pass
+        except (OSError, ValueError, RecursionError):
+            pass  # it is gone, or speaks another language
         finally:
             self._clients.discard(task)
             writer.close()
@@ -73,7 +74,8 @@ class Control:
                     attached = op == "attach"
                     follower.append(asyncio.ensure_future(self._follow(writer)))
                 elif op == "started":
-                    self._progress.stage("job", "running")
+                    if self._progress.state == "ready":
+                        self._progress.stage("job", "running")
                 elif op == "end":
                     self._over()
                 else:
@@ -100,5 +102,5 @@ async def _send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:
     peer = writer.get_extra_info("socket")
-    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    _, uid, _ = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
     return int(uid)

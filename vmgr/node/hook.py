@@ -81,7 +81,7 @@ def end_job(config: Config, job_id: str) -> None:
 
     record.bury(config.paths, job_id)
     here = [place for place in record.places(config.paths, job_id) if record.is_buried(config.paths, job_id, place)]
-    settled = bool(here)
+    settled = record.take_end(config.paths, job_id) or bool(here)
     for place in here:
         if record.is_held(place) and not any(step.get("role") == "agent" for step in record.steps(place)):
             settled = False  # its agent is about to start, will see the tombstone and undo what it finds

@@ -38,12 +38,17 @@ def identify(pid: int) -> Optional[Process]:
 
 def start_ticks(pid: int) -> Optional[int]:
     """When a process started, in clock ticks since the boot; None when it is gone or only waits to be reaped."""
+    state, start = _stat(pid)
+    return None if state in (b"Z", b"X") else start
+
+
+def _stat(pid: int) -> tuple[bytes, Optional[int]]:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return None
+        return b"", None
     fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return fields[0], int(fields[19])
 
 
 def seconds_since(start: int) -> float:
@@ -59,13 +64,15 @@ def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> boo
     """Send `sig` to exactly this process and wait until it is gone. False when it is still there at the end.
 
     The pidfd is opened before the identity is compared, so that the signal cannot reach a later owner of the pid.
+    A process whose first thread has ended looks like a zombie and may live on in the others: only the pidfd tells.
+    Raises OSError when the kernel will not say.
     """
     try:
         fd = os.pidfd_open(process.pid)
-    except (ProcessLookupError, OSError):
+    except ProcessLookupError:
         return True
     try:
-        if not is_alive(process):
+        if process.boot != boot_id() or _stat(process.pid)[1] != process.start:
             return True
         try:
             signal.pidfd_send_signal(fd, sig)

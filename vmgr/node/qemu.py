@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from vmgr.config import Mount
+from vmgr.units import parse_count
 
 PORT_NAME = "org.vtorque.0"
 
@@ -126,6 +127,6 @@ def forwarded_port(usernet: str) -> Optional[int]:
     for line in usernet.splitlines()[:100]:
         fields = line.split()
         if len(fields) >= 6 and fields[0] == "TCP[HOST_FORWARD]" and fields[2] == "127.0.0.1" and fields[5] == "22":
-            port = int(fields[3]) if fields[3].isdigit() and len(fields[3]) <= 5 else 0
-            return port if 1024 <= port <= 65535 else None
+            port = parse_count(fields[3])
+            return port if port is not None and 1024 <= port <= 65535 else None
     return None

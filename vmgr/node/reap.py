@@ -9,7 +9,7 @@ from vmgr.config import Config
 from vmgr.node import record
 from vmgr.node.undo import undo
 
-TOMBSTONE_SECONDS = 3600
+MARK_SECONDS = 3600
 HALF_MADE_SECONDS = 60
 
 
@@ -29,9 +29,8 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
     named = {step.get("path") for step in steps}
     now = time.time()
     stale = [path for path in [*overlays, *sockets] if str(path) not in named]
-    stale += [
-        path for path in (config.paths.run / "tombstones").glob("*") if now - path.stat().st_mtime > TOMBSTONE_SECONDS
-    ]
+    for marks in ("tombstones", "ended"):
+        stale += [m for m in (config.paths.run / marks).glob("*") if now - m.stat().st_mtime > MARK_SECONDS]
     for path in stale:
         said.append(str(path))
         if not dry_run:

@@ -170,21 +170,42 @@ def begun(place: Place) -> dict[str, Any]:
 
 def bury(paths: Paths, job_id: str) -> None:
     """Leave a tombstone: every attempt of the job whose prologue started before the calling hook is over."""
-    folder = paths.run / "tombstones"
-    make_folder(folder, 0o700)
-    temporary = folder / f".{place_name(job_id)}.{os.getpid()}"
-    temporary.write_text(f"{hook_start()}\n")
-    temporary.replace(folder / place_name(job_id))
+    _write_mark(paths.run / "tombstones" / place_name(job_id), hook_start())
 
 
 def is_buried(paths: Paths, job_id: str, place: Place) -> bool:
     """Whether an epilogue has ended this attempt."""
-    try:
-        return place.start <= int((paths.run / "tombstones" / place_name(job_id)).read_text())
-    except (OSError, ValueError):
-        return False
+    return place.start <= _read_mark(paths.run / "tombstones" / place_name(job_id))
 
 
 def exhume(paths: Paths, job_id: str) -> None:
     """Remove a job's tombstone: nothing of the attempts that it ended can come up any more."""
     (paths.run / "tombstones" / place_name(job_id)).unlink(missing_ok=True)
+
+
+def note_end(paths: Paths, job_id: str, place: Place) -> None:
+    """Leave word for the epilogue that the attempt is over and undone, so that it need not expect its agent."""
+    _write_mark(paths.run / "ended" / place_name(job_id), place.start)
+
+
+def take_end(paths: Paths, job_id: str) -> bool:
+    """Whether an attempt of the job has ended by itself; the word is taken away."""
+    try:
+        (paths.run / "ended" / place_name(job_id)).unlink()
+        return True
+    except OSError:
+        return False
+
+
+def _write_mark(mark: Path, start: int) -> None:
+    make_folder(mark.parent, 0o700)
+    temporary = mark.with_name(f".{mark.name}.{os.getpid()}")
+    temporary.write_text(f"{start}\n")
+    temporary.replace(mark)
+
+
+def _read_mark(mark: Path) -> int:
+    try:
+        return int(mark.read_text())
+    except (OSError, ValueError):
+        return -1

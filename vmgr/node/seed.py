@@ -18,6 +18,7 @@ import jinja2
 import pycdlib
 
 from vmgr.config import Mount
+from vmgr.errors import Code, VTorqueError
 from vmgr.node.userio import User
 from vmgr.trust import check_trusted
 
@@ -47,7 +48,7 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
     common = templates / "guest" / "common"
     files["vtorque/guest"] = (common / "guest").read_bytes()
     files["vtorque/run"] = (common / "run").read_bytes()
-    files["vtorque/guest.env"] = _guest_env(plan).encode()
+    files["vtorque/guest.env"] = os.fsencode(_guest_env(plan))
     files["vtorque/hosts"] = f"127.0.0.1 localhost\n::1 localhost\n10.0.2.15 {plan.hostname}\n".encode()
     files["vtorque/nodefile"] = (plan.hostname + "\n").encode() * plan.vcpus
     files["vtorque/ssh_host_ed25519_key"] = plan.host_key.encode()
@@ -63,7 +64,9 @@ def site_hooks(folder: Path) -> dict[str, bytes]:
         path = folder / name
         if path.exists():
             check_trusted(path)
-            hooks[name] = path.read_bytes()[:MAX_HOOK_BYTES]
+            hooks[name] = path.read_bytes()
+            if len(hooks[name]) > MAX_HOOK_BYTES:
+                raise VTorqueError(f"{path} is larger than {MAX_HOOK_BYTES} bytes", code=Code.STAGE)
     return hooks
 
 
@@ -112,11 +115,21 @@ def _values(plan: SeedPlan) -> dict[str, Any]:
 
 def _render(template: Path, values: Mapping[str, Any]) -> bytes:
     text = template.read_text()
-    emit = (lambda value: shlex.quote(str(value))) if text.startswith("#!/bin/sh") else json.dumps
+    emit = _word if text.startswith("#!/bin/sh") else _scalar
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, finalize=emit, autoescape=False, keep_trailing_newline=True
     )
-    return environment.from_string(text).render(values).encode()
+    return os.fsencode(environment.from_string(text).render(values))
+
+
+def _word(value: Any) -> str:
+    return shlex.quote(str(value))
+
+
+def _scalar(value: Any) -> str:
+    """JSON that is YAML too: YAML does not put the two halves together that JSON writes a character above U+FFFF as."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" if c <= "\uffff" else f"\\U{ord(c):08x}" for c in text)
 
 
 def _guest_env(plan: SeedPlan) -> str:

@@ -63,13 +63,10 @@ class GuestSession:
         status_file = self._directory / f"ended.{self._attempt}"
         run = self._directory / f"run.{self._attempt}"
         status_file.unlink(missing_ok=True)
-        run.write_text(
-            f"{described}VT_JOB_SCRIPT={shlex.quote(os.fspath(script))}\n"
-            f"VT_JOB_STATUS={shlex.quote(os.fspath(status_file))}\n"
-        )
+        run.write_text(f"{described}VT_JOB_SCRIPT={shlex.quote(os.fspath(script))}\n", errors="surrogateescape")
         parent = os.getpid()
         self._child = await asyncio.create_subprocess_exec(
-            *self._command(run),
+            *self._command(run, status_file),
             stdin=asyncio.subprocess.PIPE,
             # a session of its own: the batch system signals the job's, and the guest is told by us
             start_new_session=True,
@@ -86,7 +83,7 @@ class GuestSession:
         if self._child is not None and self._child.stdin is not None:
             self._child.stdin.write(f"{sig.name[3:]}\n".encode())
 
-    def _command(self, run: Path) -> list[str]:
+    def _command(self, run: Path, status_file: Path) -> list[str]:
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
@@ -109,7 +106,7 @@ class GuestSession:
             "-T",
             *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
             "127.0.0.1",
-            f"{RUNNER} {shlex.quote(os.fspath(run))}",
+            f"{RUNNER} {shlex.quote(os.fspath(run))} {shlex.quote(os.fspath(status_file))}",
         ]  # fmt: skip
 
 

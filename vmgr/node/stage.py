@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from pathlib import Path
 
@@ -18,10 +19,20 @@ def reserve_overlay(config: Config, place: record.Place, image: Image, name: str
     """Room for an overlay of `image`, and its path, written to the record. Raises VTorqueError (VT-STAGE).
 
     An overlay may grow to the virtual size of its image, and that is what it is counted with: the bound holds
-    whatever guests write.
+    whatever guests write. Counting and writing happen under the node's lock.
     """
     folder = config.images.overlays
     record.make_folder(folder, 0o700)
+    record.make_folder(config.paths.run, 0o755)
+    lock = os.open(config.paths.run / "overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _reserve(config, place, image, folder / f"{place.folder.parent.name}.{place.attempt}.{name}.qcow2")
+    finally:
+        os.close(lock)
+
+
+def _reserve(config: Config, place: record.Place, image: Image, overlay: Path) -> Path:
     taken = sum(
         int(step["reserved"])
         for other in record.places(config.paths)
@@ -35,7 +46,6 @@ def reserve_overlay(config: Config, place: record.Place, image: Image, name: str
             code=Code.STAGE,
             hint=f"images.overlays_max, {config.origin('images.overlays_max')}",
         )
-    overlay = folder / f"{place.folder.parent.name}.{place.attempt}.{name}.qcow2"
     record.append(place, {"do": "overlay", "path": str(overlay), "reserved": image.virtual_size})
     return overlay
 

@@ -56,7 +56,7 @@ class Progress:
             **self.facts,
             "state": self.state,
             "code": error.code.text if error else None,
-            "reason": str(error) if error else None,
+            "reason": error.detail if error else None,
             "output": self.output,
             "stages": self.stages,
         }

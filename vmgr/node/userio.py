@@ -138,7 +138,11 @@ def _child(user: User, work: Callable[[int], None], out: int) -> None:
     """In the child: drop to the user for good, do the work, say how it went, end without returning."""
     verdict = b"ok"
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(sig, signal.SIG_DFL)
+        os.closerange(3, out)  # the attempt's lock first of all: one that hangs must not hold it
+        os.closerange(out + 1, 4096)
         os.setgroups(user.gids)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)

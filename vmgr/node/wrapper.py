@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from vmgr.config import Config, load_config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import REFUSED, Code, VTorqueError
 from vmgr.jobspec import parse_job_directory
 from vmgr.node.client import AgentLink, failure, no_agent
 from vmgr.node.session import GuestSession, run_file
@@ -39,7 +39,12 @@ def main(argv: Sequence[str]) -> int:
         return asyncio.run(JobWrapper(config, job_id, argv[0] if argv else "").run())
     except VTorqueError as err:
         print(err, file=sys.stderr)
-        return err.code.status
+        return _status(err)
+
+
+def _status(problem: VTorqueError) -> int:
+    """The job's exit status for a failure of ours: what `vsub` would have refused is a specification that is not legal."""
+    return problem.code.status if problem.code.status > REFUSED else Code.SPEC.status
 
 
 class JobWrapper:
@@ -64,7 +69,7 @@ class JobWrapper:
             status = await self._run()
         except VTorqueError as err:
             print(err, file=sys.stderr, flush=True)
-            status, code = err.code.status, err.code.text
+            status, code = _status(err), err.code.text
         self._leave(status, code)
         return status
 
@@ -89,7 +94,7 @@ class JobWrapper:
         if problem is not None:
             self._print_output()
             print(problem, file=sys.stderr, flush=True)
-            return status or problem.code.status
+            return status or _status(problem)
         return status
 
     async def _in_guest(self, link: AgentLink) -> int:

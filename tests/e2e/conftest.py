@@ -1,0 +1,259 @@
+"""A whole installation of its own for the end-to-end tests: real users, the embedded batch system, real guests."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+POOL = Path("/var/lib/vtorque/images")
+PATIENCE_S = 240
+
+CONFIG = """\
+engine: local
+submit: {{without_vm: guest}}
+local: {{spool: {root}/local, socket: {root}/local.sock}}
+paths: {{spool: {root}/spool, run: {root}/run}}
+images: {{pool: {pool}, overlays: {root}/overlays, overlays_max: 30G}}
+hypervisor: {{allow_emulation: true}}
+policy:
+  img: {{default: micro}}
+  vcpus: {{min: 1, max: 2, default: 1}}
+  ram: {{min: 192M, max: 2G, default: 256M}}
+mounts:
+  - {{name: home, source: "{{home}}", target: "{{home}}"}}
+  - {{name: opt-hpc, source: {root}/opt, target: /opt-hpc, readonly: true}}
+guest: {{vm_hooks: {root}/vm}}
+timeouts: {{user_file: 2, boot: 200}}
+logging: {{level: debug, file: {root}/log/node.log}}
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here needs root and boots guests."""
+    for item in items:
+        if Path(__file__).parent in Path(item.fspath).parents:
+            item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.guest)
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root: installs the toolkit and adds users"))
+
+
+class Done(NamedTuple):
+    """How a job ended: its id, the exit status of `vsub --wait`, what it said, and the delivered output."""
+
+    job_id: str
+    status: int
+    progress: str
+    out: str
+    err: str
+
+
+class User:
+    """A real account, removed after the tests."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.name = f"vt{secrets.token_hex(4)}"
+        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", self.name], check=True)
+        entry = pwd.getpwnam(self.name)
+        self.uid, self.gid, self.home = entry.pw_uid, entry.pw_gid, Path(entry.pw_dir)
+
+    def remove(self) -> None:
+        subprocess.run(["userdel", "--remove", self.name], check=True, stderr=subprocess.DEVNULL)
+
+    def start(
+        self, *argv: str, cwd: Optional[Path] = None, env: Optional[dict[str, str]] = None, umask: int = 0o022
+    ) -> subprocess.Popen[str]:
+        """Start a program as this user, in the user's home."""
+        return subprocess.Popen(
+            argv,
+            user=self.uid,
+            group=self.gid,
+            extra_groups=[],
+            cwd=cwd or self.home,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(self.home), "LANG": "C.UTF-8", **(env or {})},
+            umask=umask,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *argv: str, **options: object) -> subprocess.CompletedProcess[str]:
+        child = self.start(*argv, **options)  # type: ignore[arg-type]
+        out, err = child.communicate(timeout=PATIENCE_S)
+        return subprocess.CompletedProcess(argv, child.returncode, out, err)
+
+    def write(self, name: str, text: str, mode: int = 0o755) -> Path:
+        path = self.home / name
+        path.write_text(text)
+        os.chown(path, self.uid, self.gid)
+        path.chmod(mode)
+        return path
+
+    def submit(self, script: str, *options: str, name: str = "job.sh", **more: object) -> str:
+        """Submit a script with `vsub`; gives the job's id."""
+        path = self.write(name, script)
+        done = self.run(str(self.site.vsub), *options, str(path), **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def job(self, script: str, *options: str, name: str = "job.sh", **more: object) -> Done:
+        """Run a script as a job to its end."""
+        path = self.write(name, script)
+        done = self.run(str(self.site.vsub), "--wait", *options, str(path), **more)
+        return self.finished(done.stdout.strip(), done.returncode, done.stderr, name)
+
+    def finished(self, job_id: str, status: int, progress: str, name: str = "job.sh") -> Done:
+        number = job_id.partition(".")[0]
+        return Done(job_id, status, progress, self.output(f"{name}.o{number}"), self.output(f"{name}.e{number}"))
+
+    def output(self, name: str) -> str:
+        path = self.home / name
+        return path.read_text() if path.exists() else ""
+
+
+class Site:
+    """The installation, its batch system and what must not be left behind."""
+
+    def __init__(self, prefix: Path, root: Path) -> None:
+        self.prefix, self.root = prefix, root
+        self.vsub, self.vmgr = prefix / "bin" / "vsub", prefix / "bin" / "vmgr"
+
+    def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`qstat`, `qdel` or `qrerun` of the embedded batch system, as root."""
+        program = self.prefix / "libexec" / "local" / name
+        return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+
+    def wait(self, job_id: str) -> int:
+        """Wait for the end of a job; gives its exit status."""
+        code = (
+            "import sys, json; from vsub.engines.local.client import completion\n"
+            "print(json.loads(completion(sys.argv[1], sys.argv[2]).makefile().readline())['exit_status'])"
+        )
+        python = self.prefix / "venv" / "bin" / "python3"
+        done = subprocess.run(
+            [str(python), "-c", code, str(self.root / "local.sock"), job_id],
+            capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    def wait_for(self, job_id: str, stage: str) -> None:
+        """Wait until the node's log says that a job has passed a stage."""
+        log = self.root / "log" / "node.log"
+        eventually(lambda: log.exists() and f"job {job_id}: {stage} after" in log.read_text(), f"{job_id}: {stage}")
+
+    def processes(self, what: str) -> list[psutil.Process]:
+        """The processes of this installation whose command line holds `what`."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if what in line and (str(self.prefix) in line or str(self.root) in line):
+                found.append(process)
+        return found
+
+    def qemu(self) -> Optional[psutil.Process]:
+        found = self.processes("qemu-system-x86_64")
+        return found[0] if found else None
+
+    def left_behind(self) -> list[str]:
+        """What jobs have left on the node; empty when all is gone."""
+        left = [f"process {process.cmdline()}" for process in self.processes("") if not self._belongs(process)]
+        for place in ("spool/jobs", "overlays", "run/jobs", "run/tombstones", "run/ended", "local/mom_priv/jobs"):
+            left += [str(path) for path in (self.root / place).glob("*")]
+        left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
+        return left
+
+    def _belongs(self, process: psutil.Process) -> bool:
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            return True
+        return "vtorque-local" in line or "pytest" in line
+
+    def assert_clean(self) -> None:
+        eventually(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", limit_s=15)
+
+
+def eventually(condition: Callable[[], object], what: object, limit_s: float = PATIENCE_S) -> None:
+    """Wait for something that no event tells a test of."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, what() if callable(what) else f"not within {limit_s} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """vTorque installed by its own installer under a prefix of the tests, its batch system running."""
+    word = secrets.token_hex(3)
+    prefix, root = Path(f"/opt/vtorque-test-{word}"), Path(f"/var/lib/vtorque-test-{word}")
+    here = Site(prefix, root)
+    try:
+        for folder in (root, root / "opt", root / "vm", root / "log"):
+            folder.mkdir(mode=0o755)
+        (root / "opt" / "software").write_text("of the cluster\n")
+        for name in ("prologue", "epilogue"):
+            (root / "vm" / name).write_text(VM_HOOK.format(name=name))
+            (root / "vm" / name).chmod(0o755)
+        config = root / "site.yaml"
+        config.write_text(CONFIG.format(root=root, pool=POOL))
+        command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(config)]
+        subprocess.run(command, check=True, timeout=PATIENCE_S)
+        (root / "settings.json").write_text('{"kill_delay_s": 5}')
+        subprocess.run([str(prefix / "libexec" / "vtorque-local"), "start"], check=True, timeout=PATIENCE_S)
+        yield here
+    finally:
+        stop = prefix / "libexec" / "vtorque-local"
+        if stop.exists():
+            subprocess.run([str(stop), "stop"], timeout=PATIENCE_S)
+        shutil.rmtree(prefix, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+VM_HOOK = """#!/bin/sh
+# the site's {name} in each guest: leaves a trace in the user's home, and fails where the user's job asks for it
+. /run/vtorque/guest.env
+echo "root-{name} $(id -u) $(hostname)" >>"$VT_HOME/hooks"
+[ ! -e "$VT_HOME/fail-{name}" ] || {{ echo "the {name} of the site says no"; exit 5; }}
+"""
+
+
+@pytest.fixture(scope="session")
+def _user(site: Site) -> Iterator[User]:
+    user = User(site)
+    yield user
+    user.remove()
+
+
+@pytest.fixture(scope="session")
+def other(site: Site) -> Iterator[User]:
+    """A second user."""
+    user = User(site)
+    yield user
+    user.remove()
+
+
+@pytest.fixture
+def user(_user: User, site: Site) -> Iterator[User]:
+    """The job's user, with a home as after `useradd`; nothing of a job may be left on the node afterwards."""
+    yield _user
+    site.assert_clean()
+    for path in _user.home.iterdir():
+        if path.name not in (".bashrc", ".profile", ".bash_logout"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
