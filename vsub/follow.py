@@ -89,13 +89,16 @@ class Follower:
         pause, ask_at, line = ASK_FIRST_S, 0.0, b""
         while True:
             self._look()
+            if self.result is not None:  # the end is near
+                pause = ASK_AFTER_RESULT_S
+                ask_at = min(ask_at, time.monotonic() + pause)
             if completion is None and time.monotonic() >= ask_at:
                 state = self.engine.state(self.job_id)
                 self._say_phase(state)
                 if state.ended:
                     return state
-                pause = ASK_AFTER_RESULT_S if self.result else min(pause * 1.5, ASK_AT_MOST_S)
                 ask_at = time.monotonic() + pause
+                pause = min(pause * 1.5, ASK_AT_MOST_S)
             sources = [source for source in (watch, completion) if source is not None]
             ready = select.select(sources, [], [], self._patience(completion, ask_at))[0]
             if watch is not None and watch in ready:
@@ -127,8 +130,6 @@ class Follower:
         for status in read_statuses(self.directory):
             self._tell(status)
         self.result = read_result(self.directory) or self.result
-        if self.result is not None and ASK_AFTER_RESULT_S < ASK_FIRST_S:
-            debug(f"result {self.result}")
 
     def _tell(self, status: NodeStatus) -> None:
         attempt, count = self.seen.get(status.node, (status.attempt, 0))
