@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Site
 from test_jobspec import SPEC
+from vsubsite import Site
 
 from vmgr.config import Config, Mount, load_config
 from vmgr.errors import Code, VTorqueError

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Site
 from pytest_console_scripts import ScriptRunner
+from vsubsite import REPOSITORY, Site
 
 from vmgr import __version__
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import Site
+from vsubsite import Site
 
 PLAIN_SITE = ", without_vm: qsub"
 

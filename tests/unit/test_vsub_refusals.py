@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Runner, Site
+from vsubsite import Runner, Site
 
 CONFIG = "{config}"
 COMMAND = "the command line"

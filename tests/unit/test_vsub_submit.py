@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Runner, Site
+from vsubsite import Runner, Site
 
 from vmgr.jobspec import GuestGroup
 

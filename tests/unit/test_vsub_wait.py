@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from conftest import Runner, Site
+from vsubsite import Runner, Site
 
 import vsub.cli
 import vsub.follow
