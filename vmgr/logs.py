@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import logging.handlers
-import os
 import sys
 from pathlib import Path
 from typing import Optional
@@ -27,23 +26,38 @@ def set_up(config: Logging, *, job: Optional[str] = None) -> Optional[Path]:
     for handler in list(LOGGER.handlers):
         LOGGER.removeHandler(handler)
     label = f"job {job}: " if job else ""
-    log = None
     try:
         if config.journal:
             _add(logging.handlers.SysLogHandler(str(_JOURNAL)), f"vtorque[%(process)d]: {label}%(message)s")
-        if config.file:
-            node = Path(config.file)
-            node.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            rotate(node, size=config.rotate.size * _MIB, keep=config.rotate.keep)
-            _add(logging.handlers.WatchedFileHandler(node), f"%(asctime)s %(levelname)s {label}%(message)s")
-            if job:
-                log = node.parent / "jobs" / f"{job}.log"
-                log.parent.mkdir(mode=0o755, exist_ok=True)
-                drop_oldest(log.parent, keep=config.rotate.jobs)
-                _add(logging.FileHandler(log), "%(asctime)s %(levelname)s %(message)s")
+    except OSError as err:
+        print(f"vtorque: cannot log to {_JOURNAL}: {err}", file=sys.stderr)
+    if not config.file:
+        return None
+    try:
+        node = Path(config.file)
+        node.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        rotate(node, size=config.rotate.size * _MIB, keep=config.rotate.keep)
+        _add(_NodeLog(node), f"%(asctime)s %(levelname)s {label}%(message)s")
+        if not job:
+            return None
+        log = node.parent / "jobs" / f"{job}.log"
+        log.parent.mkdir(mode=0o755, exist_ok=True)
+        drop_oldest(log.parent, keep=config.rotate.jobs)
+        _add(logging.FileHandler(log), "%(asctime)s %(levelname)s %(message)s")
+        return log
     except OSError as err:
         print(f"vtorque: cannot log: {err}", file=sys.stderr)
-    return log
+        return None
+
+
+class _NodeLog(logging.handlers.WatchedFileHandler):
+    """Notices that its file was rotated; one that cannot be opened again stops nobody."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
 
 def _add(handler: logging.Handler, form: str) -> None:
@@ -61,7 +75,7 @@ def rotate(log: Path, *, size: int, keep: int) -> None:
             return
     except FileNotFoundError:
         return
-    with open(log.with_name(f".{log.name}.lock"), "w") as lock:
+    with log.with_name(f".{log.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not log.exists() or log.stat().st_size <= size:
             return
@@ -76,7 +90,15 @@ def rotate(log: Path, *, size: int, keep: int) -> None:
 
 
 def drop_oldest(folder: Path, *, keep: int) -> None:
-    """Remove the oldest logs of jobs, so that with one more `keep` of them stay."""
-    logs = sorted((entry.stat().st_mtime, entry.path) for entry in os.scandir(folder) if entry.is_file())
-    for _, path in logs[: max(0, len(logs) - max(keep - 1, 0))]:
-        Path(path).unlink(missing_ok=True)
+    """Remove the oldest logs of jobs, with the console beside each, so that with one more `keep` of them stay."""
+    logs = sorted((_modified(log), log) for log in folder.glob("*.log"))
+    for _, log in logs[: max(0, len(logs) - max(keep - 1, 0))]:
+        for path in (log, log.with_suffix(".console")):
+            path.unlink(missing_ok=True)
+
+
+def _modified(log: Path) -> float:
+    try:
+        return log.stat().st_mtime
+    except FileNotFoundError:  # another agent drops the oldest too
+        return 0.0

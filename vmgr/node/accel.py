@@ -16,7 +16,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
@@ -98,7 +98,7 @@ def _find_out(config: Config, kernel: Path) -> Kvm:
     gid = kvm_gid()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        child = subprocess.Popen(
+        child = _popen(
             [
                 config.hypervisor.qemu,
                 "-nodefaults", "-no-user-config",
@@ -135,6 +135,16 @@ def _find_out(config: Config, kernel: Path) -> Kvm:
             child.kill()
             said = child.communicate()[1].decode("utf-8", "replace").strip()
     return Kvm(False, said.splitlines()[-1][:200] if said else "QEMU ended at once")
+
+
+def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, **options)
+    except OSError as err:
+        # nothing that would be remembered until the next boot
+        raise VTorqueError(
+            f"cannot start {command[0]}: {err.strerror}", code=Code.LAUNCH, hint="is it installed?"
+        ) from err
 
 
 def _shows_a_line(console: socket.socket, limit_s: float) -> bool:

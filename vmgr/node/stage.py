@@ -42,7 +42,8 @@ def _reserve(config: Config, place: record.Place, image: Image, overlay: Path) -
     bound = config.images.overlays_max * MIB
     if taken + image.virtual_size > bound:
         raise VTorqueError(
-            f"an overlay of {image.virtual_size // MIB} MiB does not fit: {taken // MIB} of {bound // MIB} MiB are given away",
+            f"an overlay of {image.virtual_size // MIB} MiB does not fit: "
+            f"{taken // MIB} of {bound // MIB} MiB are given away",
             code=Code.STAGE,
             hint=f"images.overlays_max, {config.origin('images.overlays_max')}",
         )

@@ -39,7 +39,7 @@ def _undo_steps(steps: Iterable[dict[str, Any]]) -> list[str]:
     for step in steps:
         try:
             _undo_step(step)
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
             failures.append(f"{step.get('do')}: {err}")
     return failures
 
