@@ -21,9 +21,7 @@ from vmgr.images.pool import Image, Pool
 from vmgr.images.recipe import Recipe, load_recipe
 
 
-def build(
-    name: str, *, recipes: Path, pool: Pool, progress: Callable[[str], None], force: bool = False
-) -> Image:
+def build(name: str, *, recipes: Path, pool: Pool, progress: Callable[[str], None], force: bool = False) -> Image:
     """The image `name`, built from `recipes`/`name` unless the pool has it; `force` builds in any case.
 
     `progress` is given one line per step. The work happens in a temporary directory beside the revisions,

@@ -115,9 +115,7 @@ def _libraries(root: Path, program: Path) -> set[str]:
     for line in listing.splitlines():
         name, arrow, place = line.strip().partition(" => ")
         if arrow and place.startswith("not found"):
-            raise VTorqueError(
-                f"{program.name} needs {name}", code=Code.BUILD, hint="add its package to the recipe"
-            )
+            raise VTorqueError(f"{program.name} needs {name}", code=Code.BUILD, hint="add its package to the recipe")
         if arrow and not name.startswith("/"):
             path = Path(place.split(" (")[0])
             if root not in path.parents:

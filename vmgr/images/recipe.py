@@ -43,11 +43,22 @@ class Recipe:
     modules_on_demand: tuple[str, ...] = ()
     suite: str = ""
     disk_mib: int = 0
+    excluded_paths: tuple[str, ...] = ()
 
     @property
     def rootfs(self) -> Path:
         """Files that go into the image as they are."""
         return self.directory / "rootfs"
+
+    @property
+    def initrd(self) -> Path:
+        """Files that go into the initial RAM disk of a disk image."""
+        return self.directory / "initrd"
+
+    @property
+    def customize(self) -> Path:
+        """The script that ends the installation of a disk image, run in its root."""
+        return self.directory / "customize"
 
     def digest(self) -> str:
         """SHA-256 over the recipe's files: their paths, contents and executable bits."""
@@ -71,9 +82,7 @@ def load_recipe(name: str, recipes: Path) -> Recipe:
     path = recipes / name / "recipe.json"
     if not NAME.match(name) or not path.is_file():
         known = ", ".join(known_recipes(recipes)) or "none"
-        raise VTorqueError(
-            f"there is no recipe {name!r} in {recipes}", code=Code.IMAGE, hint=f"recipes: {known}"
-        )
+        raise VTorqueError(f"there is no recipe {name!r} in {recipes}", code=Code.IMAGE, hint=f"recipes: {known}")
     try:
         data = json.loads(path.read_bytes())
     except ValueError as err:
@@ -88,9 +97,7 @@ def _checked(path: Path, name: str, data: Any) -> Recipe:
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key not in known:
-            raise VTorqueError(
-                f"{path}: unknown key {key!r}", code=Code.IMAGE, hint=f"keys: {', '.join(known)}"
-            )
+            raise VTorqueError(f"{path}: unknown key {key!r}", code=Code.IMAGE, hint=f"keys: {', '.join(known)}")
         kind = known[key].type
         if kind == "tuple[str, ...]" and isinstance(value, list) and all(isinstance(v, str) for v in value):
             values[key] = tuple(value)

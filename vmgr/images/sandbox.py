@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ _ENVIRONMENT = {
     "HOME": "/root",
 }
 _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-_SHOWN = 2000
+_SHOWN_LINES = 8
 
 
 def run(
@@ -27,9 +28,11 @@ def run(
     cwd: Path,
     isolated: bool = False,
     environment: Optional[Mapping[str, str]] = None,
+    log: Optional[Path] = None,
 ) -> str:
-    """Run `command` and return its standard output. Raises VTorqueError (VT-BUILD) with the end of its
-    errors.
+    """Run `command` and return its standard output; all that it said is left in the file `log`, if one is given.
+
+    Raises VTorqueError (VT-BUILD) with the last of what the command said.
 
     The command dies with us, whatever ends us (setpriv's parent-death signal). `isolated` gives it mount and
     process namespaces of its own as well, so that what it started and mounted goes with it; that needs root.
@@ -51,7 +54,13 @@ def run(
         )
     except FileNotFoundError as err:
         raise VTorqueError(f"{err.filename} is not installed", code=Code.BUILD) from err
+    if log is not None:
+        log.write_text(f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}")
     if done.returncode != 0:
-        said = " | ".join((done.stderr or done.stdout).strip().splitlines())[-_SHOWN:]
-        raise VTorqueError(f"{command[0]} failed with status {done.returncode}: {said}", code=Code.BUILD)
+        said = " | ".join((done.stderr or done.stdout).strip().splitlines()[-_SHOWN_LINES:])
+        raise VTorqueError(
+            f"{command[0]} failed with status {done.returncode}: {said}",
+            code=Code.BUILD,
+            hint=f"see {log}" if log else None,
+        )
     return done.stdout

@@ -1,0 +1,173 @@
+"""Images of kind "disk": Debian installed by mmdebstrap into a qcow2 disk that boots directly or by itself.
+
+The disk has an MBR, a FAT partition with SYSLINUX, kernel and initial RAM disk, and an ext4 partition with the
+system. It is put together from files (mtools, mke2fs -d): no loop device, no mount of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Callable
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.images import apt
+from vmgr.images.initramfs import Archive
+from vmgr.images.micro import add_busybox, add_modules, kernel_of
+from vmgr.images.recipe import Recipe
+from vmgr.images.sandbox import run
+
+ROOT_LABEL = "vtorque-root"
+_MIB = 1 << 20
+_BOOT_AT, _BOOT_MIB, _ROOT_AT = 1 * _MIB, 63, 64 * _MIB
+_MBR_CODE = Path("/usr/lib/syslinux/mbr/mbr.bin")
+_NAMESPACE = uuid.UUID("b5a0f5c6-9d0e-4c57-8a43-6f6c0d6e1f2a")
+
+
+def build_disk(
+    recipe: Recipe, packages: list[apt.Package], work: Path, out: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.json."""
+    root = work / "root"
+    progress(f"installing {recipe.suite} by mmdebstrap, about {recipe.download_mb} MB to download")
+    installed = _install(recipe, packages, work, root)
+    progress("customizing it")
+    _customize(recipe, work, root)
+    (out / "packages.txt").write_text("".join(f"{line}\n" for line in installed))
+    progress("writing the kernel and the initial RAM disk")
+    (out / "vmlinuz").write_bytes(kernel_of(root))
+    archive = Archive()
+    for path in ("/dev", "/proc", "/sys", "/sysroot"):
+        archive.directory(path)
+    add_busybox(archive, root)
+    add_modules(archive, root, recipe.modules)
+    archive.tree(recipe.initrd)
+    (out / "initrd").write_bytes(archive.cpio())
+    progress("writing the disk")
+    raw = work / "disk.raw"
+    _make_disk(recipe, root, out / "initrd", work, raw)
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(out / "disk.qcow2")], cwd=work)
+    return {"disk": "disk.qcow2", "virtual_size": recipe.disk_mib * _MIB}
+
+
+def _install(recipe: Recipe, packages: list[apt.Package], work: Path, root: Path) -> list[str]:
+    """Install the packages below `root`; returns what is installed as sorted lines `name version arch`."""
+    sources = work / "sources.list"
+    sources.write_text(apt.debian_sources(recipe.suite))
+    excludes = [f"--dpkgopt=path-exclude={path}" for path in recipe.excluded_paths]
+    run(
+        [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            f"--architectures={recipe.arch}",
+            f"--include={','.join(recipe.packages)}",
+            "--aptopt=Apt::Install-Recommends false",
+            "--dpkgopt=force-unsafe-io",
+            "--dpkgopt=force-confold",
+            *excludes,
+            # our own initial RAM disk takes the place of the one that the kernel's installation would make
+            "--essential-hook=mkdir -p \"$1/etc/initramfs-tools\"",
+            "--essential-hook=echo update_initramfs=no >\"$1/etc/initramfs-tools/update-initramfs.conf\"",
+            recipe.suite,
+            str(root),
+            str(sources),
+        ],
+        cwd=work,
+        isolated=True,
+        environment={"INITRD": "No", **_epoch()},
+        log=work.parent.parent / "build.log",
+    )  # fmt: skip
+    listing = run(
+        [
+            "dpkg-query",
+            f"--admindir={root}/var/lib/dpkg",
+            "--showformat=${Package} ${Version} ${Architecture}\\n",
+            "--show",
+        ],
+        cwd=work,
+    )
+    return sorted(listing.splitlines())
+
+
+def _customize(recipe: Recipe, work: Path, root: Path) -> None:
+    """Copy the recipe's files over the installed system and run its script inside."""
+    for path in sorted(recipe.rootfs.rglob("*")):
+        target = root / path.relative_to(recipe.rootfs)
+        if path.is_dir():
+            target.mkdir(mode=0o755, exist_ok=True)
+        else:
+            shutil.copyfile(path, target)
+            target.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+    if recipe.customize.is_file():
+        shutil.copyfile(recipe.customize, root / "customize")
+        run(["chroot", str(root), "/bin/sh", "/customize"], cwd=work, isolated=True, environment=_epoch())
+        (root / "customize").unlink()
+
+
+def _make_disk(recipe: Recipe, root: Path, initrd: Path, work: Path, raw: Path) -> None:
+    identity = uuid.uuid5(_NAMESPACE, recipe.name)
+    (kernel,) = root.glob("boot/vmlinuz-*")
+    table = f"label: dos\nlabel-id: 0x{identity.int & 0xFFFFFFFF:08x}\n"
+    table += f"start={_BOOT_AT // 512}, size={_BOOT_MIB * 2048}, type=c, bootable\nstart={_ROOT_AT // 512}, type=83\n"
+    with raw.open("wb") as stream:
+        stream.truncate(recipe.disk_mib * _MIB)
+    (work / "table").write_text(table)
+    run(["/bin/sh", "-c", 'sfdisk --quiet "$0" <"$1"', str(raw), str(work / "table")], cwd=work)
+    code = _MBR_CODE.read_bytes() if _MBR_CODE.exists() else b""
+    if not 0 < len(code) <= 440:
+        raise VTorqueError(f"{_MBR_CODE} is not there", code=Code.BUILD, hint="install syslinux-common")
+    with raw.open("r+b") as stream:
+        stream.write(code)
+    _make_boot_partition(recipe, kernel, initrd, work, raw, serial=identity.int >> 96)
+    run(
+        [
+            "mke2fs",
+            "-q",
+            "-t", "ext4",
+            "-O", "^has_journal",
+            "-L", ROOT_LABEL,
+            "-U", str(identity),
+            "-E", f"offset={_ROOT_AT},hash_seed={identity},lazy_itable_init=0,root_owner=0:0",
+            "-m", "0",
+            "-i", "32768",
+            "-d", str(root),
+            str(raw),
+            f"{recipe.disk_mib - _ROOT_AT // _MIB}M",
+        ],
+        cwd=work,
+        environment={"E2FSPROGS_FAKE_TIME": _epoch()["SOURCE_DATE_EPOCH"]},
+    )  # fmt: skip
+
+
+def _make_boot_partition(recipe: Recipe, kernel: Path, initrd: Path, work: Path, raw: Path, *, serial: int) -> None:
+    """FAT with SYSLINUX, which needs the kernel in its original wrapping."""
+    partition = f"{raw}@@{_BOOT_AT}"
+    config = work / "syslinux.cfg"
+    config.write_text(
+        f"SERIAL 0 115200\nDEFAULT linux\nLABEL linux\n  KERNEL vmlinuz\n  INITRD initrd\n  APPEND {recipe.cmdline}\n"
+    )
+    run(
+        [
+            "mformat",
+            "-i", partition,
+            "-v", "BOOT",
+            "-N", f"{serial:08x}",
+            "-T", str(_BOOT_MIB * 2048),
+            "-h", "16",
+            "-s", "63",
+            "-H", str(_BOOT_AT // 512),
+            "::",
+        ],
+        cwd=work,
+    )  # fmt: skip
+    for source, name in ((kernel, "vmlinuz"), (initrd, "initrd"), (config, "syslinux.cfg")):
+        run(["mcopy", "-i", partition, "-m", str(source), f"::{name}"], cwd=work)
+    run(["syslinux", "--install", "--offset", str(_BOOT_AT), str(raw)], cwd=work)
+
+
+def _epoch() -> dict[str, str]:
+    """The time that stands in files which the build itself makes: fixed, so builds can be compared."""
+    return {"SOURCE_DATE_EPOCH": "1700000000"}
