@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.trust import check_trusted
@@ -32,8 +28,7 @@ NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 _TEMPORARY = ".tmp-"
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """One revision of an image; the fields are those of image.json.
 
     `disk`, `kernel`, `initrd` and `packages` are file names inside the revision, `files` maps each file to
@@ -140,6 +135,8 @@ class Pool:
             raise VTorqueError(
                 f"illegal image name {name!r}", code=Code.IMAGE, hint=f"a name looks like {NAME.pattern}"
             )
+        import tempfile  # only a build needs it; a submission reads the pool
+
         home = self.path / name
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -199,10 +196,14 @@ def _remove(directory: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             directory.unlink()
         return
+    import shutil  # as above
+
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _digest(path: Path) -> dict[str, Any]:
+    import hashlib  # as above
+
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -216,7 +217,7 @@ def _read_sidecar(directory: Path, name: str, revision: int) -> Image:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError) as err:
         raise VTorqueError(f"cannot read {path}: {err}", code=Code.IMAGE, hint="build it anew") from err
-    wanted = {field.name for field in fields(Image)} - {"directory"}
+    wanted = set(Image._fields) - {"directory"}
     missing = sorted(wanted - set(data)) if isinstance(data, dict) else ["everything"]
     if missing or data.get("version") != VERSION or (data["name"], data["revision"]) != (name, revision):
         reason = f"it lacks {', '.join(missing)}" if missing else "it is of another version, name or revision"
@@ -233,7 +234,7 @@ def _read_sidecar(directory: Path, name: str, revision: int) -> Image:
 
 def describe(image: Image) -> dict[str, Any]:
     """The image as plain data, for `vmgr image show`."""
-    data = asdict(image)
+    data = image._asdict()
     data["directory"] = os.fspath(image.directory)
     data["features"] = list(image.features)
     return data
