@@ -100,6 +100,7 @@ def start(
     """
     pairs = [socket.socketpair() for _ in range(3)]
     opened: list[int] = []
+    child: Optional[subprocess.Popen[bytes]] = None
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         seed = _open(files.seed, os.O_RDONLY, opened)
@@ -127,6 +128,9 @@ def start(
         for ours, _ in pairs:
             ours.close()
         os.close(read_end)
+        if child is not None:
+            child.kill()
+            child.wait()
         raise VTorqueError(f"cannot start {qemu}: {err.strerror}", code=Code.LAUNCH, hint="is it installed?") from err
     finally:
         os.close(write_end)

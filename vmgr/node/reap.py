@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from pathlib import Path
 
 from vmgr.config import Config
 from vmgr.node import record
@@ -23,21 +25,35 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
         if not record.is_held(place):
             said.append(f"attempt {place.folder.parent.name} {place.attempt}")
             said += [] if dry_run else [f"left: {failure}" for failure in undo(place)]
-    overlays = sorted(config.images.overlays.glob("*.qcow2"))
-    sockets = sorted((config.paths.run / "jobs").glob("*/*.sock"))
+    overlays = sorted(path for path in record.listed(config.images.overlays) if path.suffix == ".qcow2")
+    sockets = sorted(path for job in record.listed(config.paths.run / "jobs") for path in record.listed(job))
     steps = [step for place in record.places(config.paths) for step in record.steps(place)]
     named = {step.get("path") for step in steps}
-    now = time.time()
     stale = [path for path in [*overlays, *sockets] if str(path) not in named]
     for marks in ("tombstones", "ended"):
-        stale += [m for m in (config.paths.run / marks).glob("*") if now - m.stat().st_mtime > MARK_SECONDS]
+        stale += [mark for mark in record.listed(config.paths.run / marks) if _age(mark) > MARK_SECONDS]
+    for job in record.listed(config.paths.spool / "jobs"):
+        stale += [path for path in record.listed(job) if path.name[0] == "." and _age(path) > HALF_MADE_SECONDS]
     for path in stale:
         said.append(str(path))
         if not dry_run:
-            path.unlink(missing_ok=True)
-    for folder in (config.paths.spool / "jobs").glob("*/.*"):
-        if now - folder.stat().st_mtime > HALF_MADE_SECONDS:
-            said.append(str(folder))
-            if not dry_run:
-                shutil.rmtree(folder, ignore_errors=True)
+            _remove(path)
     return said
+
+
+def _age(path: Path) -> float:
+    """Seconds since something was changed; 0 when it has gone meanwhile, as everything here may."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if path.parent.parent.name == "jobs":
+        with contextlib.suppress(OSError):  # something else of the job's is there
+            path.parent.rmdir()

@@ -11,13 +11,14 @@ an epilogue ends exactly the attempts that started before it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.config import Paths
 from vmgr.node import process
@@ -64,14 +65,14 @@ def hook_start() -> int:
 def places(paths: Paths, job_id: Optional[str] = None) -> list[Place]:
     """The places of all attempts on this node, or of one job's, oldest first."""
     found = []
-    for folder in [paths.spool / "jobs" / place_name(job_id)] if job_id else _listed(paths.spool / "jobs"):
-        found += [_place(paths, folder.name, attempt.name) for attempt in _listed(folder)]
+    for folder in [paths.spool / "jobs" / place_name(job_id)] if job_id else listed(paths.spool / "jobs"):
+        found += [_place(paths, folder.name, attempt.name) for attempt in listed(folder)]
     return sorted((p for p in found if p.attempt[:1].isdigit()), key=lambda p: p.attempt)
 
 
 def newest_socket(paths: Paths, job_id: str) -> Optional[Path]:
     """Where the agent of a job's newest attempt listens; None when no agent of this job runs here. For users too."""
-    found = sorted(_listed(paths.run / "jobs" / place_name(job_id)))
+    found = sorted(listed(paths.run / "jobs" / place_name(job_id)))
     return found[-1] if found else None
 
 
@@ -79,7 +80,8 @@ def _place(paths: Paths, job: str, attempt: str) -> Place:
     return Place(paths.spool / "jobs" / job / attempt, paths.run / "jobs" / job / f"{attempt}.sock")
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing when it is not there, or is taken away meanwhile."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -93,22 +95,34 @@ def create(place: Place, facts: dict[str, Any]) -> tuple[int, socket.socket]:
     that is not is taken for what a dead attempt left. Everybody may connect to the socket: the agent looks at who it is.
     """
     for folder, mode in (
-        (place.folder.parents[2], 0o755), (place.folder.parents[1], 0o700), (place.folder.parent, 0o700),
-        (place.socket.parents[2], 0o755), (place.socket.parents[1], 0o755), (place.socket.parent, 0o755),
+        (place.folder.parents[2], 0o755), (place.folder.parents[1], 0o700),
+        (place.socket.parents[2], 0o755), (place.socket.parents[1], 0o755),
     ):  # fmt: skip
         make_folder(folder, mode)
     hidden = place.folder.with_name(f".{place.attempt}")
-    hidden.mkdir(mode=0o700)
+    _make_in(place.folder.parent, 0o700, lambda: hidden.mkdir(mode=0o700))
     lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     hidden.rename(place.folder)
     append(place, {"do": "begin", "boot": process.boot_id(), **facts})
     append(place, {"do": "socket", "path": str(place.socket)})
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(place.socket))
+    _make_in(place.socket.parent, 0o755, lambda: listener.bind(str(place.socket)))
     place.socket.chmod(0o666)
     listener.listen(64)
     return lock, listener
+
+
+def _make_in(folder: Path, mode: int, make: Callable[[], object]) -> None:
+    """Make something in a job's folder, which the undoing of an earlier attempt may take away at any moment."""
+    while True:
+        try:
+            make_folder(folder, mode)
+            make()
+            return
+        except FileNotFoundError:
+            if folder.exists():
+                raise
 
 
 def make_folder(folder: Path, mode: int) -> None:
@@ -130,7 +144,7 @@ def is_held(place: Place) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask are not taken for a holder
         return False
     except BlockingIOError:
         return True
@@ -139,10 +153,13 @@ def is_held(place: Place) -> bool:
 
 
 def append(place: Place, step: dict[str, Any]) -> None:
-    """Write one step to the record, before it is done."""
+    """Write one step to the record, before it is done. Raises OSError when it cannot be written whole."""
     fd = os.open(place.record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(step).encode() + b"\n")
+        line = json.dumps(step).encode() + b"\n"
+        if os.write(fd, line) != len(line):
+            os.write(fd, b"\n")  # what may come is not to be lost with the part that was written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place.record))
     finally:
         os.close(fd)
 

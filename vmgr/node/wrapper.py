@@ -144,10 +144,13 @@ class JobWrapper:
             await asyncio.gather(task, death, return_exceptions=True)
 
     async def _watch(self, link: AgentLink) -> None:
-        async for snapshot in link.follow("attach"):
-            self._snapshot = snapshot
-            self._wake()
-        self._snapshot = {**self._snapshot, "state": ""}  # the agent is gone
+        try:
+            async for snapshot in link.follow("attach"):
+                self._snapshot = snapshot
+                self._wake()
+            self._snapshot = {**self._snapshot, "state": ""}  # the agent is gone
+        except VTorqueError as err:
+            self._snapshot = {**self._snapshot, "state": "failed", "code": err.code.text, "reason": err.detail}
         self._wake()
 
     def _wake(self) -> None:
