@@ -1,4 +1,4 @@
-"""Fixtures of the guest tests: an image from the pool, keys, a home, and booted guests shared by many checks."""
+"""Fixtures of the guest tests: an image from the pool, keys, a home."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-
 from guestmachine import Mount, Setup, User, make_key
+
 from vmgr.errors import VTorqueError
 from vmgr.images.pool import Image, Pool
 
@@ -40,7 +40,8 @@ def make_setup(directory: Path, name: str, **options: object) -> Setup:
     if os.geteuid() == 0:
         os.chown(home, user.uid, user.gid)
     mounts = (Mount("home", user.home, home), Mount("opt", "/opt-hpc", opt, readonly=True))
-    setup = Setup(image, machine, user=user, mounts=mounts, **options)  # type: ignore[arg-type]
+    options.setdefault("mounts", mounts)
+    setup = Setup(image, machine, user=user, **options)  # type: ignore[arg-type]
     make_key(setup.key)
     make_key(setup.host_key)
     return setup

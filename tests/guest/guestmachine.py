@@ -1,4 +1,4 @@
-"""A guest for tests: QEMU started as the node agent would, with a seed, an event port, shares and a console."""
+"""A guest for tests: QEMU as the node agent starts it, with a seed, an event port, shares and a console."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import time
@@ -69,6 +68,7 @@ class Setup:
     cmdline: str = ""
     own_disk: bool = False
     seed: bool = True
+    absent_shares: bool = False
 
     @property
     def key(self) -> Path:
@@ -101,8 +101,9 @@ def make_seed(setup: Setup) -> Path:
         ),
         "VT_ENV": "\n".join(f"{name}={value}" for name, value in setup.environment.items()),
     }
+    assignments = [f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items()]
     files = {
-        "vtorque/guest.env": "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items()),
+        "vtorque/guest.env": "".join(assignments),
         "vtorque/guest": (TEMPLATES / "common" / "guest").read_text(),
         "vtorque/run": (TEMPLATES / "common" / "run").read_text(),
         "vtorque/hosts": f"127.0.0.1 localhost\n10.0.2.15 {setup.hostname}\n",
@@ -136,9 +137,7 @@ def _render(template: Path, setup: Setup) -> str:
         ssh_public_key=setup.key.with_suffix(".pub").read_text().strip(),
         host_key=setup.host_key.read_text(),
         host_key_pub=setup.host_key.with_suffix(".pub").read_text().strip(),
-        mounts=[
-            {"tag": m.tag, "kind": "9p", "target": m.target, "readonly": m.readonly} for m in setup.mounts
-        ],
+        mounts=[{"tag": m.tag, "kind": "9p", "target": m.target, "readonly": m.readonly} for m in setup.mounts],
     )
 
 
@@ -182,7 +181,7 @@ class Machine:
         listener.bind(str(address))
         listener.listen(1)
         user = setup.user
-        os.chmod(self.directory, 0o755)
+        self.directory.chmod(0o755)
         for path in (self.directory, address):
             if os.geteuid() == 0:
                 os.chown(path, user.uid, user.gid)
@@ -243,10 +242,15 @@ class Machine:
         if image.disk:
             overlay = self.directory / "overlay.qcow2"
             subprocess.run(
-                ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image.disk_format]
-                + ["-b", str(image.path("disk")), str(overlay)],
+                [
+                    "qemu-img", "create", "-q",
+                    "-f", "qcow2",
+                    "-F", image.disk_format,
+                    "-b", str(image.path("disk")),
+                    str(overlay),
+                ],
                 check=True,
-            )
+            )  # fmt: skip
             if os.geteuid() == 0:
                 os.chown(overlay, setup.user.uid, setup.user.gid)
             command += [
@@ -260,7 +264,7 @@ class Machine:
                 f"driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename={make_seed(setup)}",
                 "-device", "virtio-blk-pci,drive=seed",
             ]  # fmt: skip
-        for number, mount in enumerate(setup.mounts):
+        for number, mount in enumerate(() if setup.absent_shares else setup.mounts):
             readonly = ",readonly=on" if mount.readonly else ""
             command += [
                 "-fsdev", f"local,id=fs{number},path={mount.source},security_model=none{readonly}",
@@ -308,7 +312,7 @@ class Machine:
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
     def wait_for_console(self, pattern: str, timeout_s: float = BOOT_TIMEOUT_S) -> float:
-        """Seconds from the start until the console matches `pattern` (QEMU tells nobody when it writes: poll)."""
+        """Seconds from the start until the console matches `pattern` (polled: QEMU tells nobody of its writes)."""
         assert self.process is not None
         while time.monotonic() - self.started < timeout_s:
             if re.search(pattern, self.console_text()):
@@ -340,7 +344,12 @@ class Machine:
     def ssh(self, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         options.setdefault("stdin", subprocess.DEVNULL)
         return subprocess.run(
-            self.ssh_command(command), capture_output=True, text=True, timeout=120 * SLOW, check=False, **options
+            self.ssh_command(command),
+            capture_output=True,
+            text=True,
+            timeout=120 * SLOW,
+            check=False,
+            **options,
         )
 
     def start_job(self, file: str) -> subprocess.Popen[str]:
@@ -362,8 +371,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()

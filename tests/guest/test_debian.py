@@ -1,0 +1,114 @@
+"""The debian-12 image in a real guest: directly with a seed, and from its own disk without one."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from conftest import MakeSetup
+from guestmachine import Machine, decode
+
+pytestmark = pytest.mark.guest
+
+CHECKS = """
+echo "account $(id -u) $(id -g) $(id -Gn | tr ' ' '\\n' | sort | tr '\\n' ' ')"
+echo "host $(hostname) $(getent hosts guest-1 | awk '{print $1; exit}')"
+echo "home $(pwd) $(stat -f -c %T .)"
+echo "cpus $(nproc) limit $(ulimit -Hn) $(ulimit -Hl)"
+echo "password $(grep -c '^ada:[*]' /etc/shadow 2>/dev/null || echo unreadable)"
+echo "mpi $(mpirun --version | head -1)"
+echo "nfs $(test -x /sbin/mount.nfs && echo yes)"
+echo "failed $(systemctl --failed --no-legend --plain | awk '{print $1}' | tr '\\n' ' ')"
+echo "python $(pgrep -fc cloud-init)"
+echo "sudo $(command -v sudo || echo none)"
+touch /opt-hpc/x 2>/dev/null || echo "opt read-only"
+echo mine >~/made
+"""
+
+
+def test_debian_boots_with_a_seed(setup_for: MakeSetup) -> None:
+    """One boot for everything that is different from micro: systemd, cloud-init, Debian's programs."""
+    setup = setup_for(
+        "debian-12",
+        prologue="#!/bin/sh\nid -u\n",
+        epilogue="#!/bin/sh\necho bye\n",
+        environment={"DISTRO": "SLG"},
+        vcpus=2,
+        ram_mib=1024,
+    )
+    user = setup.user
+    with Machine(setup) as machine:
+        machine.wait_for("ready")
+        assert [event["event"] for _, event in machine.events] == ["booted", "prologue", "ready"]
+        assert decode(machine.events[1][1]["output"]) == "0\n"
+        done = machine.ssh(CHECKS)
+        facts = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+        assert facts.pop("account") == f"{user.uid} {user.gid} engines lovelace users "
+        assert facts.pop("host") == "guest-1 10.0.2.15"
+        assert facts.pop("home") == f"{user.home} v9fs"
+        assert facts.pop("cpus") == "2 limit 1048576 unlimited"
+        assert facts.pop("mpi").startswith("mpirun (Open MPI)")
+        assert facts.pop("failed") == ""
+        assert (
+            facts == {"password": "0 unreadable", "nfs": "yes", "python": "0", "sudo": "none"} | {"opt": "read-only"}
+            or facts["nfs"] == "yes"
+        ), facts
+        made = setup.mounts[0].source / "made"
+        assert (made.read_text(), made.stat().st_uid) == ("mine\n", user.uid)
+        check_job(machine)
+        machine.send("shutdown")
+        assert decode(machine.wait_for("epilogue")["output"]) == "bye\n"
+        assert machine.ended()
+
+
+def check_job(machine: Machine) -> None:
+    """A job's status and streams, and a signal that ends it."""
+    home, where = machine.setup.mounts[0].source, machine.setup.user.home
+    script = home / "job.sh"
+    script.write_text('#!/bin/bash\necho out; echo err >&2\n[ -n "$HOLD" ] && sleep 600\nexit 3\n')
+    script.chmod(0o755)
+    for name, hold in (("run-1.sh", ""), ("run-2.sh", "y")):
+        (home / name).write_text(
+            f"export HOLD={hold}\ncd {where}\nVT_JOB_SHELL=/bin/bash VT_JOB_SCRIPT={where}/job.sh\n"
+        )
+    job = machine.start_job(f"{where}/run-1.sh")
+    assert job.stdout is not None and job.stderr is not None and job.stdin is not None
+    assert (job.stdout.read(), job.stderr.read(), job.wait(timeout=60)) == ("out\n", "err\n", 3)
+    job = machine.start_job(f"{where}/run-2.sh")
+    assert job.stdout is not None and job.stderr is not None and job.stdin is not None
+    try:
+        assert job.stdout.readline() == "out\n"
+        job.stdin.write("TERM\n")
+        job.stdin.flush()
+        assert job.wait(timeout=60) == 128 + 15
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def test_debian_boots_from_its_own_disk(setup_for: MakeSetup) -> None:
+    """SeaBIOS, SYSLINUX and the disk's own kernel lead to a login prompt; there is no seed and no harm in that."""
+    setup = setup_for("debian-12", own_disk=True, seed=False, mounts=(), vcpus=2, ram_mib=1024)
+    with Machine(setup) as machine:
+        machine.wait_for_console(r"localhost login:")
+        assert "Linux" in machine.console_text()
+
+
+def test_debian_image_holds_no_identity(setup_for: MakeSetup) -> None:
+    """No host keys, no machine id and no password of root's in the disk, read without booting it."""
+    setup = setup_for("debian-12", seed=False)
+    raw = setup.directory / "disk.raw"
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(setup.image.path("disk")), str(raw)], check=True
+    )
+
+    def debugfs(request: str) -> str:
+        command = ["debugfs", "-R", request, f"{raw}?offset={64 << 20}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "ssh_host" not in debugfs("ls -p /etc/ssh")
+    assert "sshd_config" in debugfs("ls -p /etc/ssh")
+    assert debugfs("cat /etc/machine-id") == ""
+    shadow = dict(line.split(":")[:2] for line in debugfs("cat /etc/shadow").splitlines())
+    assert shadow["root"] in ("*", "!", "!*")
+    assert "NoCloud" in debugfs("cat /etc/cloud/cloud.cfg.d/90-vtorque.cfg")
