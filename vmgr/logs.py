@@ -28,9 +28,10 @@ def set_up(config: Logging, *, job: Optional[str] = None) -> Optional[Path]:
     label = f"job {job}: " if job else ""
     try:
         if config.journal:
+            _JOURNAL.stat()  # newer Pythons find out at the first message only
             _add(logging.handlers.SysLogHandler(str(_JOURNAL)), f"vtorque[%(process)d]: {label}%(message)s")
     except OSError as err:
-        print(f"vtorque: cannot log to {_JOURNAL}: {err}", file=sys.stderr)
+        print(f"vtorque: cannot log to {_JOURNAL}: {err.strerror}", file=sys.stderr)
     if not config.file:
         return None
     try:

@@ -1,0 +1,220 @@
+"""The node's log, the jobs' logs and the journal: real files, real processes, and a stand-in for /dev/log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from nodesite import REPOSITORY
+
+from vmgr import logs
+from vmgr.config import Logging, Rotate
+from vmgr.logs import LOGGER, drop_oldest, rotate, set_up
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    for handler in list(LOGGER.handlers):
+        LOGGER.removeHandler(handler)
+        handler.close()
+    LOGGER.propagate = True
+    LOGGER.setLevel(logging.NOTSET)
+
+
+def config(
+    file: Optional[Path], *, level: str = "info", journal: bool = False, size: int = 1, keep: int = 2, jobs: int = 3
+) -> Logging:
+    return Logging(level, None if file is None else str(file), Rotate(size, keep, jobs), journal)
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"),
+    [("debug", "DIWE"), ("info", "IWE"), ("warning", "WE"), ("error", "E")],
+)
+def test_levels(level: str, kept: str, tmp_path: Path) -> None:
+    file = tmp_path / "made" / "node.log"
+    job_log = set_up(config(file, level=level), job="12.host")
+    for name in ("debug", "info", "warning", "error"):
+        getattr(LOGGER, name)("said %s", name)
+    assert job_log == tmp_path / "made" / "jobs" / "12.host.log"
+    lines = file.read_text().splitlines()
+    assert "".join(line.split()[2][0] for line in lines) == kept
+    assert all("job 12.host: said" in line for line in lines)
+    assert [line.split()[-1] for line in job_log.read_text().splitlines()] == [line.split()[-1] for line in lines]
+
+
+def test_without_a_job_or_a_file(tmp_path: Path) -> None:
+    assert set_up(config(tmp_path / "node.log")) is None and not (tmp_path / "jobs").exists()
+    assert set_up(config(None), job="12.host") is None
+    LOGGER.info("to nobody")
+
+
+def test_setting_up_again_does_not_say_things_twice(tmp_path: Path) -> None:
+    for _ in range(3):
+        set_up(config(tmp_path / "node.log"))
+    LOGGER.info("once")
+    assert (tmp_path / "node.log").read_text().count("once") == 1
+
+
+@pytest.mark.parametrize("kind", ["file in the way", "directory", "read-only"])
+def test_a_log_that_cannot_be_written_stops_nothing(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "log" / "node.log"
+    if kind == "file in the way":
+        (tmp_path / "log").write_text("")
+    elif kind == "directory":
+        file.mkdir(parents=True)
+    else:
+        if os.geteuid() == 0:
+            pytest.skip("root writes everywhere")
+        file.parent.mkdir(mode=0o500)
+    assert set_up(config(file), job="12.host") is None, "a job's log that is not there is not given out"
+    LOGGER.info("said")
+    err = capsys.readouterr().err
+    assert err.startswith("vtorque: cannot log: ") and err.count("\n") == 1
+
+
+def test_a_jobs_log_that_cannot_be_written_leaves_the_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "jobs").write_text("in the way")
+    assert set_up(config(tmp_path / "node.log"), job="12.host") is None
+    LOGGER.info("said")
+    assert "said" in (tmp_path / "node.log").read_text() and "cannot log" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_taken_away_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "log" / "node.log"
+    set_up(config(file))
+    LOGGER.info("first")
+    file.parent.rename(tmp_path / "away")
+    LOGGER.info("second")
+    LOGGER.info("third")
+    (tmp_path / "log").mkdir()
+    LOGGER.info("fourth")
+    assert "fourth" in file.read_text()
+
+
+def test_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    monkeypatch.chdir(tmp_path)
+    path = Path("log")  # a socket's path is short
+    stand_in.bind(str(path))
+    stand_in.settimeout(5)
+    monkeypatch.setattr(logs, "_JOURNAL", path)
+    set_up(config(tmp_path / "node.log", journal=True), job="12.host")
+    LOGGER.warning("a %s", "word")
+    assert stand_in.recv(1000).rstrip(b"\0") == b"<12>vtorque[%d]: job 12.host: a word" % os.getpid()
+    assert "a word" in (tmp_path / "node.log").read_text()
+    stand_in.close()
+    LOGGER.warning("to nobody")
+
+
+def test_without_a_journal_the_file_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "_JOURNAL", tmp_path / "absent")
+    assert set_up(config(tmp_path / "node.log", journal=True), job="12.host") is not None
+    LOGGER.info("said")
+    assert "said" in (tmp_path / "node.log").read_text()
+    assert f"cannot log to {tmp_path / 'absent'}" in capsys.readouterr().err
+
+
+# rotation
+
+
+def test_rotation_keeps_so_many(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    for n in range(5):
+        log.write_text(f"{n}" * 11)
+        rotate(log, size=10, keep=2)
+        assert not log.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".node.log.lock", "node.log.1", "node.log.2"]
+    assert ((tmp_path / "node.log.1").read_text()[0], (tmp_path / "node.log.2").read_text()[0]) == ("4", "3")
+
+
+def test_rotation_of_what_is_small_or_not_there(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    rotate(log, size=10, keep=2)
+    log.write_text("x" * 10)
+    rotate(log, size=10, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["node.log"]
+
+
+def test_rotation_that_keeps_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    log.write_text("x" * 11)
+    rotate(log, size=10, keep=0)
+    assert [p.name for p in tmp_path.iterdir()] == [".node.log.lock"]
+
+
+def test_a_writer_follows_the_rotation(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    set_up(config(log))
+    LOGGER.info("old")
+    rotate(log, size=1, keep=1)
+    LOGGER.info("new")
+    assert "old" in (tmp_path / "node.log.1").read_text() and "new" in log.read_text()
+
+
+def test_several_processes_rotate_at_once_and_lose_nothing(tmp_path: Path) -> None:
+    code = f"""\
+import sys; sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from vmgr.config import Logging, Rotate
+from vmgr.logs import LOGGER, rotate, set_up
+log = Path(sys.argv[1])
+set_up(Logging("info", str(log), Rotate(1, 1000, 3), False))
+for n in range(60):
+    LOGGER.info("line %s %d", sys.argv[2], n)
+    rotate(log, size=500, keep=1000)
+"""
+    log = tmp_path / "node.log"
+    writers = [
+        subprocess.Popen([sys.executable, "-I", "-c", code, str(log), str(n)], stderr=subprocess.PIPE) for n in range(4)
+    ]
+    errors = [writer.communicate()[1] for writer in writers]
+    assert errors == [b""] * 4
+    lines = [line.split("line ")[1] for file in tmp_path.glob("node.log*") for line in file.read_text().splitlines()]
+    assert sorted(lines) == sorted(f"{w} {n}" for w in range(4) for n in range(60))
+
+
+# the jobs' logs
+
+
+def test_so_many_jobs_logs_stay_each_with_its_console(tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    for n in range(6):
+        log = set_up(config(tmp_path / "node.log", jobs=3), job=f"{n}.host.example")
+        assert log is not None
+        LOGGER.info("x")
+        log.with_suffix(".console").write_text("boot")
+        for path in (log, log.with_suffix(".console")):
+            os.utime(path, (n, n))
+    assert sorted(p.name for p in jobs.iterdir()) == sorted(
+        f"{n}.host.example.{kind}" for n in (3, 4, 5) for kind in ("log", "console")
+    )
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, 0), (1, 0), (2, 1), (9, 4)])
+def test_room_for_one_more(keep: int, left: int, tmp_path: Path) -> None:
+    for n in range(4):
+        (tmp_path / f"{n}.log").touch()
+        os.utime(tmp_path / f"{n}.log", (n, n))
+    (tmp_path / "other").touch()
+    drop_oldest(tmp_path, keep=keep)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*(f"{n}.log" for n in range(4 - left, 4)), "other"]
+
+
+def test_a_log_that_goes_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "1.log").symlink_to("absent")  # as if it had gone between the listing and the look
+    (tmp_path / "2.log").touch()
+    drop_oldest(tmp_path, keep=2)
+    assert (tmp_path / "2.log").exists()

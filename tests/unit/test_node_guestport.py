@@ -1,0 +1,201 @@
+"""What comes out of a guest: events and console, from a guest that is the user's and may send anything."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import json
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nodesite import FUZZ
+
+from vmgr.node import console as console_module
+from vmgr.node.console import KEEP_BYTES, Console
+from vmgr.node.guestport import MAX_EVENTS, MAX_LINE_BYTES, MAX_OUTPUT_CHARS, Event, GuestPort, parse_event
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 5))
+
+
+def b64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({"v": 1, **fields}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "event"),
+    [
+        ({"event": "booted"}, Event("booted", 0, "")),
+        ({"event": "ready", "ssh": 22}, Event("ready", 0, "")),
+        ({"event": "prologue", "status": 3, "output": b64("no disc\n")}, Event("prologue", 3, "no disc\n")),
+        ({"event": "failed", "reason": b64("no home")}, Event("failed", 0, "no home")),
+        ({"event": "epilogue", "status": 0, "output": ""}, Event("epilogue", 0, "")),
+        ({"event": "epilogue", "status": True}, Event("epilogue", 255, "")),
+        ({"event": "epilogue", "status": -1}, Event("epilogue", 255, "")),
+        ({"event": "epilogue", "status": 256}, Event("epilogue", 255, "")),
+        ({"event": "epilogue", "status": "0"}, Event("epilogue", 255, "")),
+        ({"event": "epilogue", "status": 0.0}, Event("epilogue", 255, "")),
+        ({"event": "x" * 100}, Event("x" * 32, 0, "")),
+        ({"event": "prologue", "output": ["x"]}, Event("prologue", 0, "")),
+        ({"event": "prologue", "output": b64("a" * 9000 + "b")}, Event("prologue", 0, "a" * 4095 + "b")),
+    ],
+)
+def test_events(fields: dict[str, object], event: Event) -> None:
+    assert parse_event(line(**fields)) == event
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"", b"\n", b"{", b"[]", b"null", b"1", b"\xff\xfe", line(event=1), line(event=None), line(),
+        line(v=2, event="ready"),
+        line(v="1", event="ready"), line(event="prologue", output="%"), line(event="prologue", output="é"),
+        b"[" * 5000, b'{"v":1,"event":"ready","status":' + b"1" * 5000 + b"}", b'{"v":NaN,"event":"ready"}',
+    ],
+)  # fmt: skip
+def test_noise_is_no_event(noise: bytes) -> None:
+    assert parse_event(noise) is None
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+_EVENTS = st.fixed_dictionaries(
+    {}, optional={key: _JSON | st.just(1) for key in ("v", "event", "status", "output", "reason", "ssh")}
+)
+
+
+@FUZZ
+@given(st.binary(max_size=300) | (_JSON | _EVENTS).map(lambda value: json.dumps(value).encode()))
+@example(b'{"v":1,"event":"failed","reason":"\\ud800"}')
+def test_anything_is_an_event_within_bounds_or_none(data: bytes) -> None:
+    event = parse_event(data)
+    if event is not None:
+        assert len(event.name) <= 32 and 0 <= event.status <= 255 and len(event.text) <= MAX_OUTPUT_CHARS
+
+
+async def collect(data: bytes, *, eof: bool = True) -> list[str]:
+    """The names of the events that a real port gives when a guest sends `data`."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    port = await GuestPort.open(ours)
+
+    async def guest() -> None:
+        try:
+            await asyncio.get_running_loop().sock_sendall(theirs, data)
+        except OSError:
+            pass
+        if eof:
+            theirs.close()
+
+    sending = asyncio.ensure_future(guest())
+    names = [event.name async for event in port.events()]
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    port.close()
+    theirs.close()
+    return names
+
+
+def test_events_up_to_the_end_of_the_guest() -> None:
+    data = line(event="booted") + b"noise\n" + line(event="ready") + b'{"v":1,"event":"cut'
+    assert run(collect(data)) == ["booted", "ready"]
+
+
+def test_a_flood_ends_after_what_a_guest_may_have_to_say() -> None:
+    assert len(run(collect(line(event="booted") * (3 * MAX_EVENTS), eof=False))) == MAX_EVENTS
+    assert run(collect(b"\n" * (3 * MAX_EVENTS) + line(event="ready"), eof=False)) == []
+
+
+def test_a_line_that_is_too_long_ends_the_conversation() -> None:
+    data = line(event="booted") + b"x" * (4 * MAX_LINE_BYTES) + b"\n" + line(event="ready")
+    assert run(collect(data, eof=False)) == ["booted"]
+
+
+def test_what_the_node_says_and_a_dead_guest() -> None:
+    async def talk() -> bytes:
+        ours, theirs = socket.socketpair()
+        port = await GuestPort.open(ours)
+        port.send("shutdown")
+        await asyncio.sleep(0)
+        said = theirs.recv(100)
+        theirs.close()
+        for _ in range(10):
+            port.send("identify")
+            await asyncio.sleep(0)
+        port.close()
+        return said
+
+    assert run(talk()) == b'{"v": 1, "op": "shutdown"}\n'
+
+
+# console
+
+
+def drained(data: bytes, *, log_bytes: int = 1 << 20) -> tuple[Console, bytes]:
+    logged = bytearray()
+
+    async def work() -> Console:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        console = Console(ours, logged.extend, log_bytes=log_bytes)
+        draining = asyncio.ensure_future(console.drain())
+        await asyncio.get_running_loop().sock_sendall(theirs, data)
+        theirs.close()
+        await draining
+        ours.close()
+        return console
+
+    return run(work()), bytes(logged)
+
+
+def test_a_console_is_logged_and_its_last_lines_are_known() -> None:
+    console, logged = drained(b"one\r\ntwo\r\n\r\n  \r\nthree")
+    assert logged == b"one\r\ntwo\r\n\r\n  \r\nthree"
+    assert console.last_lines(2) == ["two", "three"] and console.last_lines(9) == ["one", "two", "three"]
+
+
+def test_a_flood_is_bounded_in_log_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_module, "PAUSE_SECONDS", 0)
+    data = b"".join(b"%07d\n" % n for n in range(200_000))
+    console, logged = drained(data, log_bytes=100_000)
+    assert logged == data[:100_000]
+    assert console.last_lines(1) == ["0199999"] and len(console.last_lines(10**6)) <= KEEP_BYTES // 8 + 1
+
+
+def test_last_lines_cannot_move_a_terminals_cursor() -> None:
+    text = "\x1b[2J\x1b]0;owned\x07 panic \x00\x7f\x9b\u202e\u2028done\n".encode() + b"\xff\xfe tail" + b"x" * 999
+    lines = drained(text)[0].last_lines(5)
+    assert all(line.isprintable() and len(line) <= 200 for line in lines)
+    assert "panic" in lines[0] and "tail" in lines[1]
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_guest() -> None:
+    def full(data: bytes) -> object:
+        raise OSError(errno.ENOSPC, "no space")
+
+    async def work() -> Console:
+        ours, theirs = socket.socketpair()
+        console = Console(ours, full, log_bytes=1 << 20)
+        draining = asyncio.ensure_future(console.drain())
+        theirs.sendall(b"one\n")
+        await asyncio.sleep(0.05)
+        theirs.sendall(b"two\n")
+        theirs.close()
+        await draining
+        ours.close()
+        return console
+
+    assert run(work()).last_lines(2) == ["one", "two"]

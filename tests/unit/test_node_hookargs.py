@@ -1,0 +1,163 @@
+"""What a hook makes of TORQUE's arguments: real ones, and whatever a user can put into them."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ
+
+from vmgr.jobspec import SpecPath
+from vmgr.node.hookargs import guest_job, parse_epilogue, parse_prologue, place_name
+
+SHA = "0123456789abcdef" * 4
+DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
+WRAPPER = f"{DIRECTORY.directory}/prologue"
+RESOURCES = f"nodes=2:ppn=1,mem=64mb,walltime=00:05:00,prologue={WRAPPER},other=vtorque:abc,neednodes=2:ppn=1"
+PROLOGUE = [
+    "63.head.cluster", "carol", "chem", "job.sh", RESOURCES, "batch", "",
+    "/var/spool/torque/mom_priv/jobs/63.head.cluster.SC",
+]  # fmt: skip
+EPILOGUE = [
+    "63.head.cluster", "carol", "chem", "job.sh", "4242", RESOURCES, "cput=00:00:00,mem=0kb,vmem=0kb,walltime=00:00:01",
+    "batch", "", "0", "/var/spool/torque/mom_priv/jobs/63.head.cluster.SC",
+]  # fmt: skip
+
+
+def test_a_real_prologue() -> None:
+    call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "1"})
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 1, PROLOGUE[7])
+
+
+def test_a_real_epilogue() -> None:
+    call = parse_epilogue(EPILOGUE, {})
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 0, EPILOGUE[10])
+
+
+def test_a_sister_and_an_interactive_job_have_no_script() -> None:
+    assert parse_prologue(PROLOGUE[:7], {}).script == ""
+    assert parse_prologue([*PROLOGUE[:7], "relative.SC"], {}).script == ""
+
+
+@pytest.mark.parametrize("job_id", ["63-1.head", "63[].head", "63[7].head", "1.a", "12345678901234567890.head-1.x"])
+def test_job_ids_of_torque(job_id: str) -> None:
+    assert parse_prologue([job_id, *PROLOGUE[1:]], {}).job_id == job_id
+
+
+@pytest.mark.parametrize(
+    "job_id",
+    [
+        "", "63", ".head", "63.", "63.head/../../etc", "../63.head", "63..head", "63.he..ad", "63.head\n", "63.head\0",
+        "63.head x", "-1.head", "63[.head", "63[1.head", "\uff16\uff13.head", "63.head\udcff", "6" * 10_000 + ".head",
+        "63." + "h" * 10_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_job_id(job_id: str) -> None:
+    for parse, argv in ((parse_prologue, PROLOGUE), (parse_epilogue, EPILOGUE)):
+        with pytest.raises(ValueError, match="no job id") as caught:
+            parse([job_id, *argv[1:]], {})
+        assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("user", ["", "-carol", "carol\n", "../carol", "a/b", "c" * 100, "carol;id", "caròl", "$"])
+def test_what_is_no_user(user: str) -> None:
+    with pytest.raises(ValueError, match="no user name"):
+        parse_prologue([PROLOGUE[0], user, *PROLOGUE[2:]], {})
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_too_few_arguments(count: int) -> None:
+    with pytest.raises(ValueError, match="8 arguments"):
+        parse_prologue(PROLOGUE[:count], {})
+    with pytest.raises(ValueError, match="11 arguments"):
+        parse_epilogue(EPILOGUE[:count], {})
+
+
+@pytest.mark.parametrize("index", ["", "-1", "1x", "9" * 12, "0x1"])
+def test_a_strange_node_index_is_the_first(index: str) -> None:
+    assert parse_prologue(PROLOGUE, {"PBS_NODENUM": index}).node_index == 0
+
+
+@pytest.mark.parametrize(
+    ("resources", "found"),
+    [
+        (f"prologue={WRAPPER}", DIRECTORY),
+        (f"nodes=1,prologue={WRAPPER}", DIRECTORY),
+        (f"prologue={WRAPPER},prologue=/home/other/prologue", DIRECTORY),
+        (f"prologue=/home/other/prologue,prologue={WRAPPER}", None),
+        (f"other=prologue={WRAPPER}", None),
+        (f"xprologue={WRAPPER}", None),
+        (f"prologue={WRAPPER}x", None),
+        (f"prologue={WRAPPER}/", None),
+        (f"prologue={DIRECTORY.directory}", None),
+        (f"prologue={DIRECTORY.directory}/epilogue", None),
+        (f"prologue={DIRECTORY.directory}//prologue", None),
+        (f"prologue=/home/carol/../root/.vtorque/abcd1234/{SHA}/prologue", None),
+        (f"prologue=/home/./carol/.vtorque/abcd1234/{SHA}/prologue", None),
+        (f"prologue=home/carol/.vtorque/abcd1234/{SHA}/prologue", None),
+        (f"prologue=/.vtorque/abcd1234/{SHA}/prologue", None),
+        (f"prologue=/home/carol/.vtorque/../{SHA}/prologue", None),
+        (f"prologue=/home/carol/.vtorque/abcd1234/{SHA[:-1]}/prologue", None),
+        (f"prologue=/home/carol/.vtorque/abcd1234/{SHA.upper()}/prologue", None),
+        (f"prologue=/home/ca rol/.vtorque/abcd1234/{SHA}/prologue", None),
+        (f"prologue=/home/ca\nrol/.vtorque/abcd1234/{SHA}/prologue", None),
+        ("prologue", None),
+        ("prologue=", None),
+        ("", None),
+        (",,,", None),
+        (f"prologue=/{'a' * 2000}/.vtorque/abcd1234/{SHA}/prologue", None),
+    ],
+)
+def test_which_jobs_have_guests(resources: str, found: Optional[SpecPath]) -> None:
+    assert guest_job(resources) == found
+
+
+def test_items_dropped_behind_the_first_one_cost_nothing() -> None:
+    full = [f"prologue={WRAPPER}", *(f"other{n}={'x' * 200}" for n in range(20))]
+    for kept in range(1, len(full)):
+        assert guest_job(",".join(full[:kept])) == DIRECTORY
+
+
+_PIECES = st.lists(
+    st.sampled_from(
+        ["prologue=", "/", "..", ".", "home", ".vtorque", "abcd1234", SHA, "prologue", ",", "=", "\n", "\0", " ", "é"]
+    )
+    | st.text(max_size=4),
+    max_size=14,
+).map("".join)
+
+
+@FUZZ
+@given(st.lists(_PIECES | st.text(max_size=40), max_size=12), st.dictionaries(st.just("PBS_NODENUM"), st.text()))
+def test_arbitrary_arguments_end_in_a_call_or_a_value_error(argv: list[str], environ: dict[str, str]) -> None:
+    for parse in (parse_prologue, parse_epilogue):
+        try:
+            call = parse(argv, environ)
+        except ValueError:
+            continue
+        assert "/" not in call.job_id and ".." not in call.job_id
+        assert call.node_index >= 0
+
+
+@FUZZ
+@given(_PIECES)
+def test_a_directory_found_has_the_form_of_one(resources: str) -> None:
+    found = guest_job(resources)
+    if found is not None:
+        assert found.home.startswith("/") and not {"..", "."} & set(found.home.split("/"))
+        assert len(found.sha256) == 64 and found.ruid.isalnum()
+        assert f"prologue={found.directory}/prologue" in resources.split(",")
+
+
+@FUZZ
+@given(st.lists(st.from_regex(r"[0-9]{1,20}\.[A-Za-z0-9][A-Za-z0-9-]{0,200}", fullmatch=True), unique=True, min_size=2))
+def test_place_names_are_short_and_tell_jobs_apart(job_ids: list[str]) -> None:
+    names = {place_name(job_id) for job_id in job_ids}
+    assert len(names) == len(job_ids)
+    assert all(len(name) <= 40 and "/" not in name for name in names)
+
+
+def test_a_place_name_is_the_job_id_where_that_is_short() -> None:
+    assert place_name("63.head.cluster") == "63.head.cluster"

@@ -1,0 +1,135 @@
+"""QEMU's command line, word by word, and the one thing that is read from its monitor's text."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ
+
+from vmgr.config import Mount
+from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
+
+MOUNTS = (
+    Mount("home", "9p", "/home/a,b", "/home/a,b", False),
+    Mount("opt-hpc", "9p", "/opt", "/opt-hpc", True),
+)
+PLAN = GuestPlan(
+    name="12.host-vn1-1", vcpus=2, ram_mib=512, accelerator="kvm", kernel=Path("/pool/a,b/vmlinuz"),
+    initrd=Path("/pool/a,b/initrd"), cmdline="root=LABEL=root ro console=ttyS0,115200", disk_format="qcow2",
+    mounts=MOUNTS,
+)  # fmt: skip
+
+START = shlex.split("""\
+/usr/bin/qemu -name guest=12.host-vn1-1,debug-threads=on -nodefaults -no-user-config -display none
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine q35,usb=off,vmport=off,dump-guest-core=off -accel kvm -cpu host
+-smp cpus=2,sockets=1,cores=2,threads=1 -m size=512M -no-reboot -S
+-chardev socket,id=qmp,fd=11 -mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=13 -serial chardev:console
+-device virtio-serial-pci,id=ports -chardev socket,id=port,fd=12
+-device virtserialport,bus=ports.0,chardev=port,name=org.vtorque.0
+-object rng-random,id=entropy,filename=/dev/urandom -device virtio-rng-pci,rng=entropy
+-kernel /pool/a,b/vmlinuz -initrd /pool/a,b/initrd -append
+""")
+SEED = shlex.split("""\
+-blockdev driver=file,node-name=seed-file,filename=/dev/fdset/1,read-only=on
+-blockdev driver=raw,node-name=seed,file=seed-file,read-only=on
+-device virtio-blk-pci,drive=seed,serial=vtorque-seed
+-netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22 -device virtio-net-pci,netdev=net0,romfile=
+""")
+DISK = shlex.split("""\
+-add-fd set=2,fd=15 -add-fd set=3,fd=16
+-blockdev driver=file,node-name=backing-file,filename=/dev/fdset/3,read-only=on
+-blockdev driver=qcow2,node-name=backing,file=backing-file,read-only=on
+-blockdev driver=file,node-name=overlay-file,filename=/dev/fdset/2
+-blockdev driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap
+-device virtio-blk-pci,drive=overlay,serial=vtorque-root
+""")
+SHARES = shlex.split("""\
+-fsdev local,id=share0,path=/home/a,,b,security_model=none,multidevs=remap
+-device virtio-9p-pci,fsdev=share0,mount_tag=home
+-fsdev local,id=share1,path=/opt,security_model=none,multidevs=remap,readonly=on
+-device virtio-9p-pci,fsdev=share1,mount_tag=opt-hpc
+""")
+ADD_SEED = ["-add-fd", "set=1,fd=14"]
+
+
+def test_a_guest_with_a_disk() -> None:
+    built = command_line("/usr/bin/qemu", PLAN, Descriptors(11, 12, 13, 14, 15, 16))
+    assert built == [*START, PLAN.cmdline, *ADD_SEED, *DISK, *SEED, *SHARES]
+
+
+def test_a_guest_that_lives_in_its_initrd_by_emulation_and_without_shares() -> None:
+    built = command_line(
+        "/usr/bin/qemu", PLAN._replace(accelerator="tcg", mounts=()), Descriptors(11, 12, 13, 14, None, None)
+    )
+    emulated = " ".join(START).replace("-accel kvm -cpu host", "-accel tcg,thread=multi -cpu max,la57=off").split()
+    assert built == [*emulated, PLAN.cmdline, *ADD_SEED, *SEED]
+
+
+@FUZZ
+@given(st.from_regex(r"(?:/[^/,\s\x00-\x1f\x7f]+){1,4}", fullmatch=True) | st.text(alphabet=",=/a", min_size=1))
+def test_a_path_never_becomes_an_option(source: str) -> None:
+    plan = PLAN._replace(mounts=(Mount("home", "9p", source, source, True),))
+    (share,) = (
+        word for word in command_line("q", plan, Descriptors(1, 2, 3, 4, None, None)) if word.startswith("local,")
+    )
+    # QEMU's own rule: a comma ends a value unless it is doubled
+    options = share.replace(",,", "\0").split(",")
+    assert [option.partition("=")[0] for option in options] == [
+        "local",
+        "id",
+        "path",
+        "security_model",
+        "multidevs",
+        "readonly",
+    ]
+    assert options[2].replace("\0", ",") == f"path={source}"
+
+
+USERNET = """\
+Hub -1 (net0):
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
+  TCP[HOST_FORWARD]  19       127.0.0.1 38087       10.0.2.15    22     0     0
+  UDP[236 sec]       23       10.0.2.15 47811        10.0.2.3    53     0     0
+"""
+
+
+def test_the_forwarded_port_of_real_text() -> None:
+    assert forwarded_port(USERNET) == 38087
+    assert forwarded_port(USERNET.replace("\n", "\r\n")) == 38087
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "port"),
+    [
+        ("38087", "22", None), ("38087", "1023", None), ("38087", "1024", 1024), ("38087", "65536", None),
+        ("38087", "-38087", None), ("38087", "²", None), ("38087", "0x80", None), ("38087", "9" * 5000, None),
+        ("127.0.0.1", "0.0.0.0", None), ("HOST_FORWARD", "ESTABLISHED", None), ("   22 ", "   23 ", None),
+        (" 38087 ", " ", None), ("TCP", "\x1b[31mTCP", None),
+    ],
+)  # fmt: skip
+def test_other_text_has_no_port_or_a_legal_one(was: str, becomes: str, port: Optional[int]) -> None:
+    assert was in USERNET
+    assert forwarded_port(USERNET.replace(was, becomes)) == port
+
+
+_WORDS = (
+    st.sampled_from(["TCP[HOST_FORWARD]", "127.0.0.1", "22", "38087", "\n", "²", "٣", "10.0.2.15", "0"]) | st.text()
+)
+
+
+@FUZZ
+@given(st.text() | st.lists(_WORDS).map(" ".join) | _WORDS.map(lambda word: USERNET.replace("38087", word)))
+def test_hostile_text_gives_an_unprivileged_port_or_none(text: str) -> None:
+    port = forwarded_port(text)
+    assert port is None or 1024 <= port <= 65535
+
+
+def test_much_text_costs_little() -> None:
+    assert forwarded_port("x\n" * 200 + USERNET) is None

@@ -1,0 +1,448 @@
+"""The record of an attempt, its undoing, tombstones and the janitor, on real folders, locks and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ, REPOSITORY, Node, in_session, make_node, note_process, short_folder, sleeper
+
+from vmgr.node import process, record
+from vmgr.node.hook import end_job
+from vmgr.node.reap import reap
+from vmgr.node.undo import undo
+
+FACTS = {"job_id": "12.host", "user": "carol", "directory": ["/home/carol", "abcd1234", "0" * 64], "node_index": 0}
+LONG_AGO = 100
+IN_FUTURE = 10**15
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with short_folder() as base:
+        yield make_node(base)
+
+
+def made(node: Node, place: record.Place) -> tuple[int, list[Path]]:
+    """An attempt with an overlay, held; gives its lock and what it made."""
+    lock, listener = record.create(place, FACTS)
+    listener.close()
+    overlay = node.config.images.overlays / f"{place.folder.parent.name}.{place.attempt}.g.qcow2"
+    record.make_folder(overlay.parent, 0o700)
+    record.append(place, {"do": "cpus", "cpus": [0]})
+    record.append(place, {"do": "overlay", "path": str(overlay), "reserved": 1 << 20})
+    overlay.touch()
+    return lock, [place.folder, place.socket, overlay]
+
+
+def wipe(node: Node) -> None:
+    for root in (*node.config.paths, node.config.images.overlays):
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def test_an_attempt_is_made_held_and_undone(node: Node) -> None:
+    place = node.place()
+    lock, things = made(node, place)
+    assert all(thing.exists() for thing in things)
+    assert (place.folder.stat().st_mode & 0o777, (place.folder / "record").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert place.socket.stat().st_mode & 0o777 == 0o666
+    assert record.is_held(place) and record.begun(place)["user"] == "carol"
+    assert record.places(node.config.paths) == [place] == record.places(node.config.paths, "12.host")
+    assert record.newest_socket(node.config.paths, "12.host") == place.socket
+    os.close(lock)
+    assert not record.is_held(place)
+    assert undo(place) == []
+    assert node.left() == []
+    assert undo(place) == [], "a second time does nothing"
+
+
+def test_asking_whether_one_is_held_holds_nothing(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    os.close(lock)
+    asking = os.open(place.folder / "lock", os.O_RDWR)
+    import fcntl
+
+    fcntl.flock(asking, fcntl.LOCK_SH)  # another process that asks at the same moment
+    assert not record.is_held(place)
+    os.close(asking)
+
+
+def test_the_lock_ends_with_its_last_holder(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    os.set_inheritable(lock, True)
+    child = subprocess.Popen(["/bin/sleep", "60"], close_fds=False)
+    os.close(lock)
+    assert record.is_held(place)
+    child.kill()
+    child.wait()
+    assert not record.is_held(place)
+
+
+def test_the_same_attempt_is_made_once(node: Node) -> None:
+    lock, _ = made(node, node.place())
+    with pytest.raises(OSError):
+        record.create(node.place(), FACTS)
+    assert record.begun(node.place())["user"] == "carol"
+    os.close(lock)
+
+
+def test_a_place_is_made_while_an_older_one_is_undone(node: Node) -> None:
+    """The undoing takes the job's folders away again and again while new attempts are made in them."""
+    stop = threading.Event()
+    folders = [node.place().folder.parent, node.place().socket.parent]
+
+    def take_away() -> None:
+        while not stop.is_set():
+            for folder in folders:
+                try:
+                    folder.rmdir()
+                except OSError:
+                    pass
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    try:
+        for start in range(40):
+            place = node.place(start=start)
+            lock, listener = record.create(place, FACTS)
+            listener.close()
+            os.close(lock)
+            assert undo(place) == []
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_the_agent_goes_first_then_the_rest_backwards(node: Node) -> None:
+    place = node.place()
+    lock, things = made(node, place)
+    agent, guest = sleeper(), sleeper()
+    note_process(place, guest.pid, "qemu")
+    note_process(place, agent.pid, "agent")
+    os.close(lock)
+    assert undo(place) == []
+    assert (agent.wait(), guest.wait()) == (-9, -9)
+    assert not any(thing.exists() for thing in things)
+
+
+def test_a_process_that_has_another_identity_is_spared(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    child = sleeper()
+    record.append(place, {"do": "process", "role": "qemu", "boot": process.boot_id(), "pid": child.pid, "start": 1})
+    record.append(place, {"do": "process", "role": "qemu", "boot": "x", "pid": child.pid, "start": 1})
+    os.close(lock)
+    assert undo(place) == []
+    assert child.poll() is None
+    child.kill()
+    child.wait()
+
+
+def test_the_caller_is_spared(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    note_process(place, os.getpid(), "agent")
+    assert undo(place) == [] and node.left() == []
+    os.close(lock)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"do": "overlay"},
+        {"do": "process", "role": "qemu", "boot": "b", "pid": "x", "start": 1},
+        {"do": "process", "role": "qemu", "boot": "b", "pid": None, "start": 1},
+        {"do": "process", "role": "agent", "boot": "b", "pid": 10**30, "start": 1},
+        {"do": "socket", "path": "a\0b"},
+        {"role": "qemu"},
+    ],
+)
+def test_a_failing_inverse_is_reported_and_stops_no_other(node: Node, step: dict[str, object]) -> None:
+    place = node.place()
+    lock, (folder, socket, overlay) = made(node, place)
+    record.append(place, step)
+    os.close(lock)
+    (failure,) = undo(place)
+    assert failure.startswith(str(step.get("do")))
+    assert folder.exists() and not socket.exists() and not overlay.exists()
+    assert len(undo(place)) == 1, "the record stays until all is undone"
+
+
+def test_an_overlay_that_cannot_be_removed_stays_recorded(node: Node) -> None:
+    place = node.place()
+    lock, (folder, _, overlay) = made(node, place)
+    overlay.unlink()
+    (overlay / "in-the-way").mkdir(parents=True)
+    os.close(lock)
+    assert len(undo(place)) == 1 and folder.exists()
+    shutil.rmtree(overlay)
+    assert undo(place) == [] and node.left() == []
+
+
+def test_two_undo_at_once(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    child = sleeper()
+    note_process(place, child.pid, "qemu")
+    os.close(lock)
+    said: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: said.append(undo(place))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == [[]] * 4 and node.left() == [] and child.wait() == -9
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_record_cut_anywhere_is_undone_as_far_as_it_says(node: Node, data: st.DataObject) -> None:
+    wipe(node)
+    place = node.place()
+    lock, _ = made(node, place)
+    os.close(lock)
+    overlays = [node.config.images.overlays / f"{n}.qcow2" for n in range(3)]
+    ends = []
+    for overlay in overlays:
+        record.append(place, {"do": "overlay", "path": str(overlay), "reserved": 1})
+        ends.append(place.record.stat().st_size)
+        overlay.touch()
+    cut = data.draw(st.integers(0, ends[-1]))
+    os.truncate(place.record, cut)
+    assert undo(place) == []
+    # a line is whole without its newline
+    assert [overlay.exists() for overlay in overlays] == [cut < end - 1 for end in ends]
+    assert not place.folder.exists()
+
+
+@FUZZ
+@given(
+    noise=st.binary(max_size=200)
+    | st.lists(st.none() | st.integers() | st.text()).map(lambda v: json.dumps(v).encode())
+)
+def test_noise_in_a_record_is_passed_over(node: Node, noise: bytes) -> None:
+    wipe(node)
+    place = node.place()
+    lock, (_, _, overlay) = made(node, place)
+    os.close(lock)
+    with place.record.open("ab") as stream:
+        stream.write(noise + b"\n")
+    assert record.begun(place)["user"] == "carol"
+    assert undo(place) == [] and not overlay.exists()
+
+
+def test_a_step_that_the_disk_has_no_room_for_is_an_error(node: Node) -> None:
+    import resource
+
+    place = node.place()
+    lock, _ = made(node, place)
+    size = place.record.stat().st_size
+    code = """\
+import resource, signal
+from pathlib import Path
+from vmgr.node import record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+place = record.Place(Path(sys.argv[1]), Path(sys.argv[2]))
+try:
+    record.append(place, {"do": "overlay", "path": "/nowhere/x"})
+except OSError as err:
+    print(type(err).__name__)
+"""
+    assert in_session(code, str(place.folder), str(place.socket), str(size + 10)) == "OSError\n"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != size + 10
+    os.close(lock)
+    assert undo(place) == []
+
+
+# tombstones: who is ended by an epilogue
+
+
+def hooks(node: Node, code: str, *arguments: str) -> str:
+    """Run `code` as a hook of job 12.host on the node."""
+    return in_session(
+        f"""\
+from pathlib import Path
+from vmgr.config import load_config
+from vmgr.node import record
+from vmgr.node.hook import end_job
+from vmgr.paths import Installation
+config = load_config(Installation(Path({str(node.install.root)!r})))
+{code}""",
+        *arguments,
+    )
+
+
+def test_an_attempt_that_started_before_the_epilogue_is_buried_a_requeued_one_is_not(node: Node) -> None:
+    before = record.Place(
+        Path(hooks(node, "print(record.new_place(config.paths, '12.host').folder)").strip()), Path("s")
+    )
+    time.sleep(0.03)  # the clock of process starts has ticks of 10 ms
+    hooks(node, "record.bury(config.paths, '12.host')")
+    time.sleep(0.03)
+    after = record.Place(
+        Path(hooks(node, "print(record.new_place(config.paths, '12.host').folder)").strip()), Path("s")
+    )
+    assert before.attempt < after.attempt
+    assert record.is_buried(node.config.paths, "12.host", before)
+    assert not record.is_buried(node.config.paths, "12.host", after)
+    assert not record.is_buried(node.config.paths, "13.host", before)
+    record.exhume(node.config.paths, "12.host")
+    assert not record.is_buried(node.config.paths, "12.host", before)
+    record.exhume(node.config.paths, "12.host")
+
+
+@pytest.mark.parametrize("text", ["", "x", "1 2", "\xff", "1" * 5000])
+def test_a_tombstone_that_cannot_be_read_buries_nobody(node: Node, text: str) -> None:
+    record.bury(node.config.paths, "12.host")
+    (node.config.paths.run / "tombstones" / "12.host").write_text(text)
+    assert not record.is_buried(node.config.paths, "12.host", node.place(start=IN_FUTURE))
+
+
+def test_an_epilogue_ends_what_lives_and_leaves_no_tombstone(node: Node) -> None:
+    place = node.place(start=LONG_AGO)
+    lock, _ = made(node, place)
+    agent = sleeper()
+    note_process(place, agent.pid, "agent")
+    os.close(lock)
+    hooks(node, "end_job(config, '12.host')")
+    assert agent.wait() == -9
+    assert node.left() == []
+    assert list((node.config.paths.run / "tombstones").iterdir()) == []
+
+
+def test_an_epilogue_before_the_agents_first_line_leaves_the_tombstone_for_it(node: Node) -> None:
+    place = node.place(start=LONG_AGO)
+    lock, _ = made(node, place)  # held: the agent is about to start
+    hooks(node, "end_job(config, '12.host')")
+    assert place.folder.exists() and record.is_buried(node.config.paths, "12.host", place)
+    os.close(lock)
+
+
+def test_an_epilogue_before_the_prologue_made_anything_leaves_the_tombstone(node: Node) -> None:
+    hooks(node, "end_job(config, '12.host')")
+    assert record.is_buried(node.config.paths, "12.host", node.place(start=LONG_AGO))
+
+
+def test_an_epilogue_spares_the_requeued_attempt_and_other_jobs(node: Node) -> None:
+    old, new, other = node.place(start=LONG_AGO), node.place(start=IN_FUTURE), node.place("13.host", start=LONG_AGO)
+    locks = [made(node, place)[0] for place in (old, new, other)]
+    os.close(locks[0])
+    hooks(node, "end_job(config, '12.host')")
+    assert [place.folder.exists() for place in (old, new, other)] == [False, True, True]
+    assert record.newest_socket(node.config.paths, "12.host") == new.socket
+    for lock in locks[1:]:
+        os.close(lock)
+
+
+def test_an_epilogue_that_cannot_undo_says_so_and_keeps_the_tombstone(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = node.place(start=LONG_AGO)
+    lock, _ = made(node, place)
+    record.append(place, {"do": "overlay"})
+    os.close(lock)
+    end_job(node.config, "12.host")
+    assert "vtorque: epilogue: overlay:" in capsys.readouterr().err
+    assert record.is_buried(node.config.paths, "12.host", place) and place.folder.exists()
+
+
+# the janitor
+
+
+def test_the_janitor_takes_what_no_live_attempt_owns(node: Node) -> None:
+    live, dead = node.place("12.host"), node.place("13.host")
+    kept, kept_things = made(node, live)
+    lock, dead_things = made(node, dead)
+    os.close(lock)
+    overlays, run, spool = node.config.images.overlays, node.config.paths.run, node.config.paths.spool
+    stray = [overlays / "stray.qcow2", run / "jobs" / "14.host" / "1.sock", run / "tombstones" / "old"]
+    half, young = spool / "jobs" / "15.host" / ".1", spool / "jobs" / "16.host" / ".1"
+    fresh = run / "tombstones" / "new"
+    for path in (*stray, fresh):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (half, young):
+        path.mkdir(parents=True)
+    os.utime(stray[2], (0, 0))
+    os.utime(half, (0, 0))
+    goes = [*dead_things, *stray, half]
+    stays = [*kept_things, fresh, young]
+
+    said = reap(node.config, dry_run=True)
+    assert all(path.exists() for path in (*goes, *stays)), "a dry run removes nothing"
+    # a dry run still sees the record that names the dead attempt's overlay
+    assert sorted(said) == sorted([f"attempt 13.host {dead.attempt}", *map(str, [*stray, half])])
+    assert sorted(reap(node.config)) == sorted(said)
+    assert not any(path.exists() for path in goes)
+    assert all(path.exists() for path in stays)
+    assert not half.parent.exists() and not stray[1].parent.exists(), "nor an empty folder of the job"
+    assert reap(node.config) == []
+    os.close(kept)
+
+
+def test_the_janitor_ends_the_guest_of_a_dead_agent(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    guest = sleeper()
+    note_process(place, guest.pid, "qemu")
+    os.close(lock)
+    assert reap(node.config) == [f"attempt 12.host {place.attempt}"]
+    assert guest.wait() == -9 and node.left() == []
+
+
+def test_the_janitor_reports_what_it_cannot_undo(node: Node) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    record.append(place, {"do": "overlay"})
+    os.close(lock)
+    attempt, failure = reap(node.config)
+    assert attempt.startswith("attempt 12.host") and failure.startswith("left: overlay")
+
+
+def test_the_janitor_of_a_node_that_never_ran_a_job(node: Node) -> None:
+    assert reap(node.config) == [] == reap(node.config, dry_run=True)
+
+
+def test_janitors_and_new_attempts_do_not_disturb_each_other(node: Node) -> None:
+    """Three janitors in processes of their own while attempts come and go: none fails, no live attempt is touched."""
+    code = f"""\
+import sys; sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from vmgr.config import load_config
+from vmgr.node.reap import reap
+from vmgr.paths import Installation
+config = load_config(Installation(Path({str(node.install.root)!r})))
+while not Path(sys.argv[1]).exists():
+    reap(config)
+"""
+    stop = node.base / "stop"
+    janitors = [
+        subprocess.Popen([sys.executable, "-I", "-c", code, str(stop)], stderr=subprocess.PIPE) for _ in range(3)
+    ]
+    try:
+        deadline = time.monotonic() + 0.8
+        start = 0
+        while time.monotonic() < deadline:
+            start += 1
+            place = node.place(start=start)
+            lock, things = made(node, place)
+            assert all(thing.exists() for thing in things)
+            os.close(lock)
+            assert undo(place) == []
+    finally:
+        stop.touch()
+        errors = [janitor.communicate()[1] for janitor in janitors]
+    assert errors == [b""] * 3

@@ -1,0 +1,277 @@
+"""Where an attempt stands, and its control socket: a real one, with real and hostile callers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ, short_folder
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.client import AgentLink, failure
+from vmgr.node.control import MAX_CLIENTS, MAX_REQUEST_BYTES, Control
+from vmgr.node.state import Progress
+
+FACTS = {"job_id": "12.host", "attempt": "1", "node": "n1", "guest": "vn1-1"}
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_states_stages_and_what_is_told() -> None:
+    async def work() -> None:
+        progress = Progress(0, FACTS)
+        assert (progress.state, progress.public()["stages"], progress.public()["code"]) == ("starting", [], None)
+        progress.stage("agent")
+        progress.stage("spec", "staging")
+        progress.private["ssh"] = {"port": 2222}
+        assert progress.state == "staging" and [s["name"] for s in progress.stages] == ["agent", "spec"]
+        assert "ssh" not in progress.public() and progress.full()["ssh"] == {"port": 2222}
+        assert progress.public()["job_id"] == "12.host"
+
+    run(work())
+
+
+def test_the_first_failure_counts() -> None:
+    async def work() -> None:
+        progress = Progress(0, FACTS)
+        progress.fail(VTorqueError("no room", code=Code.STAGE, hint="see it"), "said\n")
+        progress.fail(VTorqueError("later", code=Code.BOOT), "other\n")
+        told = progress.public()
+        assert (told["state"], told["code"], told["reason"], told["output"]) == (
+            "failed",
+            "VT-STAGE",
+            "no room; see it",
+            "said\n",
+        )
+        problem = failure(told)
+        assert problem is not None and str(problem) == "VT-STAGE: no room; see it"
+
+    run(work())
+
+
+def test_changes_come_at_once_and_several_as_one() -> None:
+    async def work() -> None:
+        progress = Progress(0, FACTS)
+        changes = progress.changes()
+        await changes.__anext__()
+        for name in ("a", "b", "c"):
+            progress.stage(name)
+        await changes.__anext__()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(changes.__anext__(), 0.05)
+
+    run(work())
+
+
+class Served:
+    """A control socket that is being served; `over` counts the ends of the job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.progress = Progress(0, FACTS)
+        self.overs = 0
+        self.control = Control(self.progress, os.getuid(), over=self.over)
+
+    def over(self) -> None:
+        self.overs += 1
+
+    async def talk(self, data: bytes, *, answers: int = 0) -> list[dict[str, Any]]:
+        """Say something, take so many answers, leave."""
+        reader, writer = await asyncio.open_unix_connection(str(self.path))
+        writer.write(data)
+        got = [json.loads(await reader.readline()) for _ in range(answers)]
+        writer.close()
+        await asyncio.sleep(0.01)
+        return got
+
+
+@contextmanager
+def listening() -> Iterator[tuple[Path, socket.socket]]:
+    with short_folder() as folder:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(folder / "s"))
+        listener.listen(128)
+        yield folder / "s", listener
+
+
+def served(work: Callable[[Served], Coroutine[Any, Any, None]]) -> list[dict[str, Any]]:
+    """Run `work` against a served socket; gives what asyncio found unhandled."""
+    unhandled: list[dict[str, Any]] = []
+
+    async def serve() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        with listening() as (path, listener):
+            place = Served(path)
+            server = await place.control.serve(listener)
+            await work(place)
+            server.close()
+            await place.control.drain(1)
+
+    run(serve())
+    return unhandled
+
+
+def test_status_follow_and_the_link() -> None:
+    async def work(place: Served) -> None:
+        (answer,) = await place.talk(b'{"op":"status"}\n', answers=1)
+        assert answer["state"] == "starting"
+        link = await AgentLink.connect(place.path)
+        states = []
+        async for snapshot in link.follow():
+            states.append(snapshot["state"])
+            if snapshot["state"] == "ready":
+                break
+            place.progress.stage("x", {"starting": "staging", "staging": "ready"}[snapshot["state"]])
+        link.close()
+        await asyncio.sleep(0.01)
+        assert states == ["starting", "staging", "ready"] and place.overs == 0, "who only follows may leave"
+
+    assert served(work) == []
+
+
+def test_the_job_is_over_when_its_wrapper_says_so_or_breaks() -> None:
+    async def work(place: Served) -> None:
+        await place.talk(b'{"op":"end"}\n')
+        assert place.overs == 1
+        await place.talk(b'{"op":"attach"}\n', answers=1)
+        assert place.overs == 2
+        await place.talk(b'{"op":"follow"}\n{"op":"attach"}\n', answers=2)
+        assert place.overs == 2, "one role a connection"
+
+    assert served(work) == []
+
+
+def test_the_script_starts_once_and_only_in_a_ready_guest() -> None:
+    async def work(place: Served) -> None:
+        await place.talk(b'{"op":"started"}\n')
+        assert place.progress.state == "starting"
+        place.progress.stage("ready", "ready")
+        await place.talk(b'{"op":"started"}\n' * 5000)
+        assert place.progress.state == "running" and len(place.progress.stages) == 2
+        place.progress.fail(VTorqueError("dead", code=Code.GUEST))
+        await place.talk(b'{"op":"started"}\n')
+        assert place.progress.state == "failed"
+
+    assert served(work) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"op":null}',
+        b'{"op":["follow"]}',
+        b'{"op":{}}',
+        b'{"op":"STATUS"}',
+        b'{"op":"over"}',
+        b'"end"',
+    ],
+)
+def test_other_operations_are_answered(line: bytes) -> None:
+    async def work(place: Served) -> None:
+        first, second = await place.talk(line + b'\n{"op":"status"}\n', answers=2)
+        assert "operations are" in first["error"] and second["state"] == "starting"
+
+    assert served(work) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"x",
+        b"\xff\xfe",
+        b"[" * (MAX_REQUEST_BYTES - 10),
+        b'{"op":"status"' + b" " * (8 * MAX_REQUEST_BYTES),
+        b"\0" * 99,
+    ],
+    ids=["empty", "word", "bytes", "deep", "long", "zeros"],
+)
+def test_noise_ends_that_connection_and_no_other(line: bytes) -> None:
+    async def work(place: Served) -> None:
+        kept_reader, kept = await asyncio.open_unix_connection(str(place.path))
+        reader, writer = await asyncio.open_unix_connection(str(place.path))
+        writer.write(line + b"\n" + b'{"op":"end"}\n')
+        try:
+            assert await reader.read() == b""
+        except ConnectionResetError:
+            pass  # closed while we still wrote
+        writer.close()
+        kept.write(b'{"op":"status"}\n')
+        assert json.loads(await kept_reader.readline())["state"] == "starting"
+        kept.close()
+        assert place.overs == 0
+
+    assert served(work) == []
+
+
+@FUZZ
+@given(
+    lines=st.lists(
+        st.binary(max_size=60) | st.dictionaries(st.just("op"), st.text()).map(lambda d: json.dumps(d).encode())
+    )
+)
+def test_arbitrary_requests_leave_the_agent_serving(lines: list[bytes]) -> None:
+    async def work(place: Served) -> None:
+        await place.talk(b"\n".join(lines) + b"\n")
+        assert (await place.talk(b'{"op":"status"}\n', answers=1))[0]["state"] == "starting"
+        assert place.progress.stages == []
+
+    assert served(work) == []
+
+
+def test_too_many_callers_are_turned_away_with_the_reason() -> None:
+    async def work(place: Served) -> None:
+        held = [await asyncio.open_unix_connection(str(place.path)) for _ in range(MAX_CLIENTS)]
+        for reader, writer in held:
+            writer.write(b'{"op":"follow"}\n')
+            await reader.readline()
+        link = await AgentLink.connect(place.path)
+        with pytest.raises(VTorqueError, match=r"^VT-ACCESS: .*64 callers") as caught:
+            await link.snapshot()
+        assert str(caught.value).count("VT-ACCESS") == 1
+        link.close()
+        for _, writer in held:
+            writer.close()
+        await asyncio.sleep(0.02)
+        assert len(await place.talk(b'{"op":"status"}\n', answers=1)) == 1
+
+    assert served(work) == []
+
+
+def test_a_caller_that_never_reads_holds_up_nobody() -> None:
+    async def work(place: Served) -> None:
+        _, writer = await asyncio.open_unix_connection(str(place.path))
+        writer.write(b'{"op":"follow"}\n' + b'{"op":"status"}\n' * 20_000)
+        for n in range(200):
+            place.progress.stage(f"stage {n}")
+            await asyncio.sleep(0)
+        assert len(await place.talk(b'{"op":"status"}\n', answers=1)) == 1
+        writer.transport.abort()
+
+    assert served(work) == []
+
+
+def test_a_link_to_an_agent_that_is_gone() -> None:
+    async def work(place: Served) -> None:
+        link = await AgentLink.connect(place.path)
+        link.send("follow")
+        assert await link.snapshot() is not None
+        await place.control.drain(0)
+        assert await link.snapshot() is None
+        link.close()
+
+    assert served(work) == []
