@@ -64,6 +64,7 @@ exec 9>"$prefix/.lock"
 flock 9
 
 parts='setup.cfg pyproject.toml README.md LICENSE vsub vmgr mom_priv_hooks templates contrib install.sh'
+# shellcheck disable=SC2086 # a list of names
 stamp=$(cd "$source" && find $parts -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-64)
 stamp="$stamp $("$python" -c 'import sys; print(sys.version.split()[0])')"
 if [ "$(cat "$prefix/.installed" 2>/dev/null)" = "$stamp" ]; then
@@ -73,6 +74,7 @@ else
     rm -f "$prefix/.installed"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
+    # shellcheck disable=SC2086 # a list of names
     (cd "$source" && tar -cf - --exclude=__pycache__ $parts) | tar -xf - -C "$work"
     [ -x "$prefix/venv/bin/python3" ] || "$python" -m venv "$prefix/venv"
     "$prefix/venv/bin/python3" -m pip install -qq --disable-pip-version-check setuptools wheel

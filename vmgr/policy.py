@@ -40,6 +40,13 @@ def guest_group(request: Request, config: Config) -> GuestGroup:
     return group
 
 
+def with_room(group: GuestGroup, image: Image, request: Request, config: Config) -> GuestGroup:
+    """The group with as much RAM as its image needs, where nobody asked for an amount and the policy has room."""
+    if "ram" in request or not group.ram_mib < image.min_ram_mib <= config.policy.ram.max:
+        return group
+    return group._replace(ram_mib=image.min_ram_mib)
+
+
 def check_group(group: GuestGroup, config: Config, sources: Mapping[str, str]) -> None:
     """Refuse a guest group that breaks the policy. `sources` says where a key's value came from, by key."""
     policy = config.policy
@@ -58,7 +65,7 @@ def check_group(group: GuestGroup, config: Config, sources: Mapping[str, str]) -
 def choose_image(
     group: GuestGroup, distro: Optional[str], pool: Pool, config: Config, sources: Mapping[str, str]
 ) -> Image:
-    """The image of a group, which must exist, be what the user says it is, and have RAM enough."""
+    """The image of a group, which must exist and be what the user says it is."""
     try:
         image = pool.get(group.image)
     except VTorqueError as err:
@@ -70,13 +77,17 @@ def choose_image(
             code=Code.IMAGE,
             hint=f"it is {image.family} ({image.distro}); distro= asserts, img= selects",
         )
+    return image
+
+
+def check_room(group: GuestGroup, image: Image, config: Config, sources: Mapping[str, str]) -> None:
+    """Refuse a group with less RAM than its image needs."""
     if group.ram_mib < image.min_ram_mib:
         raise VTorqueError(
             f"ram={format_size_mib(group.ram_mib)}{_from('ram', sources)} is less than the image {image.name} needs",
             code=Code.POLICY,
             hint=f"at least {format_size_mib(image.min_ram_mib)} (the image's description in {config.images.pool})",
         )
-    return image
 
 
 def check_spec(spec: Spec, config: Config, source: str) -> Image:
@@ -91,7 +102,9 @@ def check_spec(spec: Spec, config: Config, source: str) -> Image:
     unknown = set(spec.mounts) - {mount.name for mount in config.mounts}
     if unknown:
         raise VTorqueError(f"{source} asks for the share {min(unknown)}, which the site has not", code=Code.POLICY)
-    return choose_image(group, spec.distro, Pool(config.images.pool), config, sources)
+    image = choose_image(group, spec.distro, Pool(config.images.pool), config, sources)
+    check_room(group, image, config, sources)
+    return image
 
 
 def hooks_refused(config: Config, source: str) -> VTorqueError:

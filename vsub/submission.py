@@ -11,7 +11,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.jobspec import Spec
 from vmgr.paths import Installation
-from vmgr.policy import choose_image, guest_group, hooks_refused, visible_in_guest
+from vmgr.policy import check_room, choose_image, guest_group, hooks_refused, visible_in_guest, with_room
 from vmgr.request import Request
 from vsub.account import Account
 from vsub.honour import check_options, job_shell
@@ -40,6 +40,8 @@ class GuestJob:
         self.sources = {key: asked.source for key, asked in request.items()}
         self.distro = str(request["distro"].value) if "distro" in request else None
         image = choose_image(self.group, self.distro, Pool(config.images.pool), config, self.sources)
+        self.group = with_room(self.group, image, request, config)
+        check_room(self.group, image, config, self.sources)
         debug(f"image {image.name}, {self.group.vcpus} vCPUs, {self.group.ram_mib} MiB")
         self.hooks = {key: self._hook(key, request, config) for key in HOOKS if key in request}
         self.mounts = tuple(mount.for_home(account.home) for mount in config.mounts)

@@ -85,7 +85,8 @@ def show(name: str, as_json: bool, packages: bool) -> None:
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
 @click.option("--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque).")
-def build(name: str, force: bool, recipes: Optional[Path]) -> None:
+@click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
+def build(name: str, force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
     """Build an image from its recipe into the pool.
 
     Example: vmgr image build micro
@@ -95,7 +96,11 @@ def build(name: str, force: bool, recipes: Optional[Path]) -> None:
     _need_root("vmgr image build")
     start = time.monotonic()
     made = build_image(
-        name, recipes=recipes or installation().recipes, pool=_pool(), progress=_progress(start), force=force
+        name,
+        recipes=recipes or installation().recipes,
+        pool=Pool(pool) if pool else _pool(),
+        progress=_progress(start),
+        force=force,
     )
     click.echo(f"{made.name}@{made.revision}")
 

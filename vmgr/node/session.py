@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import re
 import resource
 import shlex
@@ -25,6 +26,9 @@ _NOT_PASSED = {
     "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "SSH_AUTH_SOCK", "XAUTHORITY", "DISPLAY",
 }  # fmt: skip
 """Variables that speak of the node and would be wrong in the guest."""
+
+_SHELLS_OWN = {"BASHOPTS", "BASH_VERSINFO", "EUID", "LINENO", "OPTIND", "PPID", "SHELLOPTS", "UID"}
+"""Variables that bash, or dash, lets nobody set, or not to everything."""
 
 _LIMITS = {
     "c": resource.RLIMIT_CORE,
@@ -115,7 +119,7 @@ def run_file(spec: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
     A limit above what the guest allows stays at what the guest allows.
     """
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in environ.items() if _is_passed(name)]
+    lines = [_export(name, value) for name, value in environ.items() if _is_passed(name)]
     lines.append("export PBS_NODEFILE=/run/vtorque/nodefile")
     umask = os.umask(0)
     os.umask(umask)
@@ -125,8 +129,16 @@ def run_file(spec: Mapping[str, Any], environ: Mapping[str, str]) -> str:
             amount = "unlimited" if value == resource.RLIM_INFINITY else str(value // _UNITS.get(option, 1024))
             lines.append(f"ulimit -{kind}{option} {amount} 2>/dev/null || :")
     lines.append(f"cd {shlex.quote(spec['workdir'])} || exit 1")
-    lines.append(f"VT_JOB_SHELL={shlex.quote(spec['shell'] or environ.get('SHELL') or '/bin/sh')}")
+    shell = spec["shell"] or pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
+    lines.append(f"export SHELL={shlex.quote(shell)}")
+    lines.append(f"VT_JOB_SHELL={shlex.quote(shell)}")
     return "".join(line + "\n" for line in lines)
+
+
+def _export(name: str, value: str) -> str:
+    line = f"export {name}={shlex.quote(value)}"
+    # a shell that keeps the variable for itself would end over it, unless `export` is made an ordinary command
+    return f"command {line} 2>/dev/null || :" if name in _SHELLS_OWN else line
 
 
 def _is_passed(name: str) -> bool:
