@@ -24,8 +24,8 @@ ELSEWHERE = {
     "./install.sh": "installs the whole machine; the fixture `site` runs it",
     "vmgr image add": "writes the pool of the machine; the image tests add to a pool of their own",
     "vmgr image build": "takes minutes; tests/run and the image tests build all images",
-    "docs/generate": "writes into the checkout; tests/unit/test_docs.py runs it",
-    "bench/": "measures for minutes; tests/full runs them",
+    ".venv/bin/python3 docs/generate": "writes into the checkout; tests/unit/test_docs.py runs it",
+    ".venv/bin/python3 bench/": "measures for minutes; tests/full runs them",
 }
 """First words of commands that are shown and run somewhere else, with where."""
 
@@ -126,4 +126,4 @@ def test_commands_of_the_checkout_are_listed() -> None:
     """They act on the machine: none is run by accident, nor silently left out."""
     for page in PAGES:
         for command in commands(page):
-            assert elsewhere(command.text) or not command.text.startswith("./"), f"{page.name}: {command.text}"
+            assert elsewhere(command.text) or not command.text.startswith("."), f"{page.name}: {command.text}"
