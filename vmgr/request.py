@@ -35,7 +35,9 @@ def parse_vm(text: str, source: str) -> Optional[Request]:
         if key not in KEYS or not equals:
             what = "a comma with nothing beside it" if not item else f"the key {key!r}" if equals else repr(item)
             raise VTorqueError(
-                f"unknown request in {source}: {what}", code=Code.KEY, hint=f"allowed: off, {', '.join(KEYS)}=VALUE"
+                f"unknown request in {source}: {what}",
+                code=Code.KEY,
+                hint=f"allowed: off, {', '.join(key + '=VALUE' for key in KEYS)}",
             )
         merge(request, {key: Asked(_read(key, value, source), source)})
     return request

@@ -135,11 +135,11 @@ def _check_value(tree: dict[str, Any], word: str, kind: Any, at: Path_) -> Any:
     return check(tree.get(word), kind, at)
 
 
-def _bounded(read: Callable[[Any], int], low: int, high: int, default: int, unit: str) -> dict[str, Any]:
+def _bounded(read: Callable[[Any], int], low: int, high: int, default: int, what: str) -> dict[str, Any]:
     return {
-        "min": Key(read, low, f"least {unit} of a guest"),
-        "max": Key(read, high, f"most {unit} of a guest"),
-        "default": Key(read, default, f"{unit} of a guest when the user asks for none"),
+        "min": Key(read, low, f"least {what}"),
+        "max": Key(read, high, f"most {what}"),
+        "default": Key(read, default, f"{what}, when the user does not say"),
     }
 
 
@@ -182,8 +182,8 @@ SCHEMA: dict[str, Any] = {
             "default": Key(nullable(name), None, "image of a guest when the user names none"),
             "allowed": Key(nullable(names), None, "images that may be asked for; all in the pool when not set"),
         },
-        "vcpus": _bounded(_VCPUS, 1, 64, 1, "vCPUs"),
-        "ram": _bounded(size, 128, 1024 * 1024, 512, "RAM"),
+        "vcpus": _bounded(_VCPUS, 1, 64, 1, "vCPUs of a guest"),
+        "ram": _bounded(size, 128, 1024 * 1024, 512, "RAM of a guest"),
         "vms_per_node": _bounded(number(1, 1), 1, 1, 1, "guests on a node"),
         "user_vm_hooks": Key(flag, True, "users may give a VM prologue and epilogue of their own"),
     },

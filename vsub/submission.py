@@ -71,17 +71,17 @@ class GuestJob:
             )
         return workdir
 
-    def qsub_arguments(self, directory: str) -> list[str]:
+    def qsub_arguments(self, directory: str, program: str) -> list[str]:
         """qsub's arguments for the wrapper in the job directory.
 
         The prologue is the first resource of all, for resources that do not fit are dropped from the end.
-        The wrapper holds no directives (`-C ''`) and is POSIX sh whatever the user's shell is; the script's
-        own shell is in the specification. Directives come before the user's options: the last one wins.
+        The wrapper holds no directives (`-C ''`), and the job's shell is the program that it names, so that no
+        shell stands between the batch system's signals and it; the script's own shell is in the specification. Directives come before the user's options: the last one wins.
         """
         arguments = [
             "-C", "",
             "-l", f"prologue={directory}/prologue",
-            "-S", "/bin/sh",
+            "-S", program,
         ]  # fmt: skip
         if self._last("N") is None:
             arguments += ["-N", self.script.job_name]
@@ -96,7 +96,7 @@ class GuestJob:
         try:
             with JobDirectory(self.account.home, self.account.uid) as directory:
                 path = self._write(directory, install, keep)
-                argv = [qsub, *self.qsub_arguments(path)]
+                argv = [qsub, *self.qsub_arguments(path, os.fspath(install.libexec / "vtorque-job"))]
                 debug(f"running {argv}")
                 os.umask(umask)  # qsub may pass it on to the job
                 status, output = run_qsub(argv)

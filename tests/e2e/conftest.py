@@ -216,7 +216,8 @@ def site() -> Iterator[Site]:
         command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(config)]
         subprocess.run(command, check=True, timeout=PATIENCE_S)
         (root / "settings.json").write_text('{"kill_delay_s": 5}')
-        subprocess.run([str(prefix / "libexec" / "vtorque-local"), "start"], check=True, timeout=PATIENCE_S)
+        start = [str(prefix / "libexec" / "vtorque-local"), "start", "--settings", str(root / "settings.json")]
+        subprocess.run(start, check=True, timeout=PATIENCE_S)
         yield here
     finally:
         stop = prefix / "libexec" / "vtorque-local"

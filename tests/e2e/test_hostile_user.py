@@ -12,10 +12,10 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
-from conftest import Done, Site, User, eventually
+from .conftest import Done, Site, User, eventually
 
 from vmgr.jobspec import GuestGroup, Spec, dump_spec, spec_hash
 
@@ -41,20 +41,29 @@ def by_hand(user: User, data: bytes, *, sha256: str = "") -> Path:
     folder = user.home / ".vtorque" / SPEC.ruid / (sha256 or spec_hash(data))
     folder.mkdir(parents=True)
     (folder / "spec.json").write_bytes(data)
-    (folder / "prologue").write_text(f"#!/bin/sh\nexec {user.site.prefix}/libexec/vtorque-user-prologue \"$@\"\n")
+    (folder / "prologue").write_text(f'#!/bin/sh\nexec {user.site.prefix}/libexec/vtorque-user-prologue "$@"\n')
     (folder / "prologue").chmod(0o700)
     for path in (*folder.parents[:2], folder, *folder.iterdir()):
         os.chown(path, user.uid, user.gid)
     return folder
 
 
-def submit(user: User, folder: Path) -> Done:
-    """Submit to the batch system directly, as `vsub` would."""
-    wrapper = user.write("wrapper", f"#!/bin/sh\nexec {user.site.prefix}/libexec/vtorque-job {shlex.quote(str(folder))}\n")
+def submit(user: User, folder: Path, hanging: Optional[Hanging] = None) -> Done:
+    """Submit to the batch system directly, as `vsub` would.
+
+    A file system that hangs is let go as soon as the agent has given up on it: until then the batch system waits for
+    the prologue that is on it too, and nobody could tell the user anything.
+    """
+    wrapper = user.write(
+        "wrapper", f"#!/bin/sh\nexec {user.site.prefix}/libexec/vtorque-job {shlex.quote(str(folder))}\n"
+    )
     qsub = user.site.prefix / "libexec" / "local" / "qsub"
     done = user.run(str(qsub), "-l", f"prologue={folder}/prologue", str(wrapper))
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
+    if hanging:
+        user.site.wait_for(job, "failed")
+        os.kill(hanging.server.pid, signal.SIGCONT)
     return user.finished(job, user.site.wait(job), "", "wrapper")
 
 
@@ -120,9 +129,9 @@ def test_hostile_paths_delay_no_hook_and_end_in_a_reason(user: User, other: User
         spec.write_bytes(dump_spec(SPEC))
     if kind not in ("link", "fuse", "missing"):
         os.chown(spec, *(other.uid, other.gid) if kind == "foreign" else (user.uid, user.gid))
+    start = time.monotonic()
     try:
-        start = time.monotonic()
-        done = submit(user, folder)
+        done = submit(user, folder, hanging)
         took = time.monotonic() - start
     finally:
         if hanging:
@@ -141,7 +150,9 @@ def site_limit() -> float:
 @pytest.mark.parametrize("what", ["rewritten", "deleted", "script"])
 def test_what_a_user_changes_after_submission_only_makes_root_refuse(user: User, site: Site, what: str) -> None:
     user.write("block.sh", "until [ -e free ]; do sleep 0.1; done\n")
-    blocker = user.submit("until [ -e free ]; do sleep 0.1; done\n", "-vm", "off", "-d", str(user.home), name="block.sh")
+    blocker = user.submit(
+        "until [ -e free ]; do sleep 0.1; done\n", "-vm", "off", "-d", str(user.home), name="block.sh"
+    )
     job = user.submit("touch ran\n")
     [folder] = user.home.glob(".vtorque/*/*")
     if what == "rewritten":

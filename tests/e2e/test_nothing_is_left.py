@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import Site, User, eventually
+from .conftest import Site, User, eventually
 
 RUNS = "touch running; until [ -e go ]; do sleep 0.2; done\n"
 
@@ -72,9 +72,7 @@ def test_job_wrapper_killed(user: User, site: Site) -> None:
 
 
 def test_deleted_while_running_gets_the_signal_in_the_guest(user: User, site: Site) -> None:
-    job = user.submit(
-        "trap 'echo told; exit 9' TERM\ntouch running\nfor i in $(seq 600); do sleep 0.1; done\n"
-    )
+    job = user.submit("trap 'echo told; exit 9' TERM\ntouch running\nfor i in $(seq 600); do sleep 0.1; done\n")
     eventually((user.home / "running").exists, "the job runs")
     deleted = user.run(str(site.prefix / "libexec" / "local" / "qdel"), job)
     assert deleted.returncode == 0, deleted.stderr

@@ -11,7 +11,7 @@ from vsubsite import Runner, Site
 
 from vmgr.jobspec import GuestGroup
 
-HEAD = ["-C", "", "-l", "prologue=DIR/prologue", "-S", "/bin/sh"]
+HEAD = ["-C", "", "-l", "prologue=DIR/prologue", "-S", "PREFIX/libexec/vtorque-job"]
 
 
 def test_plain_job_is_a_guest_job(site: Site, vsub_run: Runner) -> None:

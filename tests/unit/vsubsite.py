@@ -89,11 +89,12 @@ class Site:
 
     @property
     def argv(self) -> list[str]:
-        """The stub's arguments, the job directory written as `DIR`."""
+        """The stub's arguments, the job directory written as `DIR` and the installation as `PREFIX`."""
         raw = (self.record / "argv").read_bytes().decode(errors="surrogateescape")
         words = raw.split("\0")[:-1]
         folder = str(self.directory) if list(self.home.glob(".vtorque/*/*/spec.json")) else "\0"
-        return [word.replace(folder, "DIR") for word in words]
+        prefix = str(self.install.root)
+        return [word.replace(folder, "DIR").replace(prefix, "PREFIX") for word in words]
 
     @property
     def stdin(self) -> bytes:

@@ -144,7 +144,7 @@ class Agent:
                     self.progress.stage("ready", "ready")
                     asyncio.get_running_loop().run_in_executor(None, reap, self.config)
                     await first(guest.died(), self.job_over.wait())
-                self.progress.stage("job over", "ending")
+                self.progress.stage("job ended", "ending")
                 await guest.shut_down(self.config.timeouts)
             except VTorqueError as err:
                 self.progress.fail(err, guest.hook_output)

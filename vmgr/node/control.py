@@ -75,7 +75,7 @@ class Control:
                     follower.append(asyncio.ensure_future(self._follow(writer)))
                 elif op == "started":
                     if self._progress.state == "ready":
-                        self._progress.stage("job", "running")
+                        self._progress.stage("job started", "running")
                 elif op == "end":
                     self._over()
                 else:

@@ -56,6 +56,7 @@ class GuestSession:
         self._port = int(port)
         self._child: Optional[asyncio.subprocess.Process] = None
         kind, key = host_key.split()[:2]
+        self._ssh_log = directory / f"ssh.{attempt}"
         self._known_hosts = directory / f"known_hosts.{attempt}"
         self._known_hosts.write_text(f"{guest} {kind} {key}\n")
 
@@ -79,7 +80,11 @@ class GuestSession:
         status = await self._child.wait()
         self._child = None
         if status == SSH_FAILED and not status_file.exists():
-            raise VTorqueError(f"the connection to the guest {self._guest} failed or broke", code=Code.CONNECT)
+            said = _last_line(self._ssh_log)
+            raise VTorqueError(
+                f"the connection to the guest {self._guest} failed or broke{': ' + said if said else ''}",
+                code=Code.CONNECT,
+            )
         return 128 - status if status < 0 else status
 
     def signal(self, sig: signal.Signals) -> None:
@@ -108,10 +113,18 @@ class GuestSession:
             "ssh",
             "-F", "none",
             "-T",
+            "-E", os.fspath(self._ssh_log),
             *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
             "127.0.0.1",
             f"{RUNNER} {shlex.quote(os.fspath(run))} {shlex.quote(os.fspath(status_file))}",
         ]  # fmt: skip
+
+
+def _last_line(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace").strip().splitlines()[-1][:200]
+    except (OSError, IndexError):
+        return ""
 
 
 def run_file(spec: Mapping[str, Any], environ: Mapping[str, str]) -> str:

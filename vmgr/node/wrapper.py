@@ -23,6 +23,7 @@ from vmgr.errors import REFUSED, Code, VTorqueError
 from vmgr.jobspec import parse_job_directory
 from vmgr.node.client import AgentLink, failure, no_agent
 from vmgr.node.session import GuestSession, run_file
+from vmgr.node.submitted import job_directory
 from vmgr.paths import installation
 
 PASSED_ON = tuple(
@@ -32,11 +33,11 @@ MAX_SCRIPT_BYTES = 1 << 27
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the job of the job directory `argv[0]` in its guest; gives the job's exit status."""
+    """Run the job in its guest; gives its exit status. `argv`: see `vmgr.node.submitted`."""
     job_id = os.environ.get("PBS_JOBID", "")
     try:
         config = load_config(installation())
-        return asyncio.run(JobWrapper(config, job_id, argv[0] if argv else "").run())
+        return asyncio.run(JobWrapper(config, job_id, job_directory(argv)).run())
     except VTorqueError as err:
         print(err, file=sys.stderr)
         return _status(err)
