@@ -128,7 +128,9 @@ def _find_out(config: Config, kernel: Path) -> Kvm:
         try:
             if _shows_a_line(ours, config.hypervisor.probe_seconds):
                 return Kvm(True, "a kernel started under it")
-            if child.poll() is None:
+            try:
+                child.wait(0.2)  # it closes its console before it ends and has a status
+            except subprocess.TimeoutExpired:
                 limit = config.hypervisor.probe_seconds
                 return Kvm(False, f"a kernel under {DEVICE} showed nothing within {limit} s")
         finally:

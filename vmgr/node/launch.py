@@ -158,7 +158,7 @@ async def pin_and_run(guest: Guest, qmp: socket.socket, cpus: list[int], *, time
         await asyncio.wait_for(_pin_and_run(guest, qmp, cpus), timeout_s)
     except asyncio.TimeoutError:
         raise VTorqueError(f"QEMU did not answer within {timeout_s:g} s", code=Code.LAUNCH) from None
-    except (QMPError, OSError, EOFError, ValueError, KeyError, TypeError) as err:
+    except (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as err:
         if guest.child.poll() is None:
             await asyncio.wait([asyncio.ensure_future(guest.ended())], timeout=0.5)
         reason = guest.describe_end() if guest.child.poll() is not None else f"QMP: {err}"
