@@ -300,7 +300,7 @@ def test_the_child_has_the_users_rights_and_nothing_of_roots(user: User) -> None
     def back(out: int) -> None:
         for call, ids in ((os.setresuid, (0, 0, 0)), (os.setresgid, (0, 0, 0)), (os.setgroups, ([0],))):
             try:
-                call(*ids)  # type: ignore[operator]
+                call(*ids)
                 os.write(out, b"root again")
             except PermissionError:
                 pass

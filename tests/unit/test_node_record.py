@@ -311,6 +311,18 @@ def test_a_tombstone_that_cannot_be_read_buries_nobody(node: Node, text: str) ->
     assert not record.is_buried(node.config.paths, "12.host", node.place(start=IN_FUTURE))
 
 
+def test_a_boot_ends_every_attempt_and_every_tombstone(node: Node) -> None:
+    """A node without a temporary file system at its run folder, and a job that is requeued after the node crashed."""
+    before = node.place(start=IN_FUTURE, boot="ffffffff-an-earlier-boot")
+    assert record.is_buried(node.config.paths, "12.host", before)
+    tombstone = node.config.paths.run / "tombstones" / "12.host"
+    record.bury(node.config.paths, "12.host")
+    tombstone.write_text(f"{IN_FUTURE} an-earlier-boot\n")
+    assert not record.is_buried(node.config.paths, "12.host", node.place())
+    tombstone.write_text(f"{IN_FUTURE} {process.boot_id()}\n")
+    assert record.is_buried(node.config.paths, "12.host", node.place())
+
+
 def test_an_epilogue_ends_what_lives_and_leaves_no_tombstone(node: Node) -> None:
     place = node.place(start=LONG_AGO)
     lock, _ = made(node, place)

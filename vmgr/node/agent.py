@@ -169,12 +169,18 @@ class Agent:
         if self.log is None:
             yield None
             return
-        with open(self.log.with_suffix(".console"), "wb", buffering=0) as stream:
+        try:
+            stream = self.log.with_suffix(".console").open("wb", buffering=0)
+        except OSError as err:
+            LOGGER.warning("the console is not logged: %s", err)
+            yield None
+            return
+        with stream:
             yield stream
 
     def _undo_older(self) -> None:
         """A requeued job keeps its id: what an earlier attempt left, its epilogue lost or late, goes first."""
         for other in record.places(self.config.paths, self.call.job_id):
-            if other.attempt < self.place.attempt:
+            if other.attempt < self.place.attempt or not other.is_of_this_boot:
                 for failure in undo(other):
                     LOGGER.error("of an earlier attempt is left: %s", failure)

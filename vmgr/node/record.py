@@ -46,6 +46,11 @@ class Place(NamedTuple):
         """When the attempt's prologue started, in clock ticks since the boot."""
         return int(self.folder.name.partition("-")[0])
 
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the attempt started since the boot; the clock of `start` began anew with it."""
+        return self.folder.name.endswith(process.boot_id()[:8])
+
 
 def new_place(paths: Paths, job_id: str) -> Place:
     """The place of the attempt that the calling prologue starts; nothing is made yet."""
@@ -191,8 +196,8 @@ def bury(paths: Paths, job_id: str) -> None:
 
 
 def is_buried(paths: Paths, job_id: str, place: Place) -> bool:
-    """Whether an epilogue has ended this attempt."""
-    return place.start <= _read_mark(paths.run / "tombstones" / place_name(job_id))
+    """Whether an epilogue, or a boot since, has ended this attempt."""
+    return not place.is_of_this_boot or place.start <= _read_mark(paths.run / "tombstones" / place_name(job_id))
 
 
 def exhume(paths: Paths, job_id: str) -> None:
@@ -217,12 +222,13 @@ def take_end(paths: Paths, job_id: str) -> bool:
 def _write_mark(mark: Path, start: int) -> None:
     make_folder(mark.parent, 0o700)
     temporary = mark.with_name(f".{mark.name}.{os.getpid()}")
-    temporary.write_text(f"{start}\n")
+    temporary.write_text(f"{start} {process.boot_id()}\n")
     temporary.replace(mark)
 
 
 def _read_mark(mark: Path) -> int:
     try:
-        return int(mark.read_text())
+        start, boot = mark.read_text().split()
+        return int(start) if boot == process.boot_id() else -1
     except (OSError, ValueError):
         return -1
