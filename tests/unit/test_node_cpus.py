@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodesite import FUZZ, Node, an_image, make_node, short_folder
+from nodesite import FUZZ, Node, an_image, make_node, plain_qcow2, short_folder
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import cpus, record
@@ -172,8 +173,7 @@ def test_overlays_reserved_at_once_stay_below_the_bound(node: Node) -> None:
 
 
 def test_an_overlay_of_a_real_disk(tmp_path: Path) -> None:
-    disk, overlay = tmp_path / "a,b.qcow2", tmp_path / "overlay.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "48M"], check=True)
+    disk, overlay = plain_qcow2(tmp_path / "a,b.qcow2", 48), tmp_path / "overlay.qcow2"
     old = os.umask(0o077)  # the agent's
     try:
         asyncio.run(create_overlay(disk, overlay, backing_format="qcow2"))
@@ -188,6 +188,7 @@ def test_an_overlay_of_a_real_disk(tmp_path: Path) -> None:
     assert overlay.stat().st_mode & 0o777 == 0o600 and overlay.stat().st_size < 1 << 20
 
 
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 def test_an_overlay_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VTorqueError, match=r"cannot create the overlay .*absent") as caught:
         asyncio.run(create_overlay(tmp_path / "absent", tmp_path / "overlay", backing_format="qcow2"))

@@ -130,5 +130,5 @@ def test_the_status_is_0_whatever_happens(hooks: Hooks, name: str) -> None:
 def test_they_are_executable_and_plain_sh() -> None:
     for hook in (REPOSITORY / "mom_priv_hooks").iterdir():
         assert os.access(hook, os.X_OK) and hook.read_text().startswith("#!/bin/sh\n")
-        for shell in ("dash", "bash"):
+        for shell in ("sh", "bash"):
             subprocess.run([shell, "-n", str(hook)], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from nodesite import FUZZ, in_session
 
 from vmgr.node.session import run_file
 
-SHELLS = [["dash"], ["bash", "--posix"]]
+SHELLS = [shell for shell in (["dash"], ["bash", "--posix"]) if shutil.which(shell[0])]
 SHELLS_OWN_VARIABLES = {"PWD", "OLDPWD", "SHLVL", "_", "PBS_NODEFILE", "SHELL"}
 
 

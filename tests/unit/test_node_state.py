@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodesite import FUZZ, short_folder
 
@@ -218,7 +218,7 @@ def test_noise_ends_that_connection_and_no_other(line: bytes) -> None:
     assert served(work) == []
 
 
-@FUZZ
+@settings(FUZZ, max_examples=20)
 @given(
     lines=st.lists(
         st.binary(max_size=60) | st.dictionaries(st.just("op"), st.text()).map(lambda d: json.dumps(d).encode())

@@ -54,7 +54,8 @@ async def boot(
 ) -> tuple[RunningGuest, HostKey]:
     """Start the guest of `job`. Raises VTorqueError; what was made until then stands in the record."""
     image, place = job.image, job.place
-    check_trusted(templates)
+    for template in templates.rglob("*"):
+        check_trusted(template)
     kernel, disk = image.path("kernel"), image.path("disk") if image.disk else None
     group = job.spec.groups[0]
     cpus = reserve(config, place, group.vcpus)
