@@ -24,7 +24,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}={0,2}")
 _SPEC_PATH = re.compile(
-    r"(?P<home>(?:/[^/,\s\x00-\x1f\x7f]+)+)/" + re.escape(DIRECTORY) + r"/(?P<ruid>[0-9a-z]{8,32})/(?P<sha256>[0-9a-f]{64})"
+    r"(?P<home>(?:/[^/,\s\x00-\x1f\x7f]+)+)/"
+    + re.escape(DIRECTORY)
+    + r"/(?P<ruid>[0-9a-z]{8,32})/(?P<sha256>[0-9a-f]{64})"
 )
 
 

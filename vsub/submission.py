@@ -76,7 +76,8 @@ class GuestJob:
 
         The prologue is the first resource of all, for resources that do not fit are dropped from the end.
         The wrapper holds no directives (`-C ''`), and the job's shell is the program that it names, so that no
-        shell stands between the batch system's signals and it; the script's own shell is in the specification. Directives come before the user's options: the last one wins.
+        shell stands between the batch system's signals and it; the script's own shell is in the specification.
+        Directives come before the user's options: the last one wins.
         """
         arguments = [
             "-C", "",

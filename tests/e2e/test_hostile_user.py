@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from .conftest import Done, Site, User, eventually
 
 from vmgr.jobspec import GuestGroup, Spec, dump_spec, spec_hash
+
+from .conftest import Done, Site, User, eventually
 
 SPEC = Spec(
     ruid="abcdefgh12345678",

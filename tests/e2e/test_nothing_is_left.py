@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+
 from .conftest import Site, User, eventually
 
 RUNS = "touch running; until [ -e go ]; do sleep 0.2; done\n"

@@ -42,7 +42,9 @@ def compile_() -> None:
     try:
         click.echo(f"{compile_config(installation()).source}: ok, compiled")
     except OSError as err:
-        raise VTorqueError(f"cannot write {err.filename}: {err.strerror}", code=Code.ACCESS, hint="run it as root") from err
+        raise VTorqueError(
+            f"cannot write {err.filename}: {err.strerror}", code=Code.ACCESS, hint="run it as root"
+        ) from err
 
 
 @config.command()

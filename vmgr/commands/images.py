@@ -39,9 +39,7 @@ def list_images(as_json: bool) -> None:
     for image in map(pool.get, pool.names()):
         size, virtual = (n if as_json else _mib(n) for n in (image.size, image.virtual_size))
         rows.append((image.name, image.revision, image.family, size, virtual, image.created, image.description))
-    print_rows(
-        ("name", "revision", "family", "size", "virtual_size", "added", "description"), rows, as_json=as_json
-    )
+    print_rows(("name", "revision", "family", "size", "virtual_size", "added", "description"), rows, as_json=as_json)
 
 
 def _mib(size: int) -> str:
@@ -84,7 +82,9 @@ def show(name: str, as_json: bool, packages: bool) -> None:
 @image.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
-@click.option("--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque).")
+@click.option(
+    "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
+)
 @click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
 def build(name: str, force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
     """Build an image from its recipe into the pool.

@@ -25,7 +25,7 @@ from vmgr.logs import LOGGER
 from vmgr.node import process, record
 from vmgr.node.boot import Job, boot
 from vmgr.node.control import Control
-from vmgr.node.guest import RunningGuest, first
+from vmgr.node.guest import first
 from vmgr.node.reap import reap
 from vmgr.node.state import Progress, publish, publish_once
 from vmgr.node.undo import undo

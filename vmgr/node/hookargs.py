@@ -61,7 +61,7 @@ def guest_job(resources: str) -> Optional[SpecPath]:
 
 
 def place_name(job_id: str) -> str:
-    """A short name for a job's folders, unique to the job: the id itself unless that is too long for a socket's path."""
+    """A short name for a job's folders, unique to it: the id itself unless that is too long for a socket's path."""
     if len(job_id) <= 40:
         return job_id
     return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:24]}"

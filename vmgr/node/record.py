@@ -97,7 +97,7 @@ def create(place: Place, facts: dict[str, Any]) -> tuple[int, socket.socket]:
     """Make the place: its folder with `facts` in the record, its lock (held), its listening socket.
 
     Gives the lock's descriptor and the socket. The folder appears under its name only when it is locked, because one
-    that is not is taken for what a dead attempt left. Everybody may connect to the socket: the agent looks at who it is.
+    that is not is taken for what a dead attempt left. Everybody may connect to the socket: the agent looks at who.
     """
     for folder, mode in (
         (place.folder.parents[2], 0o755), (place.folder.parents[1], 0o700),

@@ -78,7 +78,7 @@ class Progress:
 
 
 async def publish(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:
-    """Keep the job's status file current, with the user's rights, until cancelled. A user who removes it has no file."""
+    """Keep the job's status file current, with the user's rights, until cancelled."""
     async for _ in progress.changes():
         await publish_once(progress, user, path, timeout_s=timeout_s)
 

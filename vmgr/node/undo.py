@@ -1,4 +1,4 @@
-"""Undoing an attempt from its record, backwards: what the agent does at its end, the epilogue after it, and the janitor.
+"""Undoing an attempt from its record, backwards: done by the agent at its end, the epilogue after it, the janitor.
 
 Every inverse is idempotent, and a failing one does not stop the others.
 """

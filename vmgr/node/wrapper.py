@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _status(problem: VTorqueError) -> int:
-    """The job's exit status for a failure of ours: what `vsub` would have refused is a specification that is not legal."""
+    """The job's exit status for a failure of ours; what `vsub` would have refused is a specification not legal."""
     return problem.code.status if problem.code.status > REFUSED else Code.SPEC.status
 
 
