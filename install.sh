@@ -43,7 +43,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$(id -u)" = 0 ] || die "must be run as root: sudo ./install.sh"
 case $prefix in
-/*[[:space:]]* | [!/]*) die "--prefix $prefix: an absolute path without blanks is needed" ;;
+/*[!A-Za-z0-9/._-]* | [!/]*) die "--prefix $prefix: an absolute path of letters, digits, . _ and - is needed" ;;
 esac
 source=$(cd "$(dirname "$0")" && pwd)
 config=${config:-$source/contrib/vtorque.yaml}
@@ -85,7 +85,7 @@ else
     mkdir -p "$prefix/share"
     rm -rf "$prefix/share/vtorque.new"
     mkdir "$prefix/share/vtorque.new"
-    for part in templates contrib mom_priv_hooks; do
+    for part in templates contrib; do
         cp -R "$work/$part" "$prefix/share/vtorque.new/"
     done
     rm -rf "$prefix/share/vtorque"
@@ -123,21 +123,21 @@ fi
 
 setting() { "$prefix/bin/vmgr" config show --value "$1"; }
 
-if [ "$current" = no ]; then
-    spool=$(setting paths.spool)
-    for hook in "$prefix"/share/vtorque/mom_priv_hooks/*; do
-        sed -i "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g" "$hook"
-    done
-fi
-if [ "$(setting engine)" = local ]; then
-    mom_priv=$(setting local.spool)/mom_priv
-    mkdir -p "$mom_priv"
-    for hook in "$prefix"/share/vtorque/mom_priv_hooks/*; do
-        target=$mom_priv/$(basename "$hook")
-        cmp -s "$hook" "$target" || {
-            install -m 755 "$hook" "$target.new"
+# the hooks, with the places of this installation filled in
+spool=$(setting paths.spool)
+places="$prefix/share/vtorque/mom_priv_hooks"
+[ "$(setting engine)" != local ] || places="$places $(setting local.spool)/mom_priv"
+for place in $places; do
+    mkdir -p "$place"
+    for hook in "$source"/mom_priv_hooks/*; do
+        target=$place/$(basename "$hook")
+        sed "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g" "$hook" >"$target.new"
+        if cmp -s "$target.new" "$target"; then
+            rm "$target.new"
+        else
+            chmod 755 "$target.new"
             mv "$target.new" "$target"
-        }
+        fi
     done
-fi
+done
 [ "$current" = yes ] || printf '%s\n' "$stamp" >"$prefix/.installed"

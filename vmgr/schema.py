@@ -40,6 +40,9 @@ class Items(NamedTuple):
     doc: str
 
 
+MAX_RUN_PATH = 30
+"""Longest `paths.run`: with the names below it the path of a socket stays within 107 bytes (unix(7))."""
+
 REQUIRED = object()
 """The default of a key that has none and must be set."""
 
@@ -232,6 +235,8 @@ def check_config(tree: Any) -> dict[str, Any]:
         if not bounds["min"] <= bounds["default"] <= bounds["max"]:
             low, default, high = (show(bounds[key]) for key in ("min", "default", "max"))
             raise Problem(("policy", word), f"min {low}, default {default}, max {high} are not in this order")
+    if len(checked["paths"]["run"]) > MAX_RUN_PATH:
+        raise Problem(("paths", "run"), f"at most {MAX_RUN_PATH} characters, because sockets lie below it")
     tags = [mount["name"] for mount in checked["mounts"]]
     for index, mount in enumerate(checked["mounts"]):
         if tags.count(mount["name"]) > 1:

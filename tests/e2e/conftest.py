@@ -23,7 +23,7 @@ CONFIG = """\
 engine: local
 submit: {{without_vm: guest}}
 local: {{spool: {root}/local, socket: {root}/local.sock}}
-paths: {{spool: {root}/spool, run: {root}/run}}
+paths: {{spool: {root}/spool, run: {run}}}
 images: {{pool: {pool}, overlays: {root}/overlays, overlays_max: 30G}}
 hypervisor: {{allow_emulation: true}}
 policy:
@@ -128,7 +128,7 @@ class Site:
     """The installation, its batch system and what must not be left behind."""
 
     def __init__(self, prefix: Path, root: Path) -> None:
-        self.prefix, self.root = prefix, root
+        self.prefix, self.root, self.run = prefix, root, Path(f"/run/{root.name}")
         self.vsub, self.vmgr = prefix / "bin" / "vsub", prefix / "bin" / "vmgr"
 
     def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -174,8 +174,10 @@ class Site:
     def left_behind(self) -> list[str]:
         """What jobs have left on the node; empty when all is gone."""
         left = [f"process {process.cmdline()}" for process in self.processes("") if not self._belongs(process)]
-        for place in ("spool/jobs", "overlays", "run/jobs", "run/tombstones", "run/ended", "local/mom_priv/jobs"):
+        for place in ("spool/jobs", "overlays", "local/mom_priv/jobs"):
             left += [str(path) for path in (self.root / place).glob("*")]
+        for place in ("jobs", "tombstones", "ended"):
+            left += [str(path) for path in (self.run / place).glob("*")]
         left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
         return left
 
@@ -212,7 +214,7 @@ def site() -> Iterator[Site]:
             (root / "vm" / name).write_text(VM_HOOK.format(name=name))
             (root / "vm" / name).chmod(0o755)
         config = root / "site.yaml"
-        config.write_text(CONFIG.format(root=root, pool=POOL))
+        config.write_text(CONFIG.format(root=root, run=here.run, pool=POOL))
         command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(config)]
         subprocess.run(command, check=True, timeout=PATIENCE_S)
         (root / "settings.json").write_text('{"kill_delay_s": 5}')
@@ -225,6 +227,7 @@ def site() -> Iterator[Site]:
             subprocess.run([str(stop), "stop"], timeout=PATIENCE_S)
         shutil.rmtree(prefix, ignore_errors=True)
         shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(here.run, ignore_errors=True)
 
 
 VM_HOOK = """#!/bin/sh

@@ -158,7 +158,7 @@ def test_what_a_user_changes_after_submission_only_makes_root_refuse(user: User,
     [folder] = user.home.glob(".vtorque/*/*")
     if what == "rewritten":
         for path in folder.iterdir():
-            path.write_text("#!/bin/sh\nid >>$HOME/rewritten\n")
+            path.write_text(f"#!/bin/sh\nid >>{user.home}/rewritten\n")
     elif what == "deleted":
         user.run("rm", "-rf", str(folder.parent))
     else:

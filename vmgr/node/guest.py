@@ -73,12 +73,10 @@ class RunningGuest:
         if self._is_ready and not self._ended.done():
             self._port.send("shutdown")
             loop = asyncio.get_running_loop()
-            event: Optional[Event] = None
             deadline = loop.time() + timeouts.vm_epilogue
-            while not self._ended.done():
+            event = await self._next(deadline, dies=False)
+            while event is not None and event.name != "epilogue":
                 event = await self._next(deadline, dies=False)
-                if event is None or event.name == "epilogue":
-                    break
             if event is not None:
                 self._progress.stage("epilogue")
                 await asyncio.wait([self._ended], timeout=timeouts.shutdown)

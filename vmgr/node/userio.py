@@ -12,11 +12,15 @@ import errno
 import grp
 import os
 import pwd
+import re
 import signal
 import stat
 from typing import Callable, NamedTuple
 
 from vmgr.errors import Code, VTorqueError
+
+
+_GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 
 class User(NamedTuple):
@@ -56,10 +60,12 @@ def look_up(name: str) -> User:
 
 
 def _group_name(gid: int) -> str:
+    """The group's name, or one that every guest can have: directory services know names with blanks."""
     try:
-        return grp.getgrgid(gid).gr_name
+        name = grp.getgrgid(gid).gr_name
     except KeyError:
-        return f"g{gid}"
+        name = ""
+    return name if _GROUP_NAME.fullmatch(name) else f"g{gid}"
 
 
 async def read_file(user: User, path: str, *, limit: int, timeout_s: float) -> bytes:
