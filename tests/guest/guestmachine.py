@@ -69,6 +69,7 @@ class Setup:
     own_disk: bool = False
     seed: bool = True
     absent_shares: bool = False
+    by_cloud_init: bool = False
 
     @property
     def key(self) -> Path:
@@ -116,6 +117,8 @@ def make_seed(setup: Setup) -> Path:
             files[f"vtorque/{name}"] = text
     for name in ("user-data", "meta-data", "network-config"):
         files[name] = _render(TEMPLATES / family / f"{name}.j2", setup)
+        if setup.by_cloud_init:
+            files[name] = files[name].replace("# vtorque: guest program only\n", "")
     path = setup.directory / "seed.iso"
     _write_iso(path, files)
     path.chmod(0o444)

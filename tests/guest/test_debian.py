@@ -18,7 +18,7 @@ echo "cpus $(nproc) limit $(ulimit -Hn) $(ulimit -Hl)"
 echo "mpi $(mpirun --version | head -1)"
 echo "nfs $(test -x /sbin/mount.nfs && echo yes)"
 echo "failed $(systemctl --failed --no-legend --plain | awk '{print $1}' | tr '\\n' ' ')"
-echo "python $(pgrep -fc cloud-init)"
+echo "python $(pgrep -fc [c]loud-init)"
 echo "sudo $(command -v sudo || echo none)"
 touch /opt-hpc/x 2>/dev/null || echo "opt read-only"
 echo mine >~/made
@@ -54,6 +54,20 @@ def test_debian_boots_with_a_seed(setup_for: MakeSetup) -> None:
         check_job(machine)
         machine.send("shutdown")
         assert decode(machine.wait_for("epilogue")["output"]) == "bye\n"
+        assert machine.ended()
+
+
+def test_debian_boots_by_cloud_init(setup_for: MakeSetup) -> None:
+    """Without the mark of the short way, as in any other Debian image, cloud-init starts the guest program."""
+    setup = setup_for("debian-12", vcpus=2, ram_mib=1024, by_cloud_init=True, hostname="guest-2")
+    with Machine(setup) as machine:
+        machine.wait_for("ready")
+        done = machine.ssh("hostname; id -u; cat /opt-hpc/version; systemctl is-active cloud-init-local cloud-final")
+        name, uid, version, *stages = done.stdout.split()
+        assert (name, uid, version) == ("guest-2", str(setup.user.uid), "1.0")
+        assert stages == ["active", "inactive"]
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
         assert machine.ended()
 
 

@@ -1,0 +1,351 @@
+"""The image pool, recipes and the initramfs writer; the guest's scripts as far as they run on any machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.images import initramfs
+from vmgr.images.initramfs import Archive
+from vmgr.images.pool import Image, Pool, describe
+from vmgr.images.recipe import known_recipes, load_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = REPOSITORY / "contrib" / "images"
+GUEST = REPOSITORY / "templates" / "guest" / "common"
+FACTS: dict[str, Any] = {
+    "family": "micro",
+    "distro": "SLG",
+    "arch": "x86_64",
+    "description": "for a test",
+    "disk": None,
+    "disk_format": "qcow2",
+    "virtual_size": 0,
+    "kernel": "vmlinuz",
+    "initrd": "initrd",
+    "cmdline": "quiet",
+    "min_ram_mib": 64,
+    "features": ["9p"],
+    "packages": "packages.txt",
+    "recipe_hash": "abc",
+}
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    return Pool(tmp_path / "pool")
+
+
+def publish(pool: Pool, name: str = "tiny", **facts: Any) -> Image:
+    with pool.staging(name) as work:
+        out = work / "out"
+        out.mkdir()
+        for file in ("vmlinuz", "initrd", "packages.txt"):
+            (out / file).write_text(file)
+        return pool.publish(out, name, {**FACTS, **facts})
+
+
+# --- pool ---
+
+
+def test_empty_pool(pool: Pool) -> None:
+    assert pool.names() == []
+    with pytest.raises(VTorqueError, match=r"unknown image 'micro'.*vmgr image build") as caught:
+        pool.get("micro")
+    assert caught.value.code is Code.IMAGE
+
+
+def test_published_image_comes_back_read_only(pool: Pool) -> None:
+    image = publish(pool)
+    assert image == pool.get("tiny")
+    assert (image.name, image.revision, image.features) == ("tiny", 1, ("9p",))
+    assert image.path("kernel") == pool.path / "tiny" / "1" / "vmlinuz"
+    assert image.path("kernel").read_text() == "vmlinuz"
+    assert stat.S_IMODE(image.directory.stat().st_mode) == 0o755
+    for path in image.directory.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444
+        assert path.stat().st_uid == os.geteuid()
+    assert set(image.files) == {"vmlinuz", "initrd", "packages.txt"}
+    assert image.size == sum(path.stat().st_size for path in image.directory.iterdir() if path.suffix != ".json")
+    assert json.loads(json.dumps(describe(image)))["revision"] == 1
+
+
+def test_part_that_is_not_there(pool: Pool) -> None:
+    with pytest.raises(VTorqueError, match="has no disk"):
+        publish(pool).path("disk")
+
+
+def test_newest_revision_is_the_default(pool: Pool) -> None:
+    for _ in range(11):
+        publish(pool)
+    publish(pool, "other")
+    assert pool.names() == ["other", "tiny"]
+    assert pool.get("tiny").revision == 11
+    assert pool.get("tiny", 2).revision == 2
+    with pytest.raises(VTorqueError, match="no revision 12; revisions: 1, 2, 3"):
+        pool.get("tiny", 12)
+
+
+def test_unknown_image_names_those_that_are_there(pool: Pool) -> None:
+    publish(pool)
+    with pytest.raises(VTorqueError, match=r"VT-IMAGE: unknown image 'tin' .*; images: tiny"):
+        pool.get("tin")
+
+
+@pytest.mark.parametrize("name", ["../tiny", "", "Tiny", ".tmp-x", "a/b", "a" * 65])
+def test_illegal_names(pool: Pool, name: str) -> None:
+    publish(pool)
+    with pytest.raises(VTorqueError, match="unknown image"):
+        pool.get(name)
+    with pytest.raises(VTorqueError, match="illegal image name"), pool.staging(name):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({**FACTS, "version": 1, "name": "other"})])
+def test_broken_sidecar(pool: Pool, content: str) -> None:
+    sidecar = publish(pool).directory / "image.json"
+    sidecar.chmod(0o644)
+    sidecar.write_text(content)
+    with pytest.raises(VTorqueError, match=r"image\.json"):
+        pool.get("tiny")
+
+
+def test_sidecar_that_names_a_file_elsewhere(pool: Pool) -> None:
+    with pytest.raises(VTorqueError, match="outside of its image"):
+        publish(pool, kernel="../../vmlinuz")
+    assert pool.names() == []
+
+
+@pytest.mark.root
+def test_root_trusts_no_image_that_others_can_write(pool: Pool) -> None:
+    image = publish(pool)
+    image.path("kernel").chmod(0o666)
+    with pytest.raises(VTorqueError) as caught:
+        pool.get("tiny")
+    assert caught.value.code is Code.TRUST
+
+
+def test_failed_work_leaves_nothing(pool: Pool) -> None:
+    with pytest.raises(RuntimeError), pool.staging("tiny") as work:
+        (work / "half").write_text("x")
+        raise RuntimeError
+    assert [path.name for path in (pool.path / "tiny").iterdir()] == [".lock"]
+    assert pool.names() == []
+
+
+def test_next_build_sweeps_what_a_killed_one_left(pool: Pool) -> None:
+    hold = (
+        "import sys, pathlib; from vmgr.images.pool import Pool\n"
+        "with Pool(pathlib.Path(sys.argv[1])).staging('tiny') as work:\n"
+        "    (work / 'half').write_text('x'); print('in', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", hold, str(pool.path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "in\n"
+        builder.kill()
+    assert len(list((pool.path / "tiny").glob(".tmp-*"))) == 1
+    publish(pool)
+    assert sorted(path.name for path in (pool.path / "tiny").iterdir()) == [".lock", "1"]
+
+
+def test_second_build_waits_for_the_first(pool: Pool) -> None:
+    said: list[str] = []
+    code = (
+        "import sys, pathlib; from vmgr.images.pool import Pool\n"
+        "with Pool(pathlib.Path(sys.argv[1])).staging('tiny', lambda s: print(s, flush=True)): print('in')\n"
+    )
+    with pool.staging("tiny", said.append):
+        second = subprocess.Popen(
+            [sys.executable, "-c", code, str(pool.path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        assert second.stdout is not None
+        assert "waiting" in second.stdout.readline()
+    assert second.communicate(timeout=20)[0] == "in\n"
+    assert said == []
+
+
+def test_pool_is_light_to_import() -> None:
+    """vsub imports it on every submission."""
+    code = "import sys, vmgr.images.pool; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"yaml", "jinja2", "paramiko", "subprocess", "click"} & set(done.stdout.split())
+
+
+# --- recipes ---
+
+
+def test_recipes_of_the_repository_are_sound() -> None:
+    assert {"debian-12", "micro"} <= set(known_recipes(RECIPES))
+    for name in known_recipes(RECIPES):
+        recipe = load_recipe(name, RECIPES)
+        assert recipe.download_mb and recipe.disk_mb and recipe.build_disk_mb
+        assert recipe.rootfs.is_dir()
+
+
+def copy_recipe(directory: Path, **changes: Any) -> Path:
+    data = json.loads((RECIPES / "micro" / "recipe.json").read_text())
+    (directory / "micro").mkdir(parents=True)
+    (directory / "micro" / "recipe.json").write_text(json.dumps({**data, **changes}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "blue"}, "unknown key 'colour'"),
+        ({"packages": "bash"}, "packages has the wrong type"),
+        ({"packages": [1]}, "packages has the wrong type"),
+        ({"disk_mb": "1"}, "disk_mb has the wrong type"),
+        ({"min_ram_mib": True}, "min_ram_mib has the wrong type"),
+        ({"name": "mikro"}, "name is 'mikro'"),
+        ({"kind": "tape"}, "kind 'tape'"),
+        ({"version": 2}, "version"),
+    ],
+)
+def test_wrong_recipes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(VTorqueError, match=message):
+        load_recipe("micro", copy_recipe(tmp_path, **changes))
+
+
+def test_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(VTorqueError, match=r"no recipe 'mikro'.*debian-12, micro"):
+        load_recipe("mikro", RECIPES)
+
+
+def test_digest_follows_the_files(tmp_path: Path) -> None:
+    recipe = load_recipe("micro", copy_recipe(tmp_path))
+    first = recipe.digest()
+    assert recipe.digest() == first
+    script = tmp_path / "micro" / "init"
+    script.write_text("x")
+    second = recipe.digest()
+    script.chmod(0o755)
+    assert len({first, second, recipe.digest()}) == 3
+
+
+# --- initramfs ---
+
+
+def test_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    archive = Archive()
+    archive.file("/usr/bin/tool", b"#!/bin/sh\n", 0o755)
+    archive.link("/bin", "usr/bin")
+    archive.directory("/tmp", 0o1777)
+    data = archive.cpio()
+    assert data == archive.cpio()
+    assert len(data) % 512 == 0
+    names = [name for name, _ in entries(data)]
+    assert names == ["bin", "tmp", "usr", "usr/bin", "usr/bin/tool", "TRAILER!!!"]
+    modes = dict(entries(data))
+    assert (modes["usr/bin/tool"], modes["tmp"], modes["bin"]) == (0o100755, 0o41777, 0o120777)
+
+
+def entries(data: bytes) -> list[tuple[str, int]]:
+    """Names and modes in a newc archive, read independently of the writer."""
+    found, at = [], 0
+    while not found or found[-1][0] != "TRAILER!!!":
+        fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        start = at + 110
+        found.append((data[start : start + fields[11] - 1].decode(), fields[1]))
+        at = start + fields[11]
+        at += -at % 4 + fields[6]
+        at += -at % 4
+    return found
+
+
+def make_module(directory: Path, name: str, *depends: str) -> None:
+    (directory / f"{name}.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=" + ",".join(depends).encode() + b"\0x\0")
+
+
+def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
+    make_module(tmp_path, "virtio_net", "net_failover", "virtio")
+    make_module(tmp_path, "net_failover", "failover")
+    make_module(tmp_path, "failover")
+    make_module(tmp_path, "virtio-ring")
+    make_module(tmp_path, "virtio", "virtio_ring")
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/base/regmap.ko\n")
+    names = [path.stem for path in initramfs.module_closure(tmp_path, ["virtio_net", "regmap"])]
+    assert names == ["failover", "net_failover", "virtio-ring", "virtio", "virtio_net"]
+    with pytest.raises(KeyError, match="nosuch"):
+        initramfs.module_closure(tmp_path, ["nosuch"])
+
+
+@pytest.mark.parametrize("image", [b"", b"\x7fELF" + bytes(1000), bytes(0x202) + b"HdrS" + bytes(1000)])
+def test_kernels_that_cannot_be_unwrapped(image: bytes) -> None:
+    with pytest.raises(ValueError):
+        initramfs.uncompressed_kernel(image)
+
+
+# --- building ---
+
+
+@pytest.mark.root
+def test_killed_build_step_takes_everything_with_it() -> None:
+    """SIGKILL to the builder: its programs, in their own namespaces, are gone as well."""
+    code = (
+        "import pathlib, vmgr.images.sandbox as s\n"
+        "s.run(['/bin/sh', '-c', 'mount -t tmpfs none /mnt; sleep 987654 & sleep 987653'],"
+        " cwd=pathlib.Path('/'), isolated=True)\n"
+    )
+    builder = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+    assert wait_for(lambda: sleepers() == 2)
+    builder.kill()
+    builder.wait()
+    assert wait_for(lambda: sleepers() == 0)
+    assert " /mnt tmpfs" not in Path("/proc/mounts").read_text()
+
+
+def wait_for(condition: Any, timeout_s: float = 20) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def sleepers() -> int:
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            count += path.read_bytes() in (b"sleep\x00987654\x00", b"sleep\x00987653\x00")
+        except OSError:
+            continue
+    return count
+
+
+# --- guest scripts ---
+
+
+@pytest.mark.parametrize("shell", ["dash", "busybox sh"])
+def test_account_lines_take_precedence(tmp_path: Path, shell: str) -> None:
+    """`prepend` of the guest program, run by both shells on a file that already has the name."""
+    program = (GUEST / "guest").read_text()
+    function = program[program.index("prepend() {") : program.index("write_sshd_config() {")]
+    passwd = tmp_path / "passwd"
+    passwd.write_text("root:x:0:0::/root:/bin/sh\nada:x:7:7::/:/bin/false\n")
+    script = f"{function}\nprintf 'ada:x:500:500::/home/ada:/bin/bash\\n' | prepend {passwd}\n"
+    try:
+        subprocess.run([*shell.split(), "-c", script], check=True)
+    except FileNotFoundError:
+        pytest.skip(f"{shell} is not installed")
+    assert passwd.read_text() == "ada:x:500:500::/home/ada:/bin/bash\nroot:x:0:0::/root:/bin/sh\n"
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in GUEST.iterdir()))
+@pytest.mark.parametrize("shell", ["dash", "busybox sh", "bash --posix"])
+def test_guest_scripts_parse_everywhere(script: str, shell: str) -> None:
+    try:
+        subprocess.run([*shell.split(), "-n", str(GUEST / script)], check=True)
+    except FileNotFoundError:
+        pytest.skip(f"{shell} is not installed")
