@@ -27,7 +27,7 @@ from vmgr.node.boot import Job, boot
 from vmgr.node.control import Control
 from vmgr.node.guest import first
 from vmgr.node.reap import reap
-from vmgr.node.state import Progress, publish, publish_once
+from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import User, look_up, read_file
 from vmgr.paths import installation
@@ -110,10 +110,8 @@ class Agent:
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         record.note_end(self.config.paths, self.call.job_id, self.place)
-        publisher.cancel()
-        await asyncio.gather(publisher, return_exceptions=True)
         self.progress.stage("gone", None if self.progress.error else "ended")
-        await publish_once(self.progress, user, status, timeout_s=patience)
+        await asyncio.gather(publisher, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
 

@@ -78,9 +78,15 @@ class Progress:
 
 
 async def publish(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:
-    """Keep the job's status file current, with the user's rights, until cancelled."""
+    """Keep the job's status file current, with the user's rights, until the stage `gone` stands in it.
+
+    It is not to be cancelled: before Python 3.12 `asyncio.wait_for` may swallow that, and this would go on for ever.
+    """
     async for _ in progress.changes():
+        last = any(stage["name"] == "gone" for stage in progress.stages[-1:])
         await publish_once(progress, user, path, timeout_s=timeout_s)
+        if last:
+            return
 
 
 async def publish_once(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:
