@@ -11,6 +11,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vmgr.config import Config, load_config
 from vmgr.node import record
@@ -20,8 +21,8 @@ from vmgr.paths import Installation, installation
 AGENT_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the hook named by `argv[0]` (`prologue` or `epilogue`) with TORQUE's arguments. Always 0."""
+def main(argv: Sequence[str]) -> NoReturn:
+    """Run the hook named by `argv[0]` (`prologue` or `epilogue`) with TORQUE's arguments. Ends the process, with 0."""
     try:
         install = installation()
         if argv[0] == "prologue":
@@ -30,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
             _epilogue(parse_epilogue(argv[1:], os.environ), install)
     except Exception as err:
         print(f"vtorque: {argv[0] if argv else 'hook'}: {err}", file=sys.stderr)
-    return 0
+    finally:
+        os._exit(0)  # the batch system waits, and taking the interpreter apart is a tenth of the hook
 
 
 def _prologue(call: HookCall, install: Installation) -> None:
@@ -77,8 +79,6 @@ def end_job(config: Config, job_id: str) -> None:
     The tombstone comes first and is looked at by every prologue and agent after it has made its record, so that one
     of the two always sees the other. It goes again when all that could still come up is known to be gone.
     """
-    from vmgr.node.undo import undo
-
     record.bury(config.paths, job_id)
     here = [place for place in record.places(config.paths, job_id) if record.is_buried(config.paths, job_id, place)]
     settled = record.take_end(config.paths, job_id) or bool(here)
@@ -86,6 +86,8 @@ def end_job(config: Config, job_id: str) -> None:
         if record.is_held(place) and not any(step.get("role") == "agent" for step in record.steps(place)):
             settled = False  # its agent is about to start, will see the tombstone and undo what it finds
             continue
+        from vmgr.node.undo import undo  # most epilogues find that the agent has undone everything
+
         failures = undo(place)
         for failure in failures:
             print(f"vtorque: epilogue: {failure}", file=sys.stderr)

@@ -7,7 +7,6 @@ status, script path.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Optional
@@ -62,9 +61,11 @@ def guest_job(resources: str) -> Optional[SpecPath]:
 
 def place_name(job_id: str) -> str:
     """A short name for a job's folders, unique to it: the id itself unless that is too long for a socket's path."""
-    if len(job_id) <= 40:
+    if len(job_id) <= 32:
         return job_id
-    return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:24]}"
+    import hashlib  # costs a hook time that few ids need
+
+    return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:16]}"
 
 
 def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, script: str) -> HookCall:
