@@ -38,7 +38,7 @@ SETTLE_S = 1.0
 
 CONFIG = """\
 engine: torque
-paths: {{spool: {root}/spool, run: {root}/run}}
+paths: {{spool: {root}/spool, run: {run}}}
 images: {{pool: {root}/images, overlays: {root}/overlays, overlays_max: 100G}}
 hypervisor: {{allow_emulation: true}}
 policy: {{img: {{default: micro}}, vcpus: {{max: 64}}, ram: {{max: 64G}}}}
@@ -88,7 +88,7 @@ class Job:
     def wait_for(self, stage: str) -> dict[str, float]:
         """Follow the agent up to a stage; gives the stages so far, in seconds since the hook started."""
         if self._link is None:
-            (address,) = (self.site.root / "run" / "jobs" / self.job_id).glob("*.sock")
+            (address,) = (self.site.run / "jobs" / self.job_id).glob("*.sock")
             self._link = socket.socket(socket.AF_UNIX)
             self._link.settimeout(PATIENCE_S)
             self._link.connect(str(address))
@@ -142,6 +142,7 @@ class Site:
 
     def __init__(self, word: str) -> None:
         self.prefix, self.root = Path(f"/opt/vtorque-bench-{word}"), Path(f"/var/lib/vtorque-bench-{word}")
+        self.run = Path(f"/run/vtb-{word}")  # the path of a socket has to be short
         self.account = f"vtb{word}"
         self.home = self.root / "home"
         self.pool = Pool(self.root / "images")
@@ -154,7 +155,7 @@ class Site:
     def install(self) -> None:
         for folder in (self.root, self.root / "vm", self.root / "log", self.home, self.pool.path):
             folder.mkdir(mode=0o755)
-        (self.root / "site.yaml").write_text(CONFIG.format(root=self.root, patience=PATIENCE_S))
+        (self.root / "site.yaml").write_text(CONFIG.format(root=self.root, run=self.run, patience=PATIENCE_S))
         subprocess.run(
             [str(REPOSITORY / "install.sh"), "--prefix", str(self.prefix), "--config", str(self.root / "site.yaml")],
             check=True,
@@ -244,8 +245,14 @@ class Site:
         """What jobs have left: processes, and files of theirs."""
         found = [
             str(path)
-            for place in ("spool/jobs", "run/jobs", "run/tombstones", "run/ended", "overlays")
-            for path in (self.root / place).glob("*")
+            for parent, place in (
+                (self.root, "spool/jobs"),
+                (self.root, "overlays"),
+                (self.run, "jobs"),
+                (self.run, "tombstones"),
+                (self.run, "ended"),
+            )
+            for path in (parent / place).glob("*")
         ]
         return found + [f"process {pid}: {line[:100]}" for pid, line in self._processes()]
 
@@ -271,7 +278,7 @@ class Site:
                 os.kill(pid, signal.SIGKILL)
         if any(entry.pw_name == self.account for entry in pwd.getpwall()):
             _account("userdel", self.account)
-        for folder in (self.prefix, self.root):
+        for folder in (self.prefix, self.root, self.run):
             shutil.rmtree(folder, ignore_errors=True)
             if folder.exists():
                 left.append(str(folder))
