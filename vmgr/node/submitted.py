@@ -35,7 +35,7 @@ def job_directory(argv: Sequence[str]) -> str:
         return named
     except (OSError, ValueError, IndexError) as err:
         raise VTorqueError(f"cannot read the submitted script {named}: {err}", code=Code.SPEC) from err
-    if len(words) != 3 or words[0] != "exec" or not words[2].startswith("/"):
+    if len(words) < 3 or words[0] != "exec" or not words[2].startswith("/"):
         raise VTorqueError(f"{named} was not written by vsub", code=Code.SPEC, hint="submit again by vsub")
     return words[2]
 
