@@ -105,7 +105,7 @@ class JobDirectory:
         if status != 0:
             raise VTorqueError(f"{KEYGEN} failed with status {status}", code=Code.HOME, hint="quota, disk full?")
         try:
-            with open(f"{self.outer}/key.pub", encoding="ascii") as stream:  # noqa: PTH123
+            with open(f"{self.outer}/key.pub", encoding="ascii") as stream:
                 return " ".join(stream.read(1024).split()[:2])
         except OSError as err:
             raise _failed(err, f"{self.outer}/key.pub") from err

@@ -138,7 +138,7 @@ def _start(arguments: argparse.Namespace) -> int:
     if os.fork() == 0:
         _be_daemon(arguments, tell)
     os.close(tell)
-    with open(told, "rb") as pipe:  # noqa: PTH123 - a descriptor
+    with open(told, "rb") as pipe:
         message = pipe.read().decode()
     if message == "ready":
         return 0

@@ -25,7 +25,7 @@ class Settings(NamedTuple):
 def load(path: str) -> Settings:
     """Read the file: an object with keys of `Settings`, all optional. Raises ValueError, OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+    with open(descriptor, "rb") as file:
         seen = os.fstat(descriptor)
         if not stat.S_ISREG(seen.st_mode) or seen.st_uid != 0 or seen.st_mode & 0o022:
             raise ValueError(f"{path}: must be a file of root's that only root can write")
