@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images import initramfs
+from vmgr.images.disk import boot_record
 from vmgr.images.initramfs import Archive
 from vmgr.images.pool import Image, Pool, describe
 from vmgr.images.recipe import known_recipes, load_recipe
@@ -287,6 +289,16 @@ def test_kernels_that_cannot_be_unwrapped(image: bytes) -> None:
 
 
 # --- building ---
+
+
+def test_boot_record() -> None:
+    record = boot_record(b"\xeb\x10code", 0x11223344, 8192)
+    assert len(record) == 512
+    assert record[440:444] == bytes.fromhex("44332211")
+    assert record[510:] == b"\x55\xaa"
+    boot, root = (struct.unpack("<B3xB3xII", record[446 + 16 * n : 462 + 16 * n]) for n in (0, 1))
+    assert boot == (0x80, 0x0C, 2048, 63 * 2048)
+    assert root == (0, 0x83, 64 * 2048, (8192 - 64) * 2048)
 
 
 @pytest.mark.root

@@ -7,6 +7,7 @@ system. It is put together from files (mtools, mke2fs -d): no loop device, no mo
 from __future__ import annotations
 
 import shutil
+import struct
 import uuid
 from pathlib import Path
 from typing import Any, Callable
@@ -110,17 +111,11 @@ def _customize(recipe: Recipe, work: Path, root: Path) -> None:
 def _make_disk(recipe: Recipe, root: Path, initrd: Path, work: Path, raw: Path) -> None:
     identity = uuid.uuid5(_NAMESPACE, recipe.name)
     (kernel,) = root.glob("boot/vmlinuz-*")
-    table = f"label: dos\nlabel-id: 0x{identity.int & 0xFFFFFFFF:08x}\n"
-    table += f"start={_BOOT_AT // 512}, size={_BOOT_MIB * 2048}, type=c, bootable\nstart={_ROOT_AT // 512}, type=83\n"
-    with raw.open("wb") as stream:
-        stream.truncate(recipe.disk_mib * _MIB)
-    (work / "table").write_text(table)
-    run(["/bin/sh", "-c", 'sfdisk --quiet "$0" <"$1"', str(raw), str(work / "table")], cwd=work)
-    code = _MBR_CODE.read_bytes() if _MBR_CODE.exists() else b""
-    if not 0 < len(code) <= 440:
+    if not _MBR_CODE.exists():
         raise VTorqueError(f"{_MBR_CODE} is not there", code=Code.BUILD, hint="install syslinux-common")
-    with raw.open("r+b") as stream:
-        stream.write(code)
+    with raw.open("wb") as stream:
+        stream.write(boot_record(_MBR_CODE.read_bytes(), identity.int & 0xFFFFFFFF, recipe.disk_mib))
+        stream.truncate(recipe.disk_mib * _MIB)
     _make_boot_partition(recipe, kernel, initrd, work, raw, serial=identity.int >> 96)
     run(
         [
@@ -140,6 +135,19 @@ def _make_disk(recipe: Recipe, root: Path, initrd: Path, work: Path, raw: Path) 
         cwd=work,
         environment={"E2FSPROGS_FAKE_TIME": _epoch()["SOURCE_DATE_EPOCH"]},
     )  # fmt: skip
+
+
+def boot_record(code: bytes, disk_id: int, disk_mib: int) -> bytes:
+    """The disk's first sector: boot code, and the two partitions (FAT to boot from, ext4) by sector numbers."""
+    end = disk_mib * _MIB
+    table = b""
+    for flag, kind, start, size in (
+        (0x80, 0x0C, _BOOT_AT, _BOOT_MIB * _MIB),
+        (0x00, 0x83, _ROOT_AT, end - _ROOT_AT),
+    ):
+        no_chs = b"\xfe\xff\xff"
+        table += struct.pack("<B3sB3sII", flag, no_chs, kind, no_chs, start // 512, size // 512)
+    return code[:440].ljust(440, b"\0") + struct.pack("<IH", disk_id, 0) + table.ljust(64, b"\0") + b"\x55\xaa"
 
 
 def _make_boot_partition(recipe: Recipe, kernel: Path, initrd: Path, work: Path, raw: Path, *, serial: int) -> None:
