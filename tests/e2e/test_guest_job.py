@@ -155,7 +155,7 @@ def test_each_vcpu_has_a_cpu_of_its_own_and_ps_shows_the_guest(user: User, other
     assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status and "CapEff:\t0000000000000000" in status
     [seed] = (site.root / "spool" / "jobs").glob("*/*/seed.iso")
     assert (seed.stat().st_uid, seed.stat().st_mode & 0o777) == (0, 0o600)
-    [held] = [fd.name for fd in Path(f"/proc/{qemu.pid}/fd").iterdir() if os.readlink(fd) == str(seed)][:1]
+    [held] = [fd.name for fd in Path(f"/proc/{qemu.pid}/fd").iterdir() if str(fd.readlink()) == str(seed)][:1]
     flags = int(Path(f"/proc/{qemu.pid}/fdinfo/{held}").read_text().split("flags:")[1].split()[0], 8)
     assert flags & os.O_ACCMODE == os.O_RDONLY
     own = user.run(str(site.vmgr), "ps", "--json")

@@ -29,7 +29,9 @@ print(json.dumps(probe(config, Pool(config.images.pool).get("micro").path("kerne
 def probe(site: Site) -> tuple[bool, str, float]:
     start = time.monotonic()
     python = site.prefix / "venv" / "bin" / "python3"
-    done = subprocess.run([str(python), "-I", "-c", PROBE, str(site.prefix)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(python), "-I", "-c", PROBE, str(site.prefix)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     works, reason = json.loads(done.stdout)
     return works, reason, time.monotonic() - start

@@ -33,7 +33,9 @@ def test_path_or_directory_as_an_argument(script: Path, tmp_path: Path) -> None:
     assert submitted.job_directory([DIRECTORY]) == DIRECTORY  # gone: said by who needs it
 
 
-@pytest.mark.parametrize("text", ["", "echo hello\n", "exec one\n", "exec 'unclosed\n", "exec a relative\n", "\0\xff\n"])
+@pytest.mark.parametrize(
+    "text", ["", "echo hello\n", "exec one\n", "exec 'unclosed\n", "exec a relative\n", "\0\xff\n"]
+)
 def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "8.server.SC"
     path.write_text(text)

@@ -31,7 +31,9 @@ class Files(NamedTuple):
 class Guest:
     """One running guest: its process, its QMP connection, its console and event port (connected sockets)."""
 
-    def __init__(self, child: subprocess.Popen[bytes], port: socket.socket, console: socket.socket, errors: int) -> None:
+    def __init__(
+        self, child: subprocess.Popen[bytes], port: socket.socket, console: socket.socket, errors: int
+    ) -> None:
         self.child = child
         self.port = port
         self.console = console

@@ -19,7 +19,6 @@ from typing import Callable, NamedTuple
 
 from vmgr.errors import Code, VTorqueError
 
-
 _GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 
