@@ -114,7 +114,8 @@ done
 id "$demo" >/dev/null 2>&1 || step "adding the user $demo" useradd --create-home --shell /bin/bash "$demo"
 home=$(getent passwd "$demo" | cut -d: -f6)
 for example in "$here"/examples/*.sh; do
-    runuser -u "$demo" -- dd status=none of="$home/$(basename "$example")" <"$example"
+    name=${example##*/}
+    runuser -u "$demo" -- dd status=none of="$home/$name" <"$example"
 done
 serving=$(cat /run/vtorque-local.installed 2>/dev/null || :)
 if [ "$serving" != "$(cat "$prefix/.installed")" ] || ! "$prefix/libexec/vtorque-local" status >/dev/null 2>&1; then
