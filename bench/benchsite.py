@@ -158,6 +158,7 @@ class Site:
         (self.root / "site.yaml").write_text(CONFIG.format(root=self.root, run=self.run, patience=PATIENCE_S))
         subprocess.run(
             [str(REPOSITORY / "install.sh"), "--prefix", str(self.prefix), "--config", str(self.root / "site.yaml")],
+            env={**os.environ, "TMPDIR": str(self.root)},
             check=True,
         )
         _account("useradd", "--no-create-home", "--home-dir", str(self.home), "--shell", "/bin/sh", self.account)
