@@ -55,7 +55,7 @@ for program in "$python" ssh ssh-keygen qemu-system-x86_64 qemu-img; do
     command -v "$program" >/dev/null || missing="$missing $program"
 done
 [ -z "$missing" ] || die "missing:$missing; on Debian: apt-get install $(sed 's/#.*//' "$source/contrib/packages.txt" | xargs)"
-"$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
+"$python" -I -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
     die "$python must be 3.9 or newer and have venv; on Debian: apt-get install python3-venv"
 
 # one installation at a time
@@ -66,7 +66,7 @@ flock 9
 parts='setup.cfg pyproject.toml README.md LICENSE vsub vmgr mom_priv_hooks templates contrib install.sh'
 # shellcheck disable=SC2086 # a list of names
 stamp=$(cd "$source" && find $parts -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-64)
-stamp="$stamp $("$python" -c 'import sys; print(sys.version.split()[0])')"
+stamp="$stamp $("$python" -I -c 'import sys; print(sys.version.split()[0])')"
 if [ "$(cat "$prefix/.installed" 2>/dev/null)" = "$stamp" ]; then
     current=yes
 else
@@ -74,13 +74,14 @@ else
     rm -f "$prefix/.installed"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
+    trap 'exit 130' HUP INT TERM
     # shellcheck disable=SC2086 # a list of names
     (cd "$source" && tar -cf - --exclude=__pycache__ $parts) | tar -xf - -C "$work"
-    [ -x "$prefix/venv/bin/python3" ] || "$python" -m venv "$prefix/venv"
-    "$prefix/venv/bin/python3" -m pip install -qq --disable-pip-version-check setuptools wheel
-    "$prefix/venv/bin/python3" -m pip install -qq --disable-pip-version-check --no-build-isolation \
+    [ -x "$prefix/venv/bin/python3" ] || "$python" -I -m venv "$prefix/venv"
+    "$prefix/venv/bin/python3" -I -m pip install -qq --disable-pip-version-check setuptools wheel
+    "$prefix/venv/bin/python3" -I -m pip install -qq --disable-pip-version-check --no-build-isolation \
         --force-reinstall --no-deps "$work"
-    "$prefix/venv/bin/python3" -m pip install -qq --disable-pip-version-check --no-build-isolation "$work"
+    "$prefix/venv/bin/python3" -I -m pip install -qq --disable-pip-version-check --no-build-isolation "$work"
 
     mkdir -p "$prefix/share"
     rm -rf "$prefix/share/vtorque.new"
@@ -91,7 +92,7 @@ else
     rm -rf "$prefix/share/vtorque"
     mv "$prefix/share/vtorque.new" "$prefix/share/vtorque"
 
-    packages=$("$prefix/venv/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    packages=$("$prefix/venv/bin/python3" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     launcher() { # launcher PATH MODULE FUNCTION
         mkdir -p "$(dirname "$prefix/$1")"
         printf '#!%s -IS\nimport sys\nsys.path.insert(0, "%s")\nfrom %s import %s as main\nsys.exit(main(sys.argv[1:]))\n' \

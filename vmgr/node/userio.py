@@ -18,6 +18,7 @@ import stat
 from typing import Callable, NamedTuple
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.node.process import dies_with
 
 _GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
@@ -118,9 +119,10 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
     """What `work` wrote to its descriptor, run in a child with the user's credentials."""
     results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(out, True)
+    dies = dies_with(os.getpid())
     pid = os.fork()
     if pid == 0:
-        _child(user, work, out)
+        _child(user, work, out, dies)
     os.close(out)
     try:
         data = await asyncio.wait_for(_drain(results, limit + 4096), timeout_s)
@@ -139,7 +141,7 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
     return body
 
 
-def _child(user: User, work: Callable[[int], None], out: int) -> None:
+def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:
     """In the child: drop to the user for good, do the work, say how it went, end without returning."""
     verdict = b"ok"
     try:
@@ -151,6 +153,7 @@ def _child(user: User, work: Callable[[int], None], out: int) -> None:
         os.setgroups(user.gids)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
+        dies()
         os.umask(0o077)
         work(out)
     except OSError as err:
