@@ -67,7 +67,11 @@ def main(argv: Sequence[str]) -> int:
         undo(place)
         record.exhume(config.paths, call.job_id)
         return 0
-    asyncio.run(Agent(config, install.templates, place, call, log).run(socket.socket(fileno=SOCKET_FD)))
+
+    async def live() -> None:  # before Python 3.10 an event belongs to the loop in which it is made
+        await Agent(config, install.templates, place, call, log).run(socket.socket(fileno=SOCKET_FD))
+
+    asyncio.run(live())
     return 0
 
 
