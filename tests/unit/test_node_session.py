@@ -160,7 +160,7 @@ print(run_file({"workdir": "/", "shell": "/bin/sh"}, {}), end="")
 def test_a_limit_above_the_guests_stays_at_the_guests(tmp_path: Path) -> None:
     file = write(tmp_path / "run", run_file(spec(tmp_path), {"A": "1"}))
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100
-    command = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 60))\n"
+    command = "import os, resource, sys, warnings; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 60))\n"
     command += "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)\n"
     command += "os.execvp(sys.argv[1], sys.argv[1:])"
     file.chmod(0o644)

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -30,6 +31,8 @@ PASSED_ON = tuple(
     getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP", "CONT")
 )
 MAX_SCRIPT_BYTES = 1 << 27
+REMOVE_TRIES = 40
+REMOVE_PAUSE_SECONDS = 0.025
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,10 +40,14 @@ def main(argv: Sequence[str]) -> int:
     job_id = os.environ.get("PBS_JOBID", "")
     try:
         config = load_config(installation())
-        return asyncio.run(JobWrapper(config, job_id, job_directory(argv)).run())
+        return asyncio.run(_run_job(config, job_id, job_directory(argv)))
     except VTorqueError as err:
         print(err, file=sys.stderr)
         return _status(err)
+
+
+async def _run_job(config: Config, job_id: str, directory: str) -> int:
+    return await JobWrapper(config, job_id, directory).run()  # before Python 3.10 its events belong to the loop
 
 
 def _status(problem: VTorqueError) -> int:
@@ -71,6 +78,10 @@ class JobWrapper:
         except VTorqueError as err:
             print(err, file=sys.stderr, flush=True)
             status, code = _status(err), err.code.text
+        except Exception as err:  # a full quota, a program that is missing: it has a reason and a status too
+            problem = VTorqueError(f"fault in the job wrapper: {err}", code=Code.INTERNAL)
+            print(problem, file=sys.stderr, flush=True)
+            status, code = _status(problem), problem.code.text
         self._leave(status, code)
         return status
 
@@ -214,4 +225,13 @@ class JobWrapper:
             except OSError as err:
                 print(f"vtorque: cannot write the result: {err}", file=sys.stderr)
             return
-        shutil.rmtree(self._directory.parent, ignore_errors=True)
+        _remove(self._directory.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Take a job's folder away. The agent may be writing its last status into it, so it can take a second try."""
+    for _ in range(REMOVE_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(REMOVE_PAUSE_SECONDS)
