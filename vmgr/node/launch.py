@@ -126,6 +126,7 @@ def start(
             preexec_fn=process.dies_with(os.getpid()),
         )
         started(child.pid)
+        _expose_to_oom_killer(child.pid)
     except OSError as err:
         for ours, _ in pairs:
             ours.close()
@@ -142,6 +143,13 @@ def start(
             os.close(fd)
     qmp, port, console = (ours for ours, _ in pairs)
     return Guest(child, port, console, read_end), qmp
+
+
+def _expose_to_oom_killer(pid: int) -> None:
+    """A mom makes itself immune to the kernel's OOM killer, and what its hooks start inherits that: not a guest."""
+    score = Path(f"/proc/{pid}/oom_score_adj")
+    if int(score.read_text()) < 0:
+        score.write_text("0")
 
 
 def _open(path: Path, flags: int, opened: list[int]) -> int:
