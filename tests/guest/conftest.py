@@ -1,4 +1,4 @@
-"""Fixtures of the guest tests: an image from the pool, keys, a home."""
+"""The fixture of the guest tests: guests with directories of their own."""
 
 from __future__ import annotations
 
@@ -6,45 +6,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
 
 import pytest
-from guestmachine import Mount, Setup, User, make_key
-
-from vmgr.errors import VTorqueError
-from vmgr.images.pool import Image, Pool
-
-POOL = Path(os.environ.get("VTORQUE_TEST_POOL", "/var/lib/vtorque/images"))
-
-MakeSetup = Callable[..., Setup]
-
-
-def image_or_skip(name: str) -> Image:
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("QEMU is not installed")
-    try:
-        return Pool(POOL).get(name)
-    except VTorqueError as err:
-        pytest.skip(f"no image {name} to boot: {err}")
-
-
-def make_setup(directory: Path, name: str, **options: object) -> Setup:
-    """A guest of the image `name` with a home and a read-only share made in `directory`."""
-    image = image_or_skip(name)
-    directory.chmod(0o755)
-    user = User() if os.geteuid() == 0 else User(uid=os.geteuid(), gid=os.getegid())
-    machine, home, opt = directory / "machine", directory / "home", directory / "opt"
-    for path in (machine, home, opt):
-        path.mkdir()
-    (opt / "version").write_text("1.0\n")
-    if os.geteuid() == 0:
-        os.chown(home, user.uid, user.gid)
-    mounts = (Mount("home", user.home, home), Mount("opt", "/opt-hpc", opt, readonly=True))
-    options.setdefault("mounts", mounts)
-    setup = Setup(image, machine, user=user, **options)  # type: ignore[arg-type]
-    make_key(setup.key)
-    make_key(setup.host_key)
-    return setup
+from guestsetup import MakeSetup, make_setup
 
 
 @pytest.fixture

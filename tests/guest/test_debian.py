@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from conftest import MakeSetup
 from guestmachine import Machine, decode
+from guestsetup import MakeSetup
 
 pytestmark = pytest.mark.guest
 

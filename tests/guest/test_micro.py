@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MakeSetup, make_setup
 from guestmachine import Machine, decode
+from guestsetup import MakeSetup, make_setup
 
 pytestmark = pytest.mark.guest
 

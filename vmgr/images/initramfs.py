@@ -137,9 +137,10 @@ def module_dependencies(module: bytes) -> list[str]:
 def lean_module(module: bytes) -> bytes:
     """`module` without what makes loading it slow under emulation: the signature and the type information.
 
-    Checking an RSA signature costs 30 ms of an emulated CPU, and the first module with a .BTF section makes
-    the kernel parse its own 4 MB of type information. The section stays where it is, with length 0, which the
-    kernel takes as absent (kernel/bpf/btf.c: btf_module_notify).
+    Loading twenty modules takes two thirds of the time without them (0.4 s in place of 0.65 s): no RSA signature is
+    checked, and the kernel does not parse its own 4 MB of type information, which the first module with a .BTF
+    section makes it do. The section stays where it is, with length 0, which the kernel takes as absent
+    (kernel/bpf/btf.c: btf_module_notify).
     """
     if module.endswith(_SIGNATURE_MARK):
         end = len(module) - len(_SIGNATURE_MARK) - _SIGNATURE_INFO.size
