@@ -108,9 +108,8 @@ free=$(df -Pm /var/lib | awk 'NR == 2 {print $4}')
 step "installing vTorque in $prefix" "$here/install.sh" --prefix "$prefix" --config "$here/contrib/quickstart.yaml"
 [ "$("$prefix/bin/vmgr" config show --value engine)" = local ] ||
     die "$prefix is set up for a batch system of its own (engine in $prefix/etc/vtorque/vtorque.yaml): use vsub there"
-for image in $images; do
-    step "image $image" "$prefix/bin/vmgr" image build "$image"
-done
+# shellcheck disable=SC2086 # a list of names
+step "the images $images" "$prefix/bin/vmgr" image build $images
 id "$demo" >/dev/null 2>&1 || step "adding the user $demo" useradd --create-home --shell /bin/bash "$demo"
 home=$(getent passwd "$demo" | cut -d: -f6)
 for example in "$here"/examples/*.sh; do
@@ -135,13 +134,15 @@ run_job() {
     seconds=$(sed -n 's/^vsub: timeline: \([0-9.]*\) s from submission to end.*/\1/p' "$said")
     rm -f "$said"
     output=$home/hello.o${job%%.*}
-    if [ "$status" != 0 ] || [ ! -e "$output" ]; then
-        cat "$home/hello.e${job%%.*}" >&2 2>/dev/null || :
+    # the home is the user's: root opens nothing there
+    printed=$(runuser -u "$demo" -- cat "$output" 2>/dev/null) || status=1
+    if [ "$status" != 0 ]; then
+        runuser -u "$demo" -- cat "$home/hello.e${job%%.*}" >&2 2>/dev/null || :
         die "the job ${job:-} ended with status $status; see $log and /var/log/vtorque/node.log"
     fi
     printf '%s (%s):\n' "$output" "$job"
-    sed 's/^/    /' "$output"
-    guest=$(sed -n 's/^guest: \([^,]*\),.*/\1/p' "$output")
+    printf '%s\n' "$printed" | sed 's/^/    /'
+    guest=$(printf '%s\n' "$printed" | sed -n 's/^guest: \([^,]*\),.*/\1/p')
 }
 
 run_job

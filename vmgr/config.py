@@ -95,6 +95,7 @@ class Timeouts(NamedTuple):
     launch: int
     boot: int
     barrier: int
+    attach: int
     vm_epilogue: int
     shutdown: int
 

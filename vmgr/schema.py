@@ -209,6 +209,7 @@ SCHEMA: dict[str, Any] = {
         "launch": Key(number(1, 600), 30, "seconds for the hypervisor to answer"),
         "boot": Key(number(5, 3600), 240, "seconds from start to ready, the VM prologue included"),
         "barrier": Key(number(5, 3600), 270, "seconds that the user prologue waits; less than $prologalarm"),
+        "attach": Key(number(5, 3600), 600, "seconds that a ready guest waits for its job; then it is ended"),
         "vm_epilogue": Key(number(1, 3600), 60, "seconds for the VM epilogue"),
         "shutdown": Key(number(1, 600), 15, "seconds for a guest to power off"),
     },

@@ -60,7 +60,7 @@ def test_second_run_is_at_its_first_guest_in_seconds(clone: Path) -> None:
 
 def test_without_root_it_says_in_one_line_what_to_run() -> None:
     done = subprocess.run(
-        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/bin/sh", "/dev/stdin"],
+        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/bin/sh", "-s"],
         input=(REPOSITORY / "quickstart.sh").read_text(),
         capture_output=True,
         text=True,

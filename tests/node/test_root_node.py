@@ -93,7 +93,7 @@ def test_only_root_and_the_owner_are_served(user: User, base: Path) -> None:
         listener.listen(8)
         progress = Progress(0, {"job_id": "12.host"})
         progress.private["ssh"] = {"port": 4242}
-        control = Control(progress, user.uid, over=lambda: overs.append(1))
+        control = Control(progress, user.uid, over=lambda: overs.append(1), attached=lambda: None)
         server = await control.serve(listener)
 
         async def ask(uid: int, op: str) -> dict[str, Any]:

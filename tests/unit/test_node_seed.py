@@ -198,7 +198,9 @@ def test_nothing_in_the_way_is_followed_or_overwritten(kind: str, tmp_path: Path
 
 
 def test_the_sites_hooks(tmp_path: Path) -> None:
-    assert site_hooks(tmp_path) == {} == site_hooks(tmp_path / "absent")
+    assert site_hooks(tmp_path) == {}
+    with pytest.raises(VTorqueError, match=r"VT-STAGE: .*absent \(guest\.vm_hooks\) is not there"):
+        site_hooks(tmp_path / "absent")
     (tmp_path / "prologue").write_bytes(b"#!/bin/sh\n\xff")
     (tmp_path / "other").write_text("x")
     assert site_hooks(tmp_path) == {"prologue": b"#!/bin/sh\n\xff"}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nodesite import FUZZ, short_folder
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.node import control
 from vmgr.node.client import AgentLink, failure
 from vmgr.node.control import MAX_CLIENTS, MAX_REQUEST_BYTES, Control
 from vmgr.node.state import Progress
@@ -81,7 +82,7 @@ class Served:
         self.path = path
         self.progress = Progress(0, FACTS)
         self.overs = 0
-        self.control = Control(self.progress, os.getuid(), over=self.over)
+        self.control = Control(self.progress, os.getuid(), over=self.over, attached=lambda: None)
 
     def over(self) -> None:
         self.overs += 1
@@ -233,7 +234,10 @@ def test_arbitrary_requests_leave_the_agent_serving(lines: list[bytes]) -> None:
     assert served(work) == []
 
 
-def test_too_many_callers_are_turned_away_with_the_reason() -> None:
+def test_too_many_callers_are_turned_away_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_peer_uid", lambda _: 1000)  # root would always be served
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+
     async def work(place: Served) -> None:
         held = [await asyncio.open_unix_connection(str(place.path)) for _ in range(MAX_CLIENTS)]
         for reader, writer in held:

@@ -80,14 +80,14 @@ def show(name: str, as_json: bool, packages: bool) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
 @click.option(
     "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
 )
 @click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
-def build(name: str, force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
-    """Build an image from its recipe into the pool.
+def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
+    """Build images from their recipes into the pool.
 
     Example: vmgr image build micro
     """
@@ -95,14 +95,15 @@ def build(name: str, force: bool, recipes: Optional[Path], pool: Optional[Path])
 
     _need_root("vmgr image build")
     start = time.monotonic()
-    made = build_image(
-        name,
-        recipes=recipes or installation().recipes,
-        pool=Pool(pool) if pool else _pool(),
-        progress=_progress(start),
-        force=force,
-    )
-    click.echo(f"{made.name}@{made.revision}")
+    for name in names:
+        made = build_image(
+            name,
+            recipes=recipes or installation().recipes,
+            pool=Pool(pool) if pool else _pool(),
+            progress=_progress(start),
+            force=force,
+        )
+        click.echo(f"{made.name}@{made.revision}")
 
 
 @image.command()

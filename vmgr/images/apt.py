@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Callable
 
@@ -49,26 +50,31 @@ def candidates(names: Iterable[str], progress: Callable[[str], None]) -> list[Pa
 def update() -> None:
     """Read the package lists anew."""
     run(["apt-get", "--quiet", "update"], cwd=Path("/"))
+    _show.cache_clear()
 
 
 def _shown(names: Sequence[str]) -> dict[str, Package]:
-    try:
-        text = run(["apt-cache", "show", "--no-all-versions", *names], cwd=Path("/"))
-    except VTorqueError:
-        return {}
     found = {}
-    for paragraph in text.split("\n\n"):
+    for paragraph in _show(tuple(names)).split("\n\n"):
         fields = dict(re.findall(r"^(Package|Version|Architecture): (.*)$", paragraph, flags=re.MULTILINE))
         if len(fields) == 3:
             found[fields["Package"]] = Package(fields["Package"], fields["Version"], fields["Architecture"])
     return found
 
 
+@cache
+def _show(names: tuple[str, ...]) -> str:
+    """What apt knows of packages, empty when it does not know one of them. Asked once: each time costs apt a second."""
+    try:
+        return run(["apt-cache", "show", "--no-all-versions", *names], cwd=Path("/"))
+    except VTorqueError:
+        return ""
+
+
 def resolve_kernel(name: str, progress: Callable[[str], None]) -> str:
     """The real package behind a kernel's meta-package such as linux-image-amd64, or `name` if it is real."""
     candidates([name], progress)
-    text = run(["apt-cache", "show", "--no-all-versions", name], cwd=Path("/"))
-    depends = re.search(r"^Depends: (linux-image-[0-9][^ ,]*)", text, flags=re.MULTILINE)
+    depends = re.search(r"^Depends: (linux-image-[0-9][^ ,]*)", _show((name,)), flags=re.MULTILINE)
     return depends.group(1) if depends else name
 
 

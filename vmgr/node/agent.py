@@ -32,6 +32,7 @@ from vmgr.node.undo import undo
 from vmgr.node.userio import User, look_up, read_file
 from vmgr.paths import installation
 from vmgr.policy import check_spec
+from vmgr.trust import check_trusted
 
 LOCK_FD, SOCKET_FD = 3, 4
 LAST_ANSWER_SECONDS = 5.0
@@ -71,8 +72,22 @@ def main(argv: Sequence[str]) -> int:
     async def live() -> None:  # before Python 3.10 an event belongs to the loop in which it is made
         await Agent(config, install.templates, place, call, log).run(socket.socket(fileno=SOCKET_FD))
 
-    asyncio.run(live())
+    try:
+        for folder in (config.paths.spool, config.paths.run):
+            check_trusted(folder)
+        asyncio.run(live())
+    except Exception:
+        LOGGER.exception("fault; what is left is undone by the epilogue or the next agent")
+        return 1
     return 0
+
+
+def _reap(config: Config) -> None:
+    try:
+        for line in reap(config):
+            LOGGER.warning("left by another job, removed: %s", line)
+    except Exception:
+        LOGGER.exception("the janitor failed")
 
 
 class Agent:
@@ -86,6 +101,7 @@ class Agent:
         self.log = log
         self.node = os.uname().nodename.partition(".")[0]
         self.guest_name = f"v{self.node}-1"
+        self.attached = asyncio.Event()
         self.job_over = asyncio.Event()
         self.progress = Progress(
             place.start,
@@ -105,7 +121,7 @@ class Agent:
             LOGGER.error("%s", err)
             undo(self.place)
             return
-        control = Control(self.progress, user.uid, over=self.job_over.set)
+        control = Control(self.progress, user.uid, over=self.job_over.set, attached=self.attached.set)
         server = await control.serve(listener)
         status = f"{self.call.directory.directory}/status.{self.node}.json"
         patience = self.config.timeouts.user_file
@@ -129,7 +145,21 @@ class Agent:
         except Exception as err:
             LOGGER.exception("fault")
             self.progress.fail(VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL))
-        await self.job_over.wait()
+        try:
+            await first(self._unattended(), self.job_over.wait())
+        except VTorqueError as err:
+            LOGGER.error("%s", err)
+
+    async def _unattended(self) -> None:
+        """Raise VTorqueError (VT-AGENT) when no job wrapper comes in time: its job is over, or never was one.
+
+        Wherever the batch system's epilogue is lost, this and the end of the wrapper's connection end the guest.
+        """
+        limit = self.config.timeouts.attach
+        await asyncio.wait([asyncio.ensure_future(self.attached.wait())], timeout=limit)
+        if not self.attached.is_set():
+            raise VTorqueError(f"no job has come for the guest within {limit} s", code=Code.AGENT)
+        await asyncio.Event().wait()
 
     async def _live(self, user: User) -> None:
         """Boot the guest, wait for the end of the job, shut the guest down."""
@@ -144,8 +174,8 @@ class Agent:
                 if not self.job_over.is_set():
                     self.progress.private["ssh"] = {"port": guest.ssh_port, "host_key": host_key.public}
                     self.progress.stage("ready", "ready")
-                    asyncio.get_running_loop().run_in_executor(None, reap, self.config)
-                    await first(guest.died(), self.job_over.wait())
+                    asyncio.get_running_loop().run_in_executor(None, _reap, self.config)
+                    await first(guest.died(), self._unattended(), self.job_over.wait())
                 self.progress.stage("job ended", "ending")
                 await guest.shut_down(self.config.timeouts)
             except VTorqueError as err:

@@ -21,12 +21,17 @@ MAX_REQUEST_BYTES = 4096
 
 
 class Control:
-    """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over."""
+    """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over,
+    `attached` when it comes.
+    """
 
-    def __init__(self, progress: Progress, owner: int, *, over: Callable[[], None]) -> None:
+    def __init__(
+        self, progress: Progress, owner: int, *, over: Callable[[], None], attached: Callable[[], None]
+    ) -> None:
         self._progress = progress
         self._owner = owner
         self._over = over
+        self._attached = attached
         self._clients: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket) -> asyncio.AbstractServer:
@@ -47,7 +52,7 @@ class Control:
             if uid not in (0, self._owner):
                 await _send(writer, {"error": f"this job belongs to uid {self._owner}, you are uid {uid}"})
                 return
-            if len(self._clients) >= MAX_CLIENTS:
+            if uid and len(self._clients) >= MAX_CLIENTS:
                 await _send(writer, {"error": f"the agent of this job serves {MAX_CLIENTS} callers already"})
                 return
             self._clients.add(task)
@@ -71,7 +76,9 @@ class Control:
                 if op == "status":
                     await _send(writer, self._progress.full())
                 elif op in ("follow", "attach") and not follower:
-                    attached = op == "attach"
+                    if op == "attach":
+                        attached = True
+                        self._attached()
                     follower.append(asyncio.ensure_future(self._follow(writer)))
                 elif op == "started":
                     if self._progress.state == "ready":

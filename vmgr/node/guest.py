@@ -45,6 +45,7 @@ class RunningGuest:
         it says that it cannot, or says nothing in time.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
+        told: set[str] = set()
         while not self._is_ready:
             event = await self._next(deadline)
             if event is None:
@@ -54,7 +55,8 @@ class RunningGuest:
             if event.name == "prologue" and event.status:
                 self.hook_output = event.text
                 raise VTorqueError(f"the site's VM prologue ended with status {event.status}", code=Code.HOOK)
-            if event.name in ("booted", "prologue"):
+            if event.name in ("booted", "prologue") and event.name not in told:
+                told.add(event.name)
                 self._progress.stage(event.name)
             self._is_ready = event.name == "ready"
 

@@ -18,6 +18,9 @@ from vmgr.node import record
 from vmgr.node.hookargs import HookCall, parse_epilogue, parse_prologue
 from vmgr.paths import Installation, installation
 
+PATIENCE_SECONDS = 0.25
+"""How long an epilogue waits for each process that it kills; the janitor comes back for one that hangs."""
+
 AGENT_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -88,7 +91,7 @@ def end_job(config: Config, job_id: str) -> None:
             continue
         from vmgr.node.undo import undo  # most epilogues find that the agent has undone everything
 
-        failures = undo(place)
+        failures = undo(place, patience_s=PATIENCE_SECONDS)
         for failure in failures:
             print(f"vtorque: epilogue: {failure}", file=sys.stderr)
         settled = settled and not failures

@@ -190,3 +190,4 @@ async def _pin_and_run(guest: Guest, qmp: socket.socket, cpus: list[int]) -> Non
         raise ValueError("no port leads to the guest's SSH")
     guest.ssh_port = port
     await guest.qmp.execute("cont")
+    await guest.qmp.disconnect()  # QEMU is the user's: nothing that it could send has to be read any more

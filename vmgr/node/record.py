@@ -25,6 +25,7 @@ from vmgr.node import process
 from vmgr.node.hookargs import place_name
 
 MAX_RECORD_BYTES = 1 << 20
+FOLDER_TRIES = 1000
 
 
 class Place(NamedTuple):
@@ -118,16 +119,15 @@ def create(place: Place, facts: dict[str, Any]) -> tuple[int, socket.socket]:
     return lock, listener
 
 
-def _make_in(folder: Path, mode: int, make: Callable[[], object]) -> None:
+def _make_in(folder: Path, mode: int, make: Callable[[], None]) -> None:
     """Make something in a job's folder, which the undoing of an earlier attempt may take away at any moment."""
-    while True:
+    for _ in range(FOLDER_TRIES):
         try:
             make_folder(folder, mode)
-            make()
-            return
+            return make()
         except FileNotFoundError:
-            if folder.exists():
-                raise
+            pass  # taken away in between; a folder that is on its way out can still be seen
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def make_folder(folder: Path, mode: int) -> None:

@@ -59,6 +59,8 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
 
 def site_hooks(folder: Path) -> dict[str, bytes]:
     """The site's VM prologue and epilogue, those that are there. Raises VTorqueError when others could change them."""
+    if not folder.is_dir():
+        raise VTorqueError(f"the folder of VM hooks {folder} (guest.vm_hooks) is not there", code=Code.STAGE)
     hooks = {}
     for name in ("prologue", "epilogue"):
         path = folder / name

@@ -19,7 +19,8 @@ def reserve_overlay(config: Config, place: record.Place, image: Image, name: str
     """Room for an overlay of `image`, and its path, written to the record. Raises VTorqueError (VT-STAGE).
 
     An overlay may grow to the virtual size of its image, and that is what it is counted with: the bound holds
-    whatever guests write. Counting and writing happen under the node's lock.
+    whatever guests write. (A user who takes the descriptor out of QEMU, which runs as that user, can write past it;
+    where that matters the folder is a file system of its own.) Counting and writing happen under the node's lock.
     """
     folder = config.images.overlays
     record.make_folder(folder, 0o700)

@@ -12,8 +12,6 @@ from vmgr.logs import LOGGER
 from vmgr.node import process
 from vmgr.node.userio import User, write_file
 
-FINAL = ("failed", "ended")
-
 
 class Progress:
     """State and stages of one attempt.

@@ -14,16 +14,18 @@ from typing import Any
 from vmgr.node import process, record
 
 KILL_SECONDS = 5.0
+"""How long a killed process may take to be gone: one that waits for a file system of the user's may never be."""
 
 
-def undo(place: record.Place) -> list[str]:
+def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     """Undo an attempt and remove its place. Gives a line for each inverse that failed; empty when nothing is left.
 
     The agent goes first: as long as it lives it may add to the record. The calling process may be the agent itself
     and is spared.
     """
-    failures = _undo_steps(step for step in record.steps(place) if step.get("role") == "agent")
-    failures += _undo_steps(reversed([step for step in record.steps(place) if step.get("role") != "agent"]))
+    failures = _undo_steps((step for step in record.steps(place) if step.get("role") == "agent"), patience_s)
+    others = [step for step in record.steps(place) if step.get("role") != "agent"]
+    failures += _undo_steps(reversed(others), patience_s)
     if not failures:
         shutil.rmtree(place.folder, ignore_errors=True)
         for folder in (place.folder.parent, place.socket.parent):
@@ -34,21 +36,21 @@ def undo(place: record.Place) -> list[str]:
     return failures
 
 
-def _undo_steps(steps: Iterable[dict[str, Any]]) -> list[str]:
+def _undo_steps(steps: Iterable[dict[str, Any]], patience_s: float) -> list[str]:
     failures = []
     for step in steps:
         try:
-            _undo_step(step)
+            _undo_step(step, patience_s)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
             failures.append(f"{step.get('do')}: {err}")
     return failures
 
 
-def _undo_step(step: dict[str, Any]) -> None:
+def _undo_step(step: dict[str, Any], patience_s: float) -> None:
     kind = step["do"]
     if kind == "process":
         found = process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
-        if found.pid != os.getpid() and not process.end(found, timeout_s=KILL_SECONDS):
+        if found.pid != os.getpid() and not process.end(found, timeout_s=patience_s):
             raise OSError(f"pid {found.pid} ({step.get('role')}) does not end")
     elif kind in ("overlay", "socket"):
         Path(str(step["path"])).unlink(missing_ok=True)
