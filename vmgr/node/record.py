@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -25,7 +26,7 @@ from vmgr.node import process
 from vmgr.node.hookargs import place_name
 
 MAX_RECORD_BYTES = 1 << 20
-FOLDER_TRIES = 1000
+FOLDER_SECONDS = 5.0
 
 
 class Place(NamedTuple):
@@ -121,13 +122,14 @@ def create(place: Place, facts: dict[str, Any]) -> tuple[int, socket.socket]:
 
 def _make_in(folder: Path, mode: int, make: Callable[[], None]) -> None:
     """Make something in a job's folder, which the undoing of an earlier attempt may take away at any moment."""
-    for _ in range(FOLDER_TRIES):
+    deadline = time.monotonic() + FOLDER_SECONDS
+    while True:
         try:
             make_folder(folder, mode)
             return make()
-        except FileNotFoundError:
-            pass  # taken away in between; a folder that is on its way out can still be seen
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        except FileNotFoundError:  # taken away in between; a folder that is on its way out can still be seen
+            if time.monotonic() > deadline:
+                raise
 
 
 def make_folder(folder: Path, mode: int) -> None:
