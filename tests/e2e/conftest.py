@@ -34,7 +34,7 @@ mounts:
   - {{name: home, source: "{{home}}", target: "{{home}}"}}
   - {{name: opt-hpc, source: {root}/opt, target: /opt-hpc, readonly: true}}
 guest: {{vm_hooks: {root}/vm}}
-timeouts: {{user_file: 2, boot: 200}}
+timeouts: {{user_file: 2, boot: 200, attach: 20}}
 logging: {{level: debug, file: {root}/log/node.log}}
 """
 

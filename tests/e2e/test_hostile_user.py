@@ -173,3 +173,18 @@ def test_what_a_user_changes_after_submission_only_makes_root_refuse(user: User,
         # the user's own file ran as the user, and root did nothing with it
         lines = (user.home / "rewritten").read_text().splitlines() if (user.home / "rewritten").exists() else []
         assert all(f"uid={user.uid}(" in line for line in lines)
+
+
+def test_a_guest_that_no_job_comes_for_is_ended(user: User, site: Site) -> None:
+    """A job whose own script never asks for its guest: the guest does not stay for as long as the job does."""
+    folder = by_hand(user, dump_spec(SPEC))
+    script = user.write("idle.sh", "until [ -e free ]; do sleep 0.1; done\n")
+    qsub = site.prefix / "libexec" / "local" / "qsub"
+    done = user.run(str(qsub), "-l", f"prologue={folder}/prologue", str(script))
+    job = done.stdout.strip()
+    site.wait_for(job, "ready")
+    assert site.qemu()
+    eventually(lambda: not site.qemu(), "the guest has ended", limit_s=60)
+    assert "no job has come for the guest within 20 s" in (site.root / "log" / "node.log").read_text()
+    user.write("free", "")
+    assert site.wait(job) == 0
