@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsub.engines.local import client, options, protocol
+from vsub.engines.local import client, options, protocol, server
 
 from .conftest import System, User
 
@@ -161,6 +162,118 @@ def test_silent_connections_are_bounded_per_user(held: System, user: User, other
         assert user.call(body).status == 0
     finally:
         os.waitpid(pid, 0)
+
+
+def answered(connections: list[socket.socket]) -> list[socket.socket]:
+    """The connections that have an answer, once one has."""
+    assert select.select(connections, [], [], 20)[0]
+    return select.select(connections, [], [], 0.3)[0]
+
+
+def submissions(system: System, user: User, sizes: list[int]) -> list[socket.socket]:
+    """Submissions whose scripts are announced and do not come."""
+    connections = [protocol.connect(system.socket, 20) for _ in sizes]
+    for connection, size in zip(connections, sizes):
+        connection.sendall(protocol.encode({**message_of(user), "op": "submit", "script_size": size}))
+    return connections
+
+
+def told(connection: socket.socket) -> dict[str, Any]:
+    return protocol.decode(protocol.read_line(connection))
+
+
+def test_scripts_on_their_way_are_bounded_in_number(held: System, user: User, other: User) -> None:
+    def body() -> int:
+        connections = submissions(held, user, [4] * (server.MAX_ARRIVING_PER_USER + 1))
+        (refusal,) = answered(connections)
+        assert told(refusal)["error"] == protocol.TOO_MANY
+        connections.remove(refusal)
+        ask.open()
+        assert served.wait() == "served\n"
+        for connection in connections:
+            connection.sendall(b"true")
+        assert all("job" in told(connection) for connection in connections)
+        assert "job" in talk(held, protocol.encode({**message_of(user), "op": "submit", "script_size": 4}) + b"true")
+        return 0
+
+    ask, served = held.gate("ask"), held.gate("served")
+    pid = os.fork()
+    if pid == 0:
+        done = ask.wait() and held.qsub(other, script="true\n")
+        os.write(os.open(served.path, os.O_WRONLY), b"served\n" if done and done.status == 0 else b"refused\n")
+        os._exit(0)
+    try:
+        assert user.call(body)[::2] == (0, "")
+    finally:
+        os.waitpid(pid, 0)
+        drain(held)
+
+
+def drain(system: System) -> None:
+    """Delete the jobs that wait."""
+    jobs = [job for job, attributes in talk(system, b'{"op": "stat"}\n')["jobs"] if ["job_state", "Q"] in attributes]
+    assert system.qdel(*jobs) == 0
+
+
+def test_scripts_on_their_way_are_bounded_in_size(system: System, user: User) -> None:
+    system.configure(max_script_bytes_per_user=1000)
+    system.stop()
+    system.start()
+
+    def body() -> int:
+        connections = submissions(system, user, [600, 600])
+        (refusal,) = answered(connections)
+        answer = told(refusal)
+        assert (answer["error"], "too large together" in answer["detail"]) == (protocol.TOO_MANY, True)
+        connections.remove(refusal)
+        connections[0].sendall(b"#" * 600)
+        assert "job" in told(connections[0])
+        return 0
+
+    assert user.call(body)[::2] == (0, "")
+
+
+def test_scripts_on_their_way_are_bounded_in_all(system: System, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    system.stop()
+    monkeypatch.setattr(server, "MAX_ARRIVING", 3)
+    monkeypatch.setattr(server, "MAX_ARRIVING_BYTES", 1000)
+    system.start()  # a fork of this process
+
+    def body() -> int:
+        for sizes in ([10] * 4, [600, 600]):
+            connections = submissions(system, user, sizes)
+            (refusal,) = answered(connections)
+            assert told(refusal)["error"] == protocol.TOO_MANY
+            for connection in connections:
+                connection.shutdown(socket.SHUT_WR)  # the script has no end: no job comes of it
+            assert all(refused(told(connection)) for connection in connections if connection is not refusal)
+        return 0
+
+    assert user.call(body)[::2] == (0, "")
+    assert not list((system.spool / "server_priv" / "jobs").glob(".script*"))
+
+
+def test_refusal_comes_before_a_large_script(system: System, user: User) -> None:
+    system.configure(max_script_bytes_per_user=1000)
+    system.stop()
+    system.start()
+    done = system.qsub(user, script="#" * (8 << 20))
+    assert done.status == protocol.TOO_MANY % 256 and "too large together" in done.err
+
+
+def test_a_uid_has_no_sign() -> None:
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setresgid(3_000_000_000, 3_000_000_000, 3_000_000_000)
+            os.setresuid(3_000_000_001, 3_000_000_001, 3_000_000_001)
+            ours, _theirs = socket.socketpair()
+            status = 0 if protocol.peer_of(ours)[1:] == (3_000_000_001, 3_000_000_000) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_large_script_and_large_environment(system: System, user: User) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from vsub.engines.local import client
+import pytest
+
+from vsub.engines.local import client, server
 
 from .conftest import DAEMON, System, User, alive
 
@@ -188,3 +191,48 @@ def test_waiting_client_sees_the_end_of_the_daemon(system: System, user: User) -
     system.start()
     assert gate.wait() == "in\n"
     assert system.result(job)["exit_status"] == 0
+
+
+@pytest.mark.parametrize("when", ["prologue", "script"])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_epilogues_run_after_a_fault(
+    system: System, user: User, monkeypatch: pytest.MonkeyPatch, when: str, lasting: bool
+) -> None:
+    """A full disk must not leave a guest behind: the epilogue is what ends it."""
+    system.stop()
+    full = system.record / "full"
+    write_whole = server.write_whole
+
+    def write(path: Path, data: bytes) -> None:
+        if full.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+        write_whole(path, data)
+
+    monkeypatch.setattr(server, "write_whole", write)
+    system.start()  # a fork of this process
+    system.hook("prologue", f"touch {full}; chmod 666 {full}" if when == "prologue" else "")
+    system.hook("epilogue", "" if lasting else f"rm {full}")
+    job = system.submit(user, script=f"touch {full}\n")
+    result = system.result(job)
+    assert "fault of the batch server" in str(result["reason"]) and "No space left" in str(result["reason"])
+    assert result["exit_status"] in (-3, 0)
+    assert system.order() == ["prologue", "epilogue"]
+    full.unlink(missing_ok=True)
+    assert system.run(user)[1] in (0, -3)
+    full.unlink(missing_ok=True)
+
+
+def test_epilogues_run_after_a_fault_before_the_script(
+    system: System, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.stop()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("vsub.engines.local.mom.Attempt._write_task_file", broken)
+    system.start()
+    system.hook("prologue")
+    system.hook("epilogue")
+    assert system.result(system.submit(user)) == {"exit_status": -3, "reason": "fault of the batch server: boom"}
+    assert system.order() == ["prologue", "epilogue"]

@@ -60,8 +60,8 @@ class Engine(Protocol):
     def qsub(self) -> str:
         """The program that submits, an absolute path."""
 
-    def state(self, job_id: str) -> JobState:
-        """How far a job is; asks the batch system, and may take seconds."""
+    def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
+        """How far a job is; asks the batch system, and may take seconds: `unknown` after `timeout_s`."""
 
     def completion(self, job_id: str) -> Optional[socket.socket]:
         """A socket that becomes readable at the job's end with one line for `read_completion`.

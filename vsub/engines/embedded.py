@@ -23,13 +23,13 @@ class Embedded:
     def qsub(self) -> str:
         return self._qsub
 
-    def state(self, job_id: str) -> JobState:
+    def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """The state of a job, from the daemon."""
-        from vsub.engines.local.client import job_state  # loaded only by a vsub that waits
+        from vsub.engines.local.client import job_state  # loaded only by a vsub that asks
         from vsub.engines.local.protocol import ProtocolError, Refused
 
         try:
-            found = job_state(self._socket, job_id)
+            found = job_state(self._socket, job_id, timeout_s)
         except (OSError, ProtocolError, Refused):
             return JobState("unknown")
         if found is None:

@@ -28,9 +28,9 @@ class Torque:
     def qsub(self) -> str:
         return self._submit.qsub
 
-    def state(self, job_id: str) -> JobState:
+    def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """The state of a job, from `qstat -f`."""
-        import os  # what only a waiting vsub needs is not loaded by one that just submits
+        import os  # what only a vsub that asks needs is not loaded by one that just submits
         import subprocess
 
         try:
@@ -38,7 +38,7 @@ class Torque:
                 [self._submit.qstat, "-f", job_id],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=_QSTAT_TIMEOUT_S,
+                timeout=_QSTAT_TIMEOUT_S if timeout_s is None else timeout_s,
                 env={**os.environ, "LC_ALL": "C"},
             )
         except (OSError, subprocess.TimeoutExpired):

@@ -332,13 +332,13 @@ def completion(socket_path: str, job_id: str) -> socket.socket:
     return connection
 
 
-def job_state(socket_path: str, job_id: str) -> Optional[JobState]:
+def job_state(socket_path: str, job_id: str, timeout_s: Optional[float] = None) -> Optional[JobState]:
     """How a job stands; None when the batch system does not know it (any more).
 
     Raises OSError or ProtocolError when the daemon cannot be asked, Refused for another user's job.
     """
     try:
-        [(_, attributes)] = protocol.request(socket_path, {"op": "stat", "job": job_id})["jobs"]
+        [(_, attributes)] = protocol.request(socket_path, {"op": "stat", "job": job_id}, timeout_s=timeout_s)["jobs"]
     except Refused as refusal:
         if refusal.code == protocol.UNKNOWN_JOB:
             return None

@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import Callable, Optional
 
-from vsub.engines.local import process, protocol
+from vmgr.node.process import boot_id, start_ticks
+from vsub.engines.local import protocol
 from vsub.engines.local.machine import Layout, Machine, require_private
 from vsub.engines.local.server import Server, stop_on_signals, write_whole
 from vsub.engines.local.settings import Settings, load
@@ -119,7 +120,7 @@ def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
     lock = _lock(layout.spool)
     try:
         _log_to(arguments.log or layout.private / "log")
-        me = {"pid": os.getpid(), "start": process.start_time(os.getpid()), "boot": process.boot_id()}
+        me = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "boot": boot_id()}
         pid_file = layout.private / "pid"
         write_whole(pid_file, json.dumps(me).encode())
         log.info("serving %s as %s", layout.spool, arguments.server)
@@ -191,7 +192,7 @@ def _running(spool: Path) -> Optional[tuple[int, int]]:
         pidfd = os.pidfd_open(pid)
     except (FileNotFoundError, ProcessLookupError, KeyError, ValueError):
         return None
-    if boot != process.boot_id() or process.start_time(pid) != start:
+    if boot != boot_id() or start_ticks(pid) != start:
         os.close(pidfd)
         return None
     return pid, pidfd

@@ -137,6 +137,24 @@ class Attempt:
         finally:
             self._close()
 
+    async def epilogues_after_fault(self) -> None:
+        """The epilogues as far as they can run: nothing that goes wrong keeps the next one from its turn."""
+        try:
+            self._open_streams()
+        except OSError as error:
+            log.error("%s: its epilogues have no output: %s", self.job.id, error)
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            self._streams = Streams(null, null, null)
+        try:
+            arguments = hooks.epilogue_arguments(self._machine, self.job)
+            for hook in hooks.epilogues(self._machine.layout.mom_priv, self.job):
+                try:
+                    await self._hook(hook, arguments, 0o022, self._limit_s)
+                except OSError:
+                    log.exception("%s: %s cannot be run", self.job.id, hook.path)
+        finally:
+            self._close()
+
     async def _first(self, task: asyncio.Task[int]) -> None:
         """Wait for the end of `task` or for an interrupt."""
         interrupted = asyncio.ensure_future(self._interrupted.wait())

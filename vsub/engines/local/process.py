@@ -14,18 +14,15 @@ import resource
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Callable, NamedTuple, NoReturn, Optional
+
+from vmgr.node.process import boot_id, start_ticks
 
 SETUP_FAILED = 254
 """Exit status of a child whose program could not be started."""
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """The kernel's name for this boot."""
-    return BOOT_ID.read_text(encoding="ascii").strip()
+_NEVER = 1 << 62
+"""The start time of a child that had ended before it was recorded: no process is that young."""
 
 
 class Mark(NamedTuple):
@@ -71,20 +68,12 @@ class Program(NamedTuple):
     """Looks at the path with the child's rights; a number ends the child with that status instead."""
 
 
-def _stat(pid: int) -> Optional[tuple[str, int, int]]:
-    """State, session and start time of a process, or None if there is none."""
+def _session(pid: int) -> int:
+    """The session of a process, 0 when there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text[text.rindex(b")") + 2 :].split()
-    return fields[0].decode(), int(fields[3]), int(fields[19])
-
-
-def start_time(pid: int) -> Optional[int]:
-    """When a process began, in ticks since boot; None when there is none."""
-    seen = _stat(pid)
-    return seen[2] if seen is not None else None
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _members(mark: Mark) -> list[int]:
@@ -94,8 +83,8 @@ def _members(mark: Mark) -> list[int]:
     they are not older than the leader and have its uid. For root, whose hooks may leave processes behind on
     purpose, the leader itself has to be there.
     """
-    leader = _stat(mark.pid)
-    if leader is not None and leader[2] != mark.start:
+    leader = start_ticks(mark.pid)
+    if leader is not None and leader != mark.start:
         return []
     if mark.uid == 0 and leader is None:
         return []
@@ -104,8 +93,10 @@ def _members(mark: Mark) -> list[int]:
         if not entry.isdigit():
             continue
         pid = int(entry)
-        seen = _stat(pid)
-        if seen is None or seen[0] in "ZX" or (pid != mark.pid and seen[1] != mark.pid) or seen[2] < mark.start:
+        if pid != mark.pid and _session(pid) != mark.pid:
+            continue
+        start = start_ticks(pid)
+        if start is None or start < mark.start:
             continue
         try:
             if leader is None and os.stat(f"/proc/{pid}").st_uid not in (mark.uid, 0):
@@ -125,8 +116,7 @@ def _open_members(mark: Mark) -> Iterable[int]:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-        seen = _stat(pid)
-        if seen is None or (pid != mark.pid and seen[1] != mark.pid):
+        if pid != mark.pid and _session(pid) != mark.pid:
             os.close(pidfd)
             continue
         yield pidfd
@@ -248,9 +238,8 @@ def start(
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(go_read)
     pidfd = os.pidfd_open(pid)
-    seen = _stat(pid)
-    assert seen is not None  # it is ours and not reaped yet
-    child = Child(pid, pidfd, Mark(pid, seen[2], boot_id(), identity.uid))
+    begun = start_ticks(pid)
+    child = Child(pid, pidfd, Mark(pid, _NEVER if begun is None else begun, boot_id(), identity.uid))
     try:
         record(child.mark)
         os.write(go_write, b"g")

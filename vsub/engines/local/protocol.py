@@ -74,8 +74,8 @@ class Peer(NamedTuple):
 
 def peer_of(connection: socket.socket) -> Peer:
     """Who is connected, as the kernel noted it when the connection was made."""
-    size = struct.calcsize("3i")
-    return Peer(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
+    credentials = struct.Struct("iII")  # struct ucred: user and group ids have no sign
+    return Peer(*credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)))
 
 
 def encode(message: Mapping[str, object]) -> bytes:
@@ -106,9 +106,10 @@ def decode(line: bytes) -> dict[str, Any]:
     return message
 
 
-def connect(socket_path: str) -> socket.socket:
-    """A connection to the daemon. Raises OSError when none listens."""
+def connect(socket_path: str, timeout_s: Optional[float] = None) -> socket.socket:
+    """A connection to the daemon; no call on it waits longer than `timeout_s`. Raises OSError when none listens."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(timeout_s)
     try:
         connection.connect(socket_path)
     except OSError:
@@ -127,12 +128,18 @@ def read_line(connection: socket.socket) -> bytes:
             return b"".join(chunks)
 
 
-def request(socket_path: str, message: Mapping[str, object], payload: Optional[bytes] = None) -> dict[str, Any]:
+def request(
+    socket_path: str,
+    message: Mapping[str, object],
+    payload: Optional[bytes] = None,
+    *,
+    timeout_s: Optional[float] = None,
+) -> dict[str, Any]:
     """Ask the daemon and return its answer.
 
     Raises Refused when it declines, OSError when it cannot be reached, ProtocolError when it hangs up.
     """
-    with connect(socket_path) as connection:
+    with connect(socket_path, timeout_s) as connection:
         try:
             connection.sendall(encode(message) + (payload or b""))
         except (BrokenPipeError, ConnectionResetError):

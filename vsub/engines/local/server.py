@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import functools
 import json
 import logging
@@ -16,7 +17,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -32,6 +33,11 @@ log = logging.getLogger("vtorque-local")
 REQUEST_TIMEOUT_S = 60.0
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_USER = 64
+MAX_ARRIVING = 256
+MAX_ARRIVING_PER_USER = 32
+"""Scripts on their way at one time: half of a user's connections, so that a slow network leaves some for the rest."""
+MAX_ARRIVING_BYTES = 1 << 30
+"""Size of all scripts on their way. Those of one user count with the scripts that are there already."""
 ABORTED_BY_RESTART = -4  # JOB_EXEC_INITABT
 
 Answer = dict[str, Any]
@@ -62,6 +68,7 @@ class Server:
         self._stopping = False
         self._lingering: set[asyncio.Task[int]] = set()
         self._connections: dict[int, int] = {}
+        self._arriving: list[tuple[int, int]] = []
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
 
     # --- records
@@ -72,6 +79,13 @@ class Server:
     def _save(self, job: Job) -> None:
         if job.id in self._jobs:
             write_whole(self._record_path(job.id), json.dumps(job.to_json()).encode("ascii"))
+
+    def _save_if_possible(self, job: Job) -> None:
+        """What must go on without its record: the end of what runs."""
+        try:
+            self._save(job)
+        except OSError:
+            log.exception("%s: cannot be recorded", job.id)
 
     def _load(self) -> None:
         """Read what an earlier daemon left; what cannot be read is put aside, never guessed at."""
@@ -139,15 +153,26 @@ class Server:
             await self._guarded(self._jobs[self._queue.popleft()], self._run)
 
     async def _guarded(self, job: Job, what: Callable[[Job], Awaitable[None]]) -> None:
-        """A fault in one job must not stop the others: it is logged and the job ends."""
+        """A fault in one job must not stop the others: it is logged and the job ends, its epilogues included."""
         try:
             await what(job)
         except Exception as error:  # the last line of defence of a daemon
             log.exception("%s: fault", job.id)
-            await self._end_marks(job)
             job.exit_status = mom.RETRY if job.exit_status is None else job.exit_status
             job.reason = f"fault of the batch server: {error}"
+            for step in (self._end_marks, self._epilogues_after_fault):
+                try:
+                    await step(job)
+                except Exception:
+                    log.exception("%s: fault after a fault", job.id)
             self._complete(job)
+
+    async def _epilogues_after_fault(self, job: Job) -> None:
+        """End what the prologues of the job began, if they had their turn and the epilogues had not."""
+        if job.phase in (Phase.PROLOGUE, Phase.RUNNING, Phase.EPILOGUE):
+            job.phase = Phase.EPILOGUE
+            attempt = Attempt(self._machine, job, self._settings, self._name, self._save_if_possible)
+            await attempt.epilogues_after_fault()
 
     async def _run(self, job: Job) -> None:
         """One attempt and what follows from it."""
@@ -248,7 +273,7 @@ class Server:
             await process.end_session(mark)
         if job.marks:
             job.marks = []
-            self._save(job)
+            self._save_if_possible(job)
 
     async def _recover(self, job: Job) -> None:
         """End what is left of a job that an earlier daemon ran, then requeue, abort or complete it."""
@@ -337,15 +362,9 @@ class Server:
             raise Refused(protocol.BAD_VALUE, f"script: larger than {protocol.MAX_SCRIPT} bytes")
         temporary = self._layout.records / f".script-{secrets.token_hex(8)}"
         try:
-            with open(temporary, "xb", opener=functools.partial(os.open, mode=0o600)) as file:
-                left = size
-                while left:
-                    data = await reader.read(min(left, 1 << 20))
-                    if not data:
-                        raise ProtocolError("the script has no end")
-                    file.write(data)
-                    left -= len(data)
-            self._admit(owner, size)
+            with self._admitted(owner, size):
+                await _receive(reader, size, temporary)
+            self._refuse_if_stopping()
             number = self._next_number()
             job = Job(f"{number}.{self._name}", number, owner, asked, time.time())
             job.processors = len(self._machine.allocate(job.node_request))
@@ -359,18 +378,37 @@ class Server:
         log.info("%s: queued by %s", job.id, owner.name)
         return {"job": job.id}
 
-    def _admit(self, owner: Account, size: int) -> None:
-        """Refuse what would let one user fill the spool."""
+    def _refuse_if_stopping(self) -> None:
         if self._stopping:
             raise Refused(protocol.SYSTEM, "the batch server is stopping")
+
+    @contextlib.contextmanager
+    def _admitted(self, owner: Account, size: int) -> Iterator[None]:
+        """While this lasts, a script of `size` bytes is on its way. Raises Refused, before any of it is read."""
+        self._refuse_if_stopping()
+        sizes = [coming for uid, coming in self._arriving if uid == owner.uid]
+        if len(sizes) >= MAX_ARRIVING_PER_USER or len(self._arriving) >= MAX_ARRIVING:
+            raise Refused(protocol.TOO_MANY, "too many scripts on their way")
+        if sum(coming for _, coming in self._arriving) + size > MAX_ARRIVING_BYTES:
+            raise Refused(protocol.TOO_MANY, "the scripts on their way are too large together")
+        self._admit(owner, size, sizes)
+        arrival = (owner.uid, size)
+        self._arriving.append(arrival)
+        try:
+            yield
+        finally:
+            self._arriving.remove(arrival)
+
+    def _admit(self, owner: Account, size: int, arriving: list[int]) -> None:
+        """Refuse what would let one user fill the spool; `arriving` are the sizes of their scripts on their way."""
         theirs = [job for job in self._jobs.values() if job.owner.uid == owner.uid and job.phase is not Phase.COMPLETE]
-        total = size
+        total = size + sum(arriving)
         for job in theirs:
             try:
                 total += (self._layout.records / f"{job.id}.SC").stat().st_size
             except FileNotFoundError:
                 pass
-        if len(theirs) >= self._settings.max_jobs_per_user:
+        if len(theirs) + len(arriving) >= self._settings.max_jobs_per_user:
             raise Refused(protocol.TOO_MANY, f"user {owner.name} has {len(theirs)} jobs")
         if total > self._settings.max_script_bytes_per_user:
             raise Refused(protocol.TOO_MANY, f"the scripts of user {owner.name} are too large together")
@@ -432,6 +470,18 @@ class Server:
                 if waiter in self._waiters.get(job.id, []):
                     self._waiters[job.id].remove(waiter)
         return {"exit_status": job.exit_status, "reason": job.reason}
+
+
+async def _receive(reader: asyncio.StreamReader, size: int, path: Path) -> None:
+    """Write the script that follows a request to a new file. Raises ProtocolError when it ends early."""
+    with open(path, "xb", opener=functools.partial(os.open, mode=0o600)) as file:
+        left = size
+        while left:
+            data = await reader.read(min(left, 1 << 20))
+            if not data:
+                raise ProtocolError("the script has no end")
+            file.write(data)
+            left -= len(data)
 
 
 def stop_on_signals() -> asyncio.Event:
