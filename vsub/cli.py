@@ -157,7 +157,9 @@ def _plain(context: Context, script: Optional[Script], directives: Line) -> int:
     _check_wait(line.options + directives.options)
     started = time.monotonic()
     status, output = run_qsub(argv)
-    return _follow(context, Submitted(status, output, None), started)
+    submitted = Submitted(status, output, None)
+    _print_id(submitted)
+    return _follow(context, submitted, started) if status == 0 else status
 
 
 def _guest(context: Context, script: Optional[Script], directives: Line, request: Request) -> int:
@@ -172,10 +174,12 @@ def _guest(context: Context, script: Optional[Script], directives: Line, request
     job = GuestJob(line, directives, script or no_script, request, account(), context.config)
     with ending_by_exception():
         submitted = job.submit(context.qsub, context.install, keep=wait)
-    if wait:
-        return _follow(context, submitted, started)
     _print_id(submitted)
-    return submitted.status
+    if submitted.directory is not None:
+        from vsub.sweep import sweep  # by now the job is the batch system's
+
+        sweep(submitted.directory, context.engine)
+    return _follow(context, submitted, started) if wait and submitted.status == 0 else submitted.status
 
 
 def _check_wait(options: tuple[Option, ...]) -> None:
@@ -186,10 +190,7 @@ def _check_wait(options: tuple[Option, ...]) -> None:
 
 
 def _follow(context: Context, submitted: Submitted, started: float) -> int:
-    """Print the job's id and wait for its end; gives the job's exit status, or qsub's when it failed."""
-    _print_id(submitted)
-    if submitted.status != 0:
-        return submitted.status
+    """Wait for the end of a job that was submitted; gives its exit status."""
     from vsub.follow import Follower  # only a vsub that waits needs it
 
     words = submitted.output.split()

@@ -7,6 +7,7 @@ folder holds the job's private key).
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 from collections.abc import Callable
@@ -15,8 +16,13 @@ from typing import Optional
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import DIRECTORY, Spec, dump_spec, parse_job_directory, spec_hash
 from vsub.process import end_child, spawn, wait_status
+from vsub.report import debug
 
 KEYGEN = "/usr/bin/ssh-keygen"
+JOB_ID = "job_id"
+"""File beside the job directory that says whose it is, for `vsub.sweep`."""
+_HOME = re.compile(r"[A-Za-z0-9._/+@:~-]+")
+"""Characters of a home that mean nothing to shells, to the batch system's lists or in options of ssh."""
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -38,10 +44,11 @@ class JobDirectory:
 
     def __enter__(self) -> JobDirectory:
         """Make the outer folder and start making the key pair in it, which takes a while."""
-        if parse_job_directory(f"{self.outer}/{'0' * 64}") is None:
+        if not _HOME.fullmatch(self.home) or parse_job_directory(f"{self.outer}/{'0' * 64}") is None:
             raise VTorqueError(
                 f"the home {self.home!r} cannot hold a job's directory", code=Code.HOME,
-                hint="its path must be absolute and short, without a comma, `..` or control characters",
+                hint="its path must be absolute and short, of letters, digits and ._/+@:~- and without `..`; "
+                "ask the administrator, or add -vm off",
             )  # fmt: skip
         try:
             self._make_outer()
@@ -58,9 +65,17 @@ class JobDirectory:
         if not self._kept:
             self.remove()
 
-    def keep(self) -> None:
-        """The job has been submitted: its files stay."""
+    def keep(self, job_id: bytes) -> None:
+        """The job has been submitted: its files stay, with its id beside them."""
         self._kept = True
+        try:
+            folder = os.open(self.outer, _FOLDER)
+            try:
+                _write(folder, JOB_ID, job_id + b"\n", 0o600)
+            finally:
+                os.close(folder)
+        except OSError as err:
+            debug(f"cannot note the job's id in {self.outer}: {err.strerror}")
 
     def _make_outer(self) -> None:
         for _ in range(100):  # another submission that failed may take the base away between the two calls

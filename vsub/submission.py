@@ -77,7 +77,8 @@ class GuestJob:
         The prologue is the first resource of all, for resources that do not fit are dropped from the end.
         The wrapper holds no directives (`-C ''`), and the job's shell is the program that it names, so that no
         shell stands between the batch system's signals and it; the script's own shell is in the specification.
-        Directives come before the user's options: the last one wins.
+        Directives come before the user's options: the last one wins. Of `-z` vsub takes care itself, for it
+        needs the job's id.
         """
         arguments = [
             "-C", "",
@@ -87,7 +88,7 @@ class GuestJob:
         if self._last("N") is None:
             arguments += ["-N", self.script.job_name]
         for option in self.options:
-            if option.letter not in "CS":
+            if option.letter not in "CSz":
                 arguments += option.argv()
         return [*arguments, f"{directory}/job"]
 
@@ -102,10 +103,10 @@ class GuestJob:
                 os.umask(umask)  # qsub may pass it on to the job
                 status, output = run_qsub(argv)
                 if status == 0:
-                    directory.keep()
+                    directory.keep(b"".join(output.split()[-1:]))
         finally:
             os.umask(umask)
-        return Submitted(status, output, path if status == 0 else None)
+        return Submitted(status, b"" if self._last("z") else output, path if status == 0 else None)
 
     def _write(self, directory: JobDirectory, install: Installation, keep: bool) -> str:
         script = hashlib.sha256(self.script.data).hexdigest()

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vsubsite import Runner, Site
+from vsubsite import Outcome, Runner, Site
 
 CONFIG = "{config}"
 COMMAND = "the command line"
@@ -209,19 +210,40 @@ def test_home_that_cannot_be_used(site: Site, vsub_run: Runner) -> None:
     assert not site.called and not (site.base / "key").exists()
 
 
-def test_home_with_a_comma(tmp_path: Path, site: Site, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def home_called(
+    tmp_path: Path, site: Site, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[Path, Outcome]]:
+    """Submits from a home of that name."""
     import vsub.cli
     from vsub.account import Account
 
-    home = tmp_path / "a,b"
-    (home / "work").mkdir(parents=True)
-    monkeypatch.setattr(vsub.cli, "account", lambda: Account("carol", os.geteuid(), str(home)))
-    monkeypatch.chdir(home / "work")
-    monkeypatch.setenv("PWD", str(home / "work"))
-    Path("job.sh").write_text("true\n")
-    outcome = vsub_run("job.sh")
-    assert outcome.status == 2 and "VT-HOME: the home" in outcome.stderr
-    assert list(home.rglob(".vtorque")) == []
+    def submit(name: str) -> tuple[Path, Outcome]:
+        home = tmp_path / name
+        (home / "work").mkdir(parents=True)
+        monkeypatch.setattr(vsub.cli, "account", lambda: Account("carol", os.geteuid(), str(home)))
+        monkeypatch.chdir(home / "work")
+        monkeypatch.setenv("PWD", str(home / "work"))
+        Path("job.sh").write_text("true\n")
+        return home, vsub_run("job.sh")
+
+    return submit
+
+
+@pytest.mark.parametrize("character", [*",%$\"'`\\=*?[]{}()<>|&;!#^ ü", "\n", "\t"])
+def test_home_that_somebody_would_misread(
+    site: Site, home_called: Callable[[str], tuple[Path, Outcome]], character: str
+) -> None:
+    home, outcome = home_called(f"a{character}h")
+    assert outcome.status == 2 and outcome.stderr.startswith("vsub: VT-HOME: the home")
+    assert outcome.stderr.count("\n") == 1
+    assert not site.called and list(home.rglob(".vtorque")) == []
+
+
+def test_home_with_every_legal_character(site: Site, home_called: Callable[[str], tuple[Path, Outcome]]) -> None:
+    home, outcome = home_called("aZ09._-+@:~")
+    assert outcome == (0, "12.host\n", "")
+    assert len(list(home.glob(".vtorque/*/*/spec.json"))) == 1
 
 
 def test_no_room_for_the_key(site: Site, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
