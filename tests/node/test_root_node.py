@@ -29,6 +29,8 @@ from vmgr.node.userio import User
 from vmgr.trust import check_trusted
 
 pytestmark = pytest.mark.root
+PYTHON = "/usr/bin/python3"
+"""An interpreter that every user can run; that of the tests may lie in a home of root's."""
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -98,7 +100,7 @@ def test_only_root_and_the_owner_are_served(user: User, base: Path) -> None:
 
         async def ask(uid: int, op: str) -> dict[str, Any]:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-IS", "-c", CALLER, str(base / "s"), json.dumps({"op": op}),
+                PYTHON, "-IS", "-c", CALLER, str(base / "s"), json.dumps({"op": op}),
                 stdout=subprocess.PIPE, user=uid, group=user.gid, extra_groups=[], cwd="/",
             )  # fmt: skip
             said, _ = await child.communicate()

@@ -25,6 +25,8 @@ from vmgr.node import userio
 from vmgr.node.userio import User, look_up, read_file, write_file
 
 pytestmark = pytest.mark.root
+PYTHON = "/usr/bin/python3"
+"""An interpreter that every user can run; that of the tests may lie in a home of root's."""
 LIMIT = 65536
 
 
@@ -176,7 +178,7 @@ while True:
     os.rename(new, path)
 """
     swapper = subprocess.Popen(
-        [sys.executable, "-IS", "-c", code, user.home], user=user.uid, group=user.gid, extra_groups=[], cwd="/"
+        [PYTHON, "-IS", "-c", code, user.home], user=user.uid, group=user.gid, extra_groups=[], cwd="/"
     )
     path = Path(user.home) / "spec"
     outcomes: set[bytes] = set()
@@ -335,7 +337,7 @@ for name in ("mem", "environ", "maps", "fd"):
         await asyncio.sleep(0.3)
         (child,) = [c.pid for c in psutil.Process().children()]
         done = await asyncio.create_subprocess_exec(
-            sys.executable, "-IS", "-c", peek, str(child), stdout=subprocess.PIPE,
+            PYTHON, "-IS", "-c", peek, str(child), stdout=subprocess.PIPE,
             user=user.uid, group=user.gid, extra_groups=[], cwd="/",
         )  # fmt: skip
         said, _ = await done.communicate()
