@@ -40,7 +40,10 @@ def probe(site: Site) -> tuple[bool, str, float]:
 @pytest.mark.slow
 @pytest.mark.skipif(not DEVICE.exists(), reason="there is no /dev/kvm")
 def test_a_device_that_everybody_may_use_is_tried_with_a_kernel(site: Site) -> None:
-    """On a host whose KVM starts no stock kernel this takes the limit of the probe, once per boot of the node."""
+    """Where KVM starts no stock kernel, the node says so within the limit of the probe, whether QEMU gives up or spins.
+
+    (On one nested host QEMU 7.2 ends in an assertion on an MSR with `-cpu host`, and spins with other models.)
+    """
     known = site.run / "kvm.json"
     known.unlink(missing_ok=True)
     mode = DEVICE.stat().st_mode & 0o777
@@ -49,7 +52,9 @@ def test_a_device_that_everybody_may_use_is_tried_with_a_kernel(site: Site) -> N
         works, reason, took = probe(site)
     finally:
         DEVICE.chmod(mode)
-    assert works or ("showed nothing within 10 s" in reason and took < 20)
+    assert took < 20
+    assert works == (reason == "a kernel started under it")
+    assert works or "showed nothing within 10 s" in reason or "qemu" in reason
     again = probe(site)
     assert again[:2] == (works, reason) and again[2] < 5
     known.unlink()
