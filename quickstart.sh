@@ -93,7 +93,8 @@ download=0 disk=0
 [ -z "$missing" ] || disk=$((download * 4))
 [ -x "$prefix/venv/bin/python3" ] || download=$((download + 20)) disk=$((disk + 120))
 for image in $images; do
-    if [ ! -d "/var/lib/vtorque/images/$image/1" ]; then
+    set -- "/var/lib/vtorque/images/$image"/[0-9]*
+    if [ ! -d "$1" ]; then
         download=$((download + $(recipe_number "$image" download_mb)))
         disk=$((disk + $(recipe_number "$image" build_disk_mb)))
     fi

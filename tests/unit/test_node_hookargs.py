@@ -28,17 +28,12 @@ EPILOGUE = [
 
 def test_a_real_prologue() -> None:
     call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "1"})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 1, PROLOGUE[7])
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 1)
 
 
 def test_a_real_epilogue() -> None:
     call = parse_epilogue(EPILOGUE, {})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 0, EPILOGUE[10])
-
-
-def test_a_sister_and_an_interactive_job_have_no_script() -> None:
-    assert parse_prologue(PROLOGUE[:7], {}).script == ""
-    assert parse_prologue([*PROLOGUE[:7], "relative.SC"], {}).script == ""
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 0)
 
 
 @pytest.mark.parametrize("job_id", ["63-1.head", "63[].head", "63[7].head", "1.a", "12345678901234567890.head-1.x"])

@@ -14,7 +14,7 @@ import click
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import Image, Pool
+from vmgr.images.pool import Image, Pool, describe
 from vmgr.paths import installation
 
 
@@ -67,7 +67,7 @@ def show(name: str, as_json: bool, packages: bool) -> None:
     if packages:
         click.echo(found.path("packages").read_text(), nl=False)
         return
-    facts = json.loads((found.directory / "image.json").read_text())
+    facts = describe(found)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return

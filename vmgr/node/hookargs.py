@@ -21,28 +21,27 @@ class HookCall(NamedTuple):
     """One call of a prologue or epilogue.
 
     `directory` is the job directory of a guest job, None for a job without guests. `node_index` is 0 on the mother
-    superior. `script` is the batch system's own copy of the submitted script (empty where there is none).
+    superior.
     """
 
     job_id: str
     user: str
     directory: Optional[SpecPath]
     node_index: int
-    script: str
 
 
 def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     """The call of a `prologue` or `prologue.parallel`. Raises ValueError when it is not one."""
     if len(argv) < 5:
         raise ValueError(f"a prologue has 8 arguments, not {len(argv)}")
-    return _call(argv, environ, resources=argv[4], script=argv[7] if len(argv) > 7 else "")
+    return _call(argv, environ, resources=argv[4])
 
 
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     """The call of an `epilogue` or `epilogue.parallel`. Raises ValueError when it is not one."""
     if len(argv) < 6:
         raise ValueError(f"an epilogue has 11 arguments, not {len(argv)}")
-    return _call(argv, environ, resources=argv[5], script=argv[10] if len(argv) > 10 else "")
+    return _call(argv, environ, resources=argv[5])
 
 
 def guest_job(resources: str) -> Optional[SpecPath]:
@@ -68,7 +67,7 @@ def place_name(job_id: str) -> str:
     return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:16]}"
 
 
-def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, script: str) -> HookCall:
+def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str) -> HookCall:
     job_id, user = argv[0], argv[1]
     if not _JOB_ID.fullmatch(job_id) or ".." in job_id:
         raise ValueError(f"{job_id[:80]!r} is no job id")
@@ -80,5 +79,4 @@ def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, sc
         user=user,
         directory=guest_job(resources),
         node_index=int(index) if index.isdigit() and len(index) < 9 else 0,
-        script=script if script.startswith("/") else "",
     )

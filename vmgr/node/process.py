@@ -56,10 +56,6 @@ def seconds_since(start: int) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start / TICKS_PER_SECOND
 
 
-def is_alive(process: Process) -> bool:
-    return process.boot == boot_id() and start_ticks(process.pid) == process.start
-
-
 def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> bool:
     """Send `sig` to exactly this process and wait until it is gone. False when it is still there at the end.
 
