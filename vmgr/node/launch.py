@@ -42,10 +42,6 @@ class Guest:
         self.qmp.events.event_filter = lambda _: False  # nobody reads them: they would pile up
         self.ssh_port = 0
 
-    @property
-    def identity(self) -> Optional[process.Process]:
-        return process.identify(self.child.pid)
-
     async def ended(self) -> None:
         """Return when QEMU has ended and is reaped."""
         loop = asyncio.get_running_loop()
