@@ -94,8 +94,10 @@ def test_yaml_says_exactly_the_value(text: str, tmp_path: Path) -> None:
     check_yaml(text, tmp_path)
 
 
+# at most 90 characters, of at most 10 each once escaped: the text stands as a key too, and YAML 1.1 (7.4.2 of 1.2)
+# takes no key of more than 1024 characters that is not marked by `?`
 @FUZZ
-@given(text=st.text())
+@given(text=st.text(max_size=90))
 def test_yaml_says_exactly_any_value(tmp_path: Path, text: str) -> None:
     if f"{text}." not in ("all.", "keys.", "mounts."):
         check_yaml(text, tmp_path)
