@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from nodesite import REPOSITORY, make_node
+from nodesite import REPOSITORY, make_node, wait_gone
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import accel, process
@@ -35,18 +34,6 @@ PYTHON = "/usr/bin/python3"
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 30))
-
-
-def gone(pid: int, limit_s: float = 5.0) -> bool:
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    ended = bool(poll.poll(limit_s * 1000))
-    os.close(fd)
-    return ended
 
 
 def test_a_child_of_another_user_dies_with_its_parent(user: User) -> None:
@@ -67,7 +54,7 @@ child.wait()
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert gone(child)
+    assert wait_gone(child)
 
 
 # the control socket
@@ -155,7 +142,7 @@ def fake_probe(base: Path, monkeypatch: pytest.MonkeyPatch, does: str, *, gid: i
     start = time.monotonic()
     found = accel.probe(config, Path("/boot/vmlinuz"))
     took = time.monotonic() - start
-    assert psutil.Process().children() == [] and gone(int(seen.read_text().split()[0]))
+    assert psutil.Process().children() == [] and wait_gone(int(seen.read_text().split()[0]))
     return found, took, seen.read_text()
 
 
@@ -237,7 +224,7 @@ def launch(
             await guest.close()
             guest.port.close()
             qmp.close()
-            assert gone(pids[0])
+            assert wait_gone(pids[0])
 
     return run(work())
 
@@ -308,7 +295,7 @@ def test_a_hypervisor_that_cannot_be_recorded_does_not_run(base: Path, user: Use
 
     with pytest.raises(VTorqueError):
         start(str(fake), PLAN, Files(base / "seed.iso", None, None), user, kvm_gid=None, started=full)
-    assert gone(pids[0], 0)
+    assert wait_gone(pids[0], 0)
 
 
 def test_a_hypervisor_that_is_not_there_or_a_seed_that_is_a_link(base: Path, user: User) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -126,3 +127,16 @@ def plain_qcow2(path: Path, megabytes: int = 16) -> Path:
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(path)], check=True)
     raw.unlink()
     return path
+
+
+def wait_gone(pid: int, limit_s: float = 5.0) -> bool:
+    """Whether a process (not of ours) ends within the limit; a zombie counts as ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    ended = bool(poll.poll(limit_s * 1000))
+    os.close(fd)
+    return ended

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nodesite import REPOSITORY, sleeper
+from nodesite import REPOSITORY, sleeper, wait_gone
 
 from vmgr.node import process
 
@@ -20,21 +20,6 @@ threading.Thread(target=time.sleep, args=(60,)).start()
 print("up", flush=True)
 ctypes.CDLL(None).syscall(60, 0)  # exit, of the first thread alone
 """
-
-
-def wait_gone(pid: int, limit_s: float = 5.0) -> bool:
-    """Whether a process (not of ours) ends within the limit; a zombie counts as ended."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    import select
-
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    ended = bool(poll.poll(limit_s * 1000))
-    os.close(fd)
-    return ended
 
 
 def test_a_process_is_identified_and_ended() -> None:

@@ -7,7 +7,6 @@ stock kernel is started, as nobody, and has to show its first line within a limi
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import pwd
@@ -56,14 +55,11 @@ def kvm_gid() -> Optional[int]:
 
 def probe(config: Config, kernel: Path) -> Kvm:
     """What is known of KVM since the boot, else what starting `kernel` shows; one process at a time finds out."""
-    record.make_folder(config.paths.run, 0o755)
     known = config.paths.run / "kvm.json"
     found = _remembered(known)
     if found is not None:
         return found
-    lock = os.open(config.paths.run / "kvm.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with record.node_lock(config.paths, "kvm"):
         found = _remembered(known)
         if found is None:
             found = _find_out(config, kernel)
@@ -71,8 +67,6 @@ def probe(config: Config, kernel: Path) -> Kvm:
             temporary.write_text(json.dumps({"boot": process.boot_id(), **found._asdict()}))
             temporary.replace(known)
         return found
-    finally:
-        os.close(lock)
 
 
 async def probe_beside(config: Config, kernel: Path) -> Kvm:

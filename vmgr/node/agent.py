@@ -156,7 +156,7 @@ class Agent:
         Wherever the batch system's epilogue is lost, this and the end of the wrapper's connection end the guest.
         """
         limit = self.config.timeouts.attach
-        await asyncio.wait([asyncio.ensure_future(self.attached.wait())], timeout=limit)
+        await first(self.attached.wait(), asyncio.sleep(limit))
         if not self.attached.is_set():
             raise VTorqueError(f"no job has come for the guest within {limit} s", code=Code.AGENT)
         await asyncio.Event().wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -62,10 +61,7 @@ def usable_cpus() -> dict[int, set[int]]:
 
 def reserve(config: Config, place: record.Place, vcpus: int) -> list[int]:
     """CPUs for a guest, chosen and written to the attempt's record under the node's lock."""
-    config.paths.run.mkdir(mode=0o755, exist_ok=True)
-    lock = os.open(config.paths.run / "cpus.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with record.node_lock(config.paths, "cpus"):
         used: Counter[int] = Counter()
         for other in record.places(config.paths):
             if other != place and record.is_held(other):
@@ -73,6 +69,4 @@ def reserve(config: Config, place: record.Place, vcpus: int) -> list[int]:
                     used.update(step["cpus"] if step.get("do") == "cpus" else ())
         chosen = plan_cpus(vcpus, usable_cpus(), used, overcommit=config.hypervisor.overcommit_cpus)
         record.append(place, {"do": "cpus", "cpus": chosen})
-    finally:
-        os.close(lock)
     return chosen

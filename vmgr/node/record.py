@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -142,6 +143,18 @@ def make_folder(folder: Path, mode: int) -> None:
         make_folder(folder.parent, 0o755)
         return make_folder(folder, mode)
     folder.chmod(mode)
+
+
+@contextmanager
+def node_lock(paths: Paths, name: str) -> Iterator[None]:
+    """Hold one of the node's locks: what is decided under it is decided by one process at a time."""
+    make_folder(paths.run, 0o755)
+    lock = os.open(paths.run / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def is_held(place: Place) -> bool:

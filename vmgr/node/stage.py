@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from pathlib import Path
 
@@ -24,13 +23,8 @@ def reserve_overlay(config: Config, place: record.Place, image: Image, name: str
     """
     folder = config.images.overlays
     record.make_folder(folder, 0o700)
-    record.make_folder(config.paths.run, 0o755)
-    lock = os.open(config.paths.run / "overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with record.node_lock(config.paths, "overlays"):
         return _reserve(config, place, image, folder / f"{place.folder.parent.name}.{place.attempt}.{name}.qcow2")
-    finally:
-        os.close(lock)
 
 
 def _reserve(config: Config, place: record.Place, image: Image, overlay: Path) -> Path:
