@@ -24,14 +24,14 @@ def local_daemon(argv: Sequence[str]) -> int:
 
 def local_qsub(argv: Sequence[str]) -> int:
     """The embedded batch system's `qsub`."""
-    from vsub.engines.local.client import qsub_main
+    from vsub.engines.local.qsub import qsub_main
 
     return qsub_main(list(argv), _socket())
 
 
 def local_qstat(argv: Sequence[str]) -> int:
     """The embedded batch system's `qstat`."""
-    from vsub.engines.local.client import qstat_main
+    from vsub.engines.local.qstat import qstat_main
 
     return qstat_main(list(argv), _socket())
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Optional
 
 import pytest
 
-from vsub.engines.local import client, daemon, protocol
+from vsub.engines.local import client, daemon, protocol, qsub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAEMON = (
@@ -309,7 +309,7 @@ class System:
     def qsub(self, user: User, *arguments: str, script: Optional[str] = None, **more: object) -> Result:
         """qsub as the user; `script` goes through standard input."""
         stdin = (script or "").encode()
-        return user.call(lambda: client.qsub_main(list(arguments), self.socket), stdin=stdin, **more)  # type: ignore[arg-type]
+        return user.call(lambda: qsub.qsub_main(list(arguments), self.socket), stdin=stdin, **more)  # type: ignore[arg-type]
 
     def submit(self, user: User, *arguments: str, script: str = "true\n", **more: object) -> str:
         """qsub that must succeed: the job's id."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsub.engines.local import client, options, protocol, server
+from vsub.engines.local import arrivals, options, protocol, qsub
 
 from .conftest import System, User
 
@@ -66,7 +66,7 @@ values = st.recursive(
 
 
 def message_of(user: User) -> dict[str, object]:
-    return client.build(options.Options(), "x", {"HOME": str(user.home)}, str(user.home), "h")
+    return qsub.build(options.Options(), "x", {"HOME": str(user.home)}, str(user.home), "h")
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def told(connection: socket.socket) -> dict[str, Any]:
 
 def test_scripts_on_their_way_are_bounded_in_number(held: System, user: User, other: User) -> None:
     def body() -> int:
-        connections = submissions(held, user, [4] * (server.MAX_ARRIVING_PER_USER + 1))
+        connections = submissions(held, user, [4] * (arrivals.MAX_ARRIVING_PER_USER + 1))
         (refusal,) = answered(connections)
         assert told(refusal)["error"] == protocol.TOO_MANY
         connections.remove(refusal)
@@ -242,8 +242,8 @@ def test_scripts_on_their_way_are_bounded_in_size(system: System, user: User) ->
 
 def test_scripts_on_their_way_are_bounded_in_all(system: System, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     system.stop()
-    monkeypatch.setattr(server, "MAX_ARRIVING", 3)
-    monkeypatch.setattr(server, "MAX_ARRIVING_BYTES", 1000)
+    monkeypatch.setattr(arrivals, "MAX_ARRIVING", 3)
+    monkeypatch.setattr(arrivals, "MAX_ARRIVING_BYTES", 1000)
     system.start()  # a fork of this process
 
     def body() -> int:

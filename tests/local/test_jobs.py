@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vsub.engines.local import client
+from vsub.engines.local import client, qstat, qsub
 
 from .conftest import System, User
 
@@ -180,10 +180,10 @@ def test_one_after_another_in_order(system: System, user: User, other: User) -> 
 def test_qstat(system: System, user: User, other: User) -> None:
     job, _ = system.run(user, "-N", "x", "-l", "nodes=1:ppn=2,walltime=60", "-o", "deep/down", script="exit 5\n")
 
-    def qstat(who: User, *arguments: str) -> tuple[int, str, str]:
-        return tuple(who.call(lambda: client.qstat_main(list(arguments), system.socket)))  # type: ignore[return-value]
+    def status_of(who: User, *arguments: str) -> tuple[int, str, str]:
+        return tuple(who.call(lambda: qstat.qstat_main(list(arguments), system.socket)))  # type: ignore[return-value]
 
-    status, text, _ = qstat(user, "-f", "-1", job)
+    status, text, _ = status_of(user, "-f", "-1", job)
     shown = dict(line.strip().split(" = ", 1) for line in text.splitlines()[1:] if line)
     assert (status, text.splitlines()[0]) == (0, f"Job Id: {job}")
     assert shown["job_state"] == "C"
@@ -192,13 +192,13 @@ def test_qstat(system: System, user: User, other: User) -> None:
     assert shown["Output_Path"] == f"{system.host}:{user.home}/deep/down"
     assert shown["Error_Path"] == f"{system.host}:{user.home}/x.e1"
     assert shown["Resource_List.walltime"] == "00:01:00"
-    assert job in qstat(user)[1] and qstat(user, "1")[1] == qstat(user)[1]
-    wrapped = qstat(user, "-f", job)[1]
+    assert job in status_of(user)[1] and status_of(user, "1")[1] == status_of(user)[1]
+    wrapped = status_of(user, "-f", job)[1]
     assert max(map(len, wrapped.splitlines())) <= 79
     assert wrapped.replace("\n\t", "") == text
-    assert qstat(user, "77") == (153, "", "qstat: Unknown Job Id Error 77\n")
-    assert qstat(other) == (0, "", "")
-    status, out, err = qstat(other, "-f", job)
+    assert status_of(user, "77") == (153, "", "qstat: Unknown Job Id Error 77\n")
+    assert status_of(other) == (0, "", "")
+    status, out, err = status_of(other, "-f", job)
     assert (status, out) == (159, "") and "Unauthorized" in err
     assert other.call(lambda: client.qdel_main([job], system.socket)).status == 159
 
@@ -220,13 +220,13 @@ def test_root_is_refused_as_torque_does(system: System, user: User) -> None:
     with pytest.raises(protocol.Refused) as refusal:
         protocol.request(system.socket, message)
     assert str(refusal.value) == "Bad UID for job execution MSG=root user root not allowed"
-    assert client.qsub_main([], system.socket) == 1
+    assert qsub.qsub_main([], system.socket) == 1
 
 
 def message_of(user: User) -> dict[str, object]:
     from vsub.engines.local import options
 
-    return client.build(options.Options(), "x", {"HOME": str(user.home)}, str(user.home), "h")
+    return qsub.build(options.Options(), "x", {"HOME": str(user.home)}, str(user.home), "h")
 
 
 @pytest.mark.parametrize(
@@ -248,5 +248,5 @@ def test_refusals(system: System, user: User, arguments: tuple[str, ...], text: 
 
 
 def test_no_server(user: User) -> None:
-    done = user.call(lambda: client.qsub_main([], "/nowhere/sock"), stdin=b"true\n")
+    done = user.call(lambda: qsub.qsub_main([], "/nowhere/sock"), stdin=b"true\n")
     assert (done.status, done.err.count("\n")) == (111, 1)

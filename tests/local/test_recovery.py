@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vsub.engines.local import client, server
+from vsub.engines.local import client, records
 
 from .conftest import DAEMON, System, User, alive
 
@@ -201,14 +201,14 @@ def test_epilogues_run_after_a_fault(
     """A full disk must not leave a guest behind: the epilogue is what ends it."""
     system.stop()
     full = system.record / "full"
-    write_whole = server.write_whole
+    write_whole = records.write_whole
 
     def write(path: Path, data: bytes) -> None:
         if full.exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
         write_whole(path, data)
 
-    monkeypatch.setattr(server, "write_whole", write)
+    monkeypatch.setattr(records, "write_whole", write)
     system.start()  # a fork of this process
     system.hook("prologue", f"touch {full}; chmod 666 {full}" if when == "prologue" else "")
     system.hook("epilogue", "" if lasting else f"rm {full}")

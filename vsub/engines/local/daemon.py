@@ -22,8 +22,11 @@ from typing import Callable, Optional
 
 from vmgr.node.process import boot_id, start_ticks
 from vsub.engines.local import protocol
+from vsub.engines.local.clients import Clients
 from vsub.engines.local.machine import Layout, Machine, require_private
-from vsub.engines.local.server import Server, stop_on_signals, write_whole
+from vsub.engines.local.records import write_whole
+from vsub.engines.local.recovery import recover
+from vsub.engines.local.server import Server
 from vsub.engines.local.settings import Settings, load
 
 STOP_TIMEOUT_S = 120.0
@@ -99,10 +102,25 @@ def _log_to(path: Path) -> None:
     log.propagate = False
 
 
-async def _serve(machine: Machine, server: str, settings: Settings, path: str, ready: Callable[[], None]) -> None:
-    stop = stop_on_signals()
+def _stop_on_signals() -> asyncio.Event:
+    """An event that TERM and INT set."""
+    event = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return event
+
+
+async def _serve(machine: Machine, name: str, settings: Settings, path: str, ready: Callable[[], None]) -> None:
+    """Answer clients and run jobs until a signal ends it."""
+    stop = _stop_on_signals()
     try:
-        await Server(machine, server, settings).serve(_listen(path), stop, ready)
+        server = Server(machine, name, settings)
+        server.load()
+        clients = Clients(server)
+        listener = await asyncio.start_unix_server(clients.connected, sock=_listen(path), limit=protocol.MAX_REQUEST)
+        ready()
+        await server.run(recover, stop, listener.close)
     finally:
         Path(path).unlink(missing_ok=True)
 
