@@ -50,6 +50,20 @@ def local_qrerun(argv: Sequence[str]) -> int:
     return qrerun_main(list(argv), _socket())
 
 
+def local_qhold(argv: Sequence[str]) -> int:
+    """The embedded batch system's `qhold`."""
+    from vsub.engines.local.client import qhold_main
+
+    return qhold_main(list(argv), _socket())
+
+
+def local_qrls(argv: Sequence[str]) -> int:
+    """The embedded batch system's `qrls`."""
+    from vsub.engines.local.client import qrls_main
+
+    return qrls_main(list(argv), _socket())
+
+
 def _socket() -> str:
     try:
         return load_config(installation()).local.socket

@@ -298,7 +298,7 @@ def test_quota_of_jobs(system: System, user: User) -> None:
     gate = system.gate("gate")
     jobs = [system.submit(user, script=f"read x < {gate.path}\n") for _ in range(2)]
     done = system.qsub(user, script="true\n")
-    assert (done.status, done.out) == (15049 % 256, "")
+    assert (done.status, done.out) == (15048 % 256, "")
     for job in jobs:
         gate.open()
         system.result(job)

@@ -232,9 +232,8 @@ def message_of(user: User) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("arguments", "text", "status"),
     [
-        (("-I",), "qsub: option -I is not supported by the embedded batch system\n", 2),
-        (("-h",), "qsub: option -h is not supported by the embedded batch system\n", 2),
-        (("-W", "depend=afterok:1"), "qsub: -W depend is not supported", 2),
+        (("-E",), "qsub: option -E is not supported by the embedded batch system\n", 2),
+        (("-W", "depend=before:1"), "qsub: illegal -W dependency value: 'before:1' before is not supported", 2),
         (("-l", "walltime=soon"), "qsub: illegal -l value: 'soon' is not a time", 2),
         (("-l", "nodes=2"), "qsub: submit error (Job exceeds queue resource limits MSG=cannot locate feasible", 190),
         (("/nowhere",), "qsub: script file '/nowhere' cannot be loaded - No such file or directory", 1),

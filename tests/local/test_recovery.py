@@ -203,10 +203,10 @@ def test_epilogues_run_after_a_fault(
     full = system.record / "full"
     write_whole = records.write_whole
 
-    def write(path: Path, data: bytes) -> None:
+    def write(path: Path, data: bytes, **how: bool) -> None:
         if full.exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
-        write_whole(path, data)
+        write_whole(path, data, **how)
 
     monkeypatch.setattr(records, "write_whole", write)
     system.start()  # a fork of this process

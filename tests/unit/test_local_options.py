@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsub.engines.local import job, options, protocol, resources
+from vsub.engines.local import attributes, job, options, protocol, resources, submission
 from vsub.engines.local.options import Options, UsageError
 from vsub.engines.local.process import Mark
 
@@ -29,13 +29,23 @@ def test_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-I"], "-I"),
-        (["-t", "1-3"], "-t"),
-        (["-h"], "-h"),
-        (["-T", "x"], "-T"),
+        (["-E"], "-E"),
+        (["-M", "a@b"], "-M"),
+        (["-m", "abe"], "-m abe"),
+        (["-c", "enabled"], "-c"),
+        (["-t", ""], "-t"),
+        (["-T", "a/b"], "-T"),
+        (["-p", "1024"], "-p"),
+        (["-p", "x"], "-p"),
+        (["-r", "yes"], "-r"),
+        (["-a", "2460"], "-a"),
         (["--help"], "--help"),
-        (["-W", "depend=afterok:1"], "depend"),
+        (["-W", "depend=on:1"], "on is not supported"),
+        (["-W", "depend=afterok"], "dependency value: 'afterok'"),
+        (["-W", "depend=afterok:x"], "dependency"),
+        (["-W", "stagein=x"], "stagein"),
         (["-W", "umask=9"], "umask=9"),
+        (["-W", "umask=022,depend=afterok:1"], "umask=022,depend"),
         (["-N"], "-N"),
         (["-N", "a b"], "-N"),
         (["-N", "a/b"], "-N"),
@@ -63,13 +73,13 @@ def test_directives_end_at_the_first_command() -> None:
 
 
 def test_later_directive_counts_and_the_command_line_most() -> None:
-    script = options.parse_script("#PBS -N a -l walltime=1,mem=1mb -v A=1,B=1\n#PBS -N b -l file=1kb,walltime=2\n")
-    assert script.name == "b"
+    script = options.parse_script("#PBS -N a -l walltime=1,mem=1mb -v A=1 -v B=1\n#PBS -N b -l file=1kb,walltime=2\n")
+    assert (script.name, script.variables) == ("b", (("B", "1"),))
     assert script.resources == (("walltime", "00:00:02"), ("mem", "1mb"), ("file", "1kb"))
     merged = options.merge(parsed("-N", "c", "-l", "prologue=/p,mem=2mb", "-v", "B=2"), script)
     assert merged.name == "c"
     assert merged.resources == (("prologue", "/p"), ("mem", "2mb"), ("walltime", "00:00:02"), ("file", "1kb"))
-    assert dict(merged.variables) == {"A": "1", "B": "2"}
+    assert merged.variables == (("B", "2"),)
 
 
 def test_error_in_a_directive_names_the_line() -> None:
@@ -164,17 +174,17 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted(job.Submission.__dataclass_fields__)), json_values))
+@given(st.dictionaries(st.sampled_from(sorted(submission.Submission.__dataclass_fields__)), json_values))
 def test_no_submission_surprises(message: dict[str, object]) -> None:
     with pytest.raises(protocol.Refused):
-        job.Submission.read(message)
+        submission.Submission.read(message)
 
 
 def test_jobs_are_stored_whole() -> None:
-    asked = job.Submission(
+    asked = submission.Submission(
         "n", "", "batch", (("nodes", "1"),), {"A": "\udc80"}, "/", None, "/o", "/e", "n", "n", None, 0o77, ""
     )
-    owner = job.Account("u", 5, 6, "g", (6, 7), "/h", "/bin/sh")
+    owner = submission.Account("u", 5, 6, "g", (6, 7), "/h", "/bin/sh")
     before = job.Job("3.h", 3, owner, asked, 1.5, marks=[Mark(1, 2, "b", 3)])
     assert job.Job.from_json(json.loads(json.dumps(before.to_json()))) == before
 
@@ -192,4 +202,4 @@ def test_jobs_are_stored_whole() -> None:
     ],
 )
 def test_job_ids(text: str, full: object) -> None:
-    assert job.full_id(text, "h.org") == full
+    assert attributes.full_id(text, "h.org") == full

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vsub.engines.local import protocol
-from vsub.engines.local.job import Account, Phase
+from vsub.engines.local.job import Phase
 from vsub.engines.local.protocol import ProtocolError, Refused
 from vsub.engines.local.records import Records
 from vsub.engines.local.settings import Settings
+from vsub.engines.local.submission import Account
 
 MAX_ARRIVING = 256
 MAX_ARRIVING_PER_USER = 32
@@ -28,35 +29,38 @@ class Arrivals:
     def __init__(self, records: Records, settings: Settings) -> None:
         self._records = records
         self._settings = settings
-        self._coming: list[tuple[int, int]] = []
+        self._coming: list[tuple[int, int, int]] = []
 
     @contextlib.contextmanager
-    def admitted(self, owner: Account, size: int) -> Iterator[None]:
-        """While this lasts, a script of `size` bytes is on its way. Raises Refused, before any of it is read."""
-        sizes = [coming for uid, coming in self._coming if uid == owner.uid]
-        if len(sizes) >= MAX_ARRIVING_PER_USER or len(self._coming) >= MAX_ARRIVING:
+    def admitted(self, owner: Account, size: int, jobs: int) -> Iterator[None]:
+        """While this lasts, a script of `size` bytes is on its way, for so many jobs.
+
+        Raises Refused, before any of it is read.
+        """
+        theirs = [arrival for arrival in self._coming if arrival[0] == owner.uid]
+        if len(theirs) >= MAX_ARRIVING_PER_USER or len(self._coming) >= MAX_ARRIVING:
             raise Refused(protocol.TOO_MANY, "too many scripts on their way")
-        if sum(coming for _, coming in self._coming) + size > MAX_ARRIVING_BYTES:
+        if sum(coming for _, coming, _ in self._coming) + size > MAX_ARRIVING_BYTES:
             raise Refused(protocol.TOO_MANY, "the scripts on their way are too large together")
-        self._admit(owner, size, sizes)
-        arrival = (owner.uid, size)
+        arrival = (owner.uid, size, jobs)
+        self._admit(owner, [*theirs, arrival])
         self._coming.append(arrival)
         try:
             yield
         finally:
             self._coming.remove(arrival)
 
-    def _admit(self, owner: Account, size: int, arriving: list[int]) -> None:
-        """Refuse what would let one user fill the spool; `arriving` are the sizes of their scripts on their way."""
+    def _admit(self, owner: Account, coming: list[tuple[int, int, int]]) -> None:
+        """Refuse what would let one user fill the spool; `coming` is all of theirs that is on its way."""
         jobs = self._records.jobs.values()
         theirs = [job for job in jobs if job.owner.uid == owner.uid and job.phase is not Phase.COMPLETE]
-        total = size + sum(arriving)
-        for job in theirs:
+        total = sum(size for _, size, _ in coming)
+        for script in {self._records.script(job) for job in theirs}:
             try:
-                total += self._records.script(job).stat().st_size
+                total += script.stat().st_size
             except FileNotFoundError:
                 pass
-        if len(theirs) + len(arriving) >= self._settings.max_jobs_per_user:
+        if len(theirs) + sum(count for _, _, count in coming) > self._settings.max_jobs_per_user:
             raise Refused(protocol.TOO_MANY, f"user {owner.name} has {len(theirs)} jobs")
         if total > self._settings.max_script_bytes_per_user:
             raise Refused(protocol.TOO_MANY, f"the scripts of user {owner.name} are too large together")

@@ -1,4 +1,4 @@
-"""qdel and qrerun of the embedded batch system, and what `vsub --wait` needs of it.
+"""qdel, qrerun, qhold and qrls of the embedded batch system, and what `vsub --wait` needs of it.
 
 Each `*_main` takes the arguments after the command's name and the daemon's socket, and returns the exit
 status. The socket never comes from the environment.
@@ -17,7 +17,7 @@ from vsub.engines.local.protocol import Refused
 
 
 class JobState(NamedTuple):
-    """What the batch system says about a job: Q, R, E or C, and how it ended."""
+    """What the batch system says about a job or array: Q, H, W, R, E or C, and how it ended."""
 
     letter: str
     exit_status: Optional[int]
@@ -71,11 +71,35 @@ def qrerun_main(argv: list[str], socket_path: str) -> int:
     return command.run("qrerun", lambda: _qrerun(argv, socket_path))
 
 
+def _change_hold(name: str, operation: str, argv: list[str], socket_path: str) -> int:
+    jobs, arguments = [], iter(argv)
+    for argument in arguments:
+        if argument.startswith("-h"):
+            value = argument[2:] or next(arguments, "")
+            if value != "u":
+                raise UsageError(f"-h {value} is not supported by the embedded batch system, only -h u")
+        elif argument.startswith("-"):
+            raise UsageError(f"option {argument} is not supported by the embedded batch system")
+        else:
+            jobs.append(argument)
+    return _for_each(name, jobs, {"op": operation}, socket_path)
+
+
+def qhold_main(argv: list[str], socket_path: str) -> int:
+    """`qhold [-h u] job…`: keeps jobs from starting."""
+    return command.run("qhold", lambda: _change_hold("qhold", "hold", argv, socket_path))
+
+
+def qrls_main(argv: list[str], socket_path: str) -> int:
+    """`qrls [-h u] job…`: lets held jobs start."""
+    return command.run("qrls", lambda: _change_hold("qrls", "release", argv, socket_path))
+
+
 # --- for vsub
 
 
 def completion(socket_path: str, job_id: str) -> socket.socket:
-    """A connection that becomes readable when the job is complete and its output delivered.
+    """A connection that becomes readable when the job or array is complete and its output delivered.
 
     It then gives one JSON line, `{"exit_status": N|null, "reason": …}`, or `{"error": number, "detail": …}`
     for a job that is unknown or another user's; an end without a line means that the daemon was stopped.
@@ -91,7 +115,7 @@ def completion(socket_path: str, job_id: str) -> socket.socket:
 
 
 def job_state(socket_path: str, job_id: str, timeout_s: Optional[float] = None) -> Optional[JobState]:
-    """How a job stands; None when the batch system does not know it (any more).
+    """How a job or array stands; None when the batch system does not know it (any more).
 
     Raises OSError or ProtocolError when the daemon cannot be asked, Refused for another user's job.
     """

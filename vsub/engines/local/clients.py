@@ -1,19 +1,28 @@
-"""What the daemon answers its clients: one connection, one request, one answer."""
+"""What the daemon answers its clients: one connection, one request, one answer.
+
+The connection of an interactive job stays until the job has ended.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
-from vsub.engines.local import protocol
+from vsub.engines.local import protocol, resources
+from vsub.engines.local.arrays import Array, Range
 from vsub.engines.local.arrivals import Arrivals, receive
-from vsub.engines.local.job import Account, Job, Submission, attributes, full_id
+from vsub.engines.local.attributes import Attributes, full_id, of_array, of_job
+from vsub.engines.local.job import Job
 from vsub.engines.local.protocol import Peer, ProtocolError, Refused
+from vsub.engines.local.schedule import Thing
 from vsub.engines.local.server import Server
+from vsub.engines.local.submission import Account, Submission
+from vsub.engines.local.terminal import Terminal
 
 log = logging.getLogger("vtorque-local")
 
@@ -34,14 +43,27 @@ class Clients:
         self._connections: dict[int, int] = {}
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: one request, one answer."""
+        """One connection, counted as long as it is used."""
         peer = protocol.peer_of(writer.get_extra_info("socket"))
         count = self._connections.get(peer.uid, 0)
         self._connections[peer.uid] = count + 1
+        many = sum(self._connections.values()) > MAX_CONNECTIONS or (count >= MAX_CONNECTIONS_PER_USER and peer.uid)
         try:
-            if sum(self._connections.values()) > MAX_CONNECTIONS or (count >= MAX_CONNECTIONS_PER_USER and peer.uid):
+            await self._serve(reader, writer, peer, refused=bool(many))
+        finally:
+            self._connections[peer.uid] -= 1
+            if not self._connections[peer.uid]:
+                del self._connections[peer.uid]
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer, *, refused: bool
+    ) -> None:
+        terminal = Terminal(reader, writer)
+        job: Optional[Job] = None
+        try:
+            if refused:
                 raise Refused(protocol.TOO_MANY, "too many connections")
-            answer = await self._answer(reader, peer)
+            answer, job = await self._answer(reader, peer, terminal)
         except Refused as refusal:
             answer = {"error": refusal.code, "detail": refusal.detail}
         except (
@@ -55,10 +77,9 @@ class Clients:
         except Exception as error:  # a daemon answers; the fault is in its log
             log.exception("fault while answering uid %d", peer.uid)
             answer = {"error": protocol.SYSTEM, "detail": type(error).__name__}
-        finally:
-            self._connections[peer.uid] -= 1
-            if not self._connections[peer.uid]:
-                del self._connections[peer.uid]
+        if job is not None:
+            await terminal.serve(functools.partial(self._server.qsub_gone, job))
+            return
         try:
             writer.write(protocol.encode(answer))
             await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
@@ -67,80 +88,122 @@ class Clients:
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, peer: Peer) -> Answer:
+    async def _answer(
+        self, reader: asyncio.StreamReader, peer: Peer, terminal: Terminal
+    ) -> tuple[Answer, Optional[Job]]:
+        """The answer to a request; with an interactive job, whose terminal has the connection now and has answered."""
         line = await asyncio.wait_for(reader.readline(), REQUEST_TIMEOUT_S)
         if not line.endswith(b"\n"):
             raise ProtocolError("the line has no end")
         message = protocol.decode(line)
         operation = message.get("op")
         if operation == "submit":
-            return await asyncio.wait_for(self._submit(message, reader, peer), REQUEST_TIMEOUT_S)
+            return await self._submit(message, reader, peer, terminal)
         if operation == "stat":
-            return self._stat(message, peer)
-        if operation == "delete":
-            return self._delete(self._own(message, peer), message)
-        if operation == "rerun":
-            self._server.rerun(self._own(message, peer))
-            return {"ok": True}
+            return self._stat(message, peer), None
         if operation == "wait":
-            return await self._wait(self._own(message, peer), reader)
-        raise Refused(protocol.INVALID, "unknown operation")
+            return await self._wait(self._own(message, peer), reader), None
+        changes = {
+            "delete": lambda thing: self._delete(thing, message),
+            "rerun": self._server.rerun,
+            "hold": self._server.schedule.hold,
+            "release": self._server.release,
+        }
+        if not isinstance(operation, str) or operation not in changes:
+            raise Refused(protocol.INVALID, "unknown operation")
+        changes[operation](self._own(message, peer))
+        return {"ok": True}, None
 
-    async def _submit(self, message: Mapping[str, Any], reader: asyncio.StreamReader, peer: Peer) -> Answer:
+    async def _submit(
+        self, message: Mapping[str, Any], reader: asyncio.StreamReader, peer: Peer, terminal: Terminal
+    ) -> tuple[Answer, Optional[Job]]:
         owner = Account.of(peer.uid)
         asked = Submission.read(message)
         size = message.get("script_size")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= protocol.MAX_SCRIPT:
             raise Refused(protocol.BAD_VALUE, f"script: larger than {protocol.MAX_SCRIPT} bytes")
-        server = self._server
-        temporary = server.machine.layout.records / f".script-{secrets.token_hex(8)}"
-        server.refuse_if_stopping()
+        if asked.interactive and size:
+            raise Refused(protocol.INVALID, "an interactive job has no script")
+        count = 1 if asked.array is None else _members(asked.array)
+        temporary = self._server.machine.layout.records / f".script-{secrets.token_hex(8)}"
+        self._server.refuse_if_stopping()
         try:
-            with self._arrivals.admitted(owner, size):
-                await receive(reader, size, temporary)
-            server.refuse_if_stopping()
-            number = self._records.next_number()
-            job = Job(f"{number}.{server.name}", number, owner, asked, time.time())
-            job.processors = len(server.machine.allocate(job.node_request))
-            temporary.rename(self._records.script(job))
+            with self._arrivals.admitted(owner, size, count):
+                await asyncio.wait_for(receive(reader, size, temporary), REQUEST_TIMEOUT_S)
+            self._server.refuse_if_stopping()
+            thing = self._new(owner, asked)
+            if not asked.interactive:
+                temporary.rename(self._records.script(thing))
         finally:
             temporary.unlink(missing_ok=True)
-        server.submit(job)
-        return {"job": job.id}
+        if isinstance(thing, Job) and asked.interactive:
+            terminal.answer({"job": thing.id})
+            self._server.submit(thing, terminal)
+            return {}, thing
+        self._server.submit(thing)
+        return {"job": thing.id}, None
 
-    def _own(self, message: Mapping[str, Any], peer: Peer) -> Job:
-        """The job of the request. Raises Refused when there is none or it is another user's."""
+    def _new(self, owner: Account, asked: Submission) -> Thing:
+        """The job or array of a submission. Raises Refused when it cannot be had here."""
+        depends = self._server.schedule.resolved(asked.depend)
+        name, now, machine = self._server.name, time.time(), self._server.machine
+        processors = len(machine.allocate(resources.NodeRequest.of(asked.resources)))
+        number = self._records.next_number()
+        if asked.array is None:
+            return Job(
+                f"{number}.{name}",
+                number,
+                owner,
+                asked,
+                now,
+                processors=processors,
+                held=asked.held,
+                depends=depends,
+            )
+        return Array.make(number, name, owner, asked, now, depends)
+
+    def _own(self, message: Mapping[str, Any], peer: Peer) -> Thing:
+        """The job or array of the request. Raises Refused when there is none or it is another user's."""
         text = message.get("job")
-        job_id = full_id(text, self._server.name) if isinstance(text, str) else None
-        job = self._records.jobs.get(job_id) if job_id is not None else None
-        if job is None:
+        name = full_id(text, self._server.name) if isinstance(text, str) else None
+        thing: Optional[Thing] = None
+        if name is not None:
+            thing = self._records.jobs.get(name) or self._records.arrays.get(name)
+        if thing is None:
             raise Refused(protocol.UNKNOWN_JOB)
-        if peer.uid not in (0, job.owner.uid):
+        if peer.uid not in (0, thing.owner.uid):
             raise Refused(protocol.PERMISSION)
-        return job
+        return thing
 
     def _stat(self, message: Mapping[str, Any], peer: Peer) -> Answer:
+        """Jobs and, unless their members are asked for, arrays in place of their members."""
+        found: list[Thing]
+        members = message.get("members") is True
         if message.get("job") is not None:
-            jobs = [self._own(message, peer)]
+            thing = self._own(message, peer)
+            found = [*thing.members] if members and isinstance(thing, Array) else [thing]
         else:
-            jobs = [job for job in self._records.jobs.values() if peer.uid in (0, job.owner.uid)]
-        return {"jobs": [self._shown(job) for job in jobs]}
+            found = [job for job in self._records.jobs.values() if members or job.index is None]
+            found.extend(() if members else self._records.arrays.values())
+            found = [thing for thing in found if peer.uid in (0, thing.owner.uid)]
+            found.sort(key=lambda thing: thing.number)
+        return {"jobs": [self._shown(thing) for thing in found]}
 
-    def _shown(self, job: Job) -> tuple[str, list[tuple[str, str]]]:
-        return job.id, attributes(job, self._server.name, self._server.machine.name)
+    def _shown(self, thing: Thing) -> tuple[str, Attributes]:
+        name, host = self._server.name, self._server.machine.name
+        return thing.id, of_array(thing, name, host) if isinstance(thing, Array) else of_job(thing, name, host)
 
-    def _delete(self, job: Job, message: Mapping[str, Any]) -> Answer:
+    def _delete(self, thing: Thing, message: Mapping[str, Any]) -> None:
         delay = message.get("delay")
         if delay is None:
             delay = self._server.settings.kill_delay_s
         if not isinstance(delay, (int, float)) or isinstance(delay, bool) or not 0 <= delay <= 86400:
             raise Refused(protocol.BAD_VALUE, "delay")
-        self._server.delete(job, delay)
-        return {"ok": True}
+        self._server.delete(thing, delay)
 
-    async def _wait(self, job: Job, reader: asyncio.StreamReader) -> Answer:
+    async def _wait(self, thing: Thing, reader: asyncio.StreamReader) -> Answer:
         """Answer when the job is complete and its output delivered; give up when the client has gone."""
-        with self._server.completion(job) as complete:
+        with self._server.completion(thing) as complete:
             gone = asyncio.create_task(reader.read(1))
             both: set[asyncio.Future[Any]] = {complete, gone}
             try:
@@ -149,4 +212,12 @@ class Clients:
                 gone.cancel()
             if not complete.done():
                 raise ConnectionResetError("the client has gone")
-        return {"exit_status": job.exit_status, "reason": job.reason}
+        return {"exit_status": thing.exit_status, "reason": thing.reason}
+
+
+def _members(text: str) -> int:
+    """How many jobs an array has. Raises Refused."""
+    try:
+        return len(Range.parse(text).indices)
+    except ValueError as error:
+        raise Refused(protocol.BAD_ARRAY, str(error)) from error

@@ -31,6 +31,8 @@ class Delivery(NamedTuple):
     source: int
     path: str
     name: str
+    suffix: str = ""
+    """What a path that is no directory has added to it."""
 
 
 def expand(path: str, variables: dict[str, str]) -> str:
@@ -43,7 +45,7 @@ def destination(delivery: Delivery) -> str:
     path = delivery.path  # not a Path: a trailing slash must survive
     if path.endswith("/") or os.path.isdir(path):  # noqa: PTH112
         return os.path.join(path, delivery.name)  # noqa: PTH118
-    return path
+    return path + delivery.suffix
 
 
 def _copy(source: int, target: int) -> None:
@@ -93,15 +95,18 @@ def plan(machine: Machine, job: Job, stream: str) -> Delivery:
     """Where a stream of a job goes; the descriptor is not open yet."""
     asked, name = job.asked, job.output_name(stream)
     if stream in asked.keep and asked.keep != "n":
-        return Delivery(-1, f"{job.owner.home}/{name}", name)
+        return Delivery(-1, f"{job.owner.home}/{job.name}.{stream}{job.number}", name)
     known = {
         "HOME": job.owner.home,
         "PBS_JOBID": job.id,
-        "PBS_JOBNAME": asked.name,
+        "PBS_JOBNAME": job.name,
         "PBS_O_WORKDIR": asked.work_dir,
     }
     known.update(LOGNAME=job.owner.name, USER=job.owner.name, PBS_QUEUE=asked.queue)
-    return Delivery(-1, expand(asked.output if stream == "o" else asked.error, known), name)
+    if job.index is not None:
+        known["PBS_ARRAYID"] = str(job.index)
+    path = expand(asked.output if stream == "o" else asked.error, known)
+    return Delivery(-1, path, name, "" if job.index is None or path == os.devnull else f"-{job.index}")
 
 
 def _deliver_all(deliveries: list[Delivery], umask: int) -> int:
@@ -126,7 +131,7 @@ async def send(
 ) -> str:
     """Deliver the job's output; what could not be is kept in `undelivered`. Returns "" or what went wrong."""
     streams = job.streams()
-    sources = [machine.layout.output_file(job.id, stream) for stream in streams]
+    sources = [machine.layout.output_file(job.prefix, stream) for stream in streams]
     deliveries: list[Delivery] = []
     null, told = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), os.memfd_create("delivery")
     try:

@@ -37,28 +37,39 @@ class Hook(NamedTuple):
 
     kind: Kind
     path: str
+    instead: str = ""
+    """A file that counts when it is there: what `qsub -T` asks for."""
 
-    def check(self, uid: int) -> Optional[int]:
-        """None when it may run as far as its file goes, 0 when there is none, else BAD_HOOK.
+    @classmethod
+    def of(cls, kind: Kind, path: str, job: Job) -> Hook:
+        """The hook at `path`, or the one beside it that the type of the job names."""
+        return cls(kind, path, f"{path}.{job.asked.job_type}" if job.asked.job_type else "")
+
+    def find(self) -> str:
+        """The file to run. For a hook that a job names: call it with the user's rights, in a child."""
+        return self.instead if self.instead and os.path.exists(self.instead) else self.path  # noqa: PTH110
+
+    def check(self, path: str, uid: int) -> Optional[int]:
+        """None when `path` may run as far as its file goes, 0 when there is none, else BAD_HOOK.
 
         For a hook that a job names this follows links of the user's: call it with the user's rights, in a
         child.
         """
         try:
-            seen = os.stat(self.path)
+            seen = os.stat(path)
         except FileNotFoundError:
             return 0
         except OSError as error:
-            return _refuse(self.path, error.strerror or "cannot stat")
+            return _refuse(path, error.strerror or "cannot stat")
         owner = uid if self.kind is Kind.JOB_USER else 0
         if not stat.S_ISREG(seen.st_mode):
-            return _refuse(self.path, "not a regular file")
+            return _refuse(path, "not a regular file")
         if seen.st_uid != owner:
-            return _refuse(self.path, f"belongs to uid {seen.st_uid} instead of {owner}")
+            return _refuse(path, f"belongs to uid {seen.st_uid} instead of {owner}")
         if seen.st_mode & 0o022 or seen.st_mode & 0o500 != 0o500:
-            return _refuse(self.path, f"mode {stat.S_IMODE(seen.st_mode):04o}: others may write or owner cannot run it")
+            return _refuse(path, f"mode {stat.S_IMODE(seen.st_mode):04o}: others may write or owner cannot run it")
         if self.kind is Kind.SITE_USER and seen.st_mode & 0o005 != 0o005:
-            return _refuse(self.path, f"mode {stat.S_IMODE(seen.st_mode):04o}: users cannot run it")
+            return _refuse(path, f"mode {stat.S_IMODE(seen.st_mode):04o}: users cannot run it")
         return None
 
 
@@ -69,32 +80,32 @@ def _refuse(path: str, why: str) -> int:
 
 def prologues(mom_priv: Path, job: Job) -> list[Hook]:
     """The mother superior's prologues in their order."""
-    hooks = [Hook(Kind.ROOT, f"{mom_priv}/prologue"), Hook(Kind.SITE_USER, f"{mom_priv}/prologue.user")]
+    hooks = [Hook.of(Kind.ROOT, f"{mom_priv}/prologue", job), Hook.of(Kind.SITE_USER, f"{mom_priv}/prologue.user", job)]
     own = job.resource("prologue")
-    return [*hooks, Hook(Kind.JOB_USER, own)] if own else hooks
+    return [*hooks, Hook.of(Kind.JOB_USER, own, job)] if own else hooks
 
 
 def epilogues(mom_priv: Path, job: Job) -> list[Hook]:
     """The mother superior's epilogues in their order."""
-    hooks = [Hook(Kind.SITE_USER, f"{mom_priv}/epilogue.user"), Hook(Kind.ROOT, f"{mom_priv}/epilogue")]
+    hooks = [Hook.of(Kind.SITE_USER, f"{mom_priv}/epilogue.user", job), Hook.of(Kind.ROOT, f"{mom_priv}/epilogue", job)]
     own = job.resource("epilogue")
-    return [Hook(Kind.JOB_USER, own), *hooks] if own else hooks
+    return [Hook.of(Kind.JOB_USER, own, job), *hooks] if own else hooks
 
 
-def precancel(mom_priv: Path) -> Hook:
+def precancel(mom_priv: Path, job: Job) -> Hook:
     """What runs before a deleted job is signalled."""
-    return Hook(Kind.SITE_USER, f"{mom_priv}/epilogue.precancel")
+    return Hook.of(Kind.SITE_USER, f"{mom_priv}/epilogue.precancel", job)
 
 
 def _script(machine: Machine, job: Job) -> str:
-    return os.fspath(machine.layout.jobs / f"{job.id}.SC")
+    return os.fspath(machine.layout.jobs / f"{job.prefix}.SC")
 
 
 def prologue_arguments(machine: Machine, job: Job) -> tuple[str, ...]:
     """Arguments 1 to 8 of a prologue."""
     asked = job.asked
     requested = resources.bounded(job.resource_list())
-    who = (job.id, job.owner.name, job.owner.group, asked.name)
+    who = (job.id, job.owner.name, job.owner.group, job.name)
     return (*who, requested, asked.queue, asked.account, _script(machine, job))
 
 
@@ -102,7 +113,7 @@ def epilogue_arguments(machine: Machine, job: Job) -> tuple[str, ...]:
     """Arguments 1 to 11 of an epilogue."""
     asked = job.asked
     requested, used = resources.bounded(job.resource_list()), resources.bounded(list(job.used.items()))
-    who = (job.id, job.owner.name, job.owner.group, asked.name, str(job.session))
+    who = (job.id, job.owner.name, job.owner.group, job.name, str(job.session))
     how = (str(job.exit_status or 0), _script(machine, job))
     return (*who, requested, used, asked.queue, asked.account, *how)
 
@@ -132,17 +143,15 @@ def environment(machine: Machine, job: Job) -> dict[str, str]:
 def job_environment(machine: Machine, job: Job, server: str) -> dict[str, str]:
     """The environment of the job's script: the user's variables, with what TORQUE computes on top."""
     asked, owner, nodes = job.asked, job.owner, job.node_request
-    variables = {"PATH": PATH, "LANG": LANG, "MAIL": f"/var/mail/{owner.name}", **asked.variables}
+    variables = {"PATH": PATH, "LANG": LANG, "MAIL": f"/var/mail/{owner.name}", **job.variables}
     variables.update(
         HOME=owner.home,
         LOGNAME=owner.name,
         USER=owner.name,
         SHELL=asked.shell or owner.shell,
-        ENVIRONMENT="BATCH",
-        PBS_ENVIRONMENT="PBS_BATCH",
         PBS_JOBCOOKIE=job.cookie,
         PBS_JOBID=job.id,
-        PBS_JOBNAME=asked.name,
+        PBS_JOBNAME=job.name,
         PBS_MOMPORT="15003",
         PBS_NODEFILE=os.fspath(node_file(machine, job)),
         PBS_NODENUM="0",
@@ -158,6 +167,10 @@ def job_environment(machine: Machine, job: Job, server: str) -> dict[str, str]:
         PBS_VERSION="TORQUE-6.1-vtorque-local",
         PBS_VNODENUM="0",
     )
+    if asked.terminal is not None:
+        variables.update(PBS_ENVIRONMENT="PBS_INTERACTIVE", TERM=asked.terminal.term)
+    else:
+        variables.update(PBS_ENVIRONMENT="PBS_BATCH", ENVIRONMENT="BATCH")
     if asked.init_dir is not None:
         variables["PBS_O_INITDIR"] = asked.init_dir
     walltime = job.resource("walltime")

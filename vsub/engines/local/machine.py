@@ -56,9 +56,9 @@ class Layout(NamedTuple):
         """Jobs, `<jobid>.json` with the script as submitted beside it."""
         return self.private / "jobs"
 
-    def output_file(self, job_id: str, stream: str) -> Path:
+    def output_file(self, prefix: str, stream: str) -> Path:
         """Where standard output ("o") or error ("e") of a job lies while it runs."""
-        return self.output / f"{job_id}.{'OU' if stream == 'o' else 'ER'}"
+        return self.output / f"{prefix}.{'OU' if stream == 'o' else 'ER'}"
 
     def create(self) -> None:
         """Make what is missing. Raises PermissionError when others could change what root runs from here."""

@@ -19,6 +19,7 @@ from vsub.engines.local.job import Job, Phase
 from vsub.engines.local.machine import Machine, exec_host
 from vsub.engines.local.process import Child, Mark, Program, Streams
 from vsub.engines.local.settings import Settings
+from vsub.engines.local.terminal import Terminal
 
 log = logging.getLogger("vtorque-local")
 
@@ -42,6 +43,7 @@ class Why(enum.Enum):
     """Who ends an attempt early."""
 
     DELETE = "deleted"
+    GONE = "its qsub has gone"
     RERUN = "rerun"
     STOP = "batch server stopped"
 
@@ -79,10 +81,17 @@ class Attempt:
     """One start of one job. `run` does it; `interrupt` ends it early."""
 
     def __init__(
-        self, machine: Machine, job: Job, settings: Settings, server: str, save: Callable[[Job], None]
+        self,
+        machine: Machine,
+        job: Job,
+        settings: Settings,
+        server: str,
+        save: Callable[[Job], None],
+        terminal: Optional[Terminal] = None,
     ) -> None:
         self.job = job
-        self.lingering: Optional[asyncio.Task[int]] = None
+        self._terminal = terminal
+        self.lingering: Optional[asyncio.Task[None]] = None
         self._machine = machine
         self._settings = settings
         self._server = server
@@ -103,8 +112,7 @@ class Attempt:
     # --- the whole of it
 
     async def run(self) -> Verdict:
-        """Hooks, script, hooks. Afterwards a prologue of a deleted job may still run: see `lingering`."""
-        self._prepare()
+        """Hooks, script, hooks, after `prepare`. A prologue of a deleted job may still run then: see `lingering`."""
         prologues = asyncio.create_task(self._prologues())
         try:
             await self._first(prologues)
@@ -118,16 +126,22 @@ class Attempt:
             else:
                 verdict = self._prologue_failed(prologues.result())
             self._advance(Phase.EPILOGUE)
+            await self._leave_terminal(drain=prologues.done())
             await self.epilogues()
             if verdict is Verdict.AGAIN:
                 await prologues  # two starts of one job never overlap
             return verdict
         finally:
             if prologues.done():
-                self._close()
+                await self.close()
             else:
-                self.lingering = prologues
-                prologues.add_done_callback(lambda _: self._close())
+                self.lingering = asyncio.ensure_future(self._linger(prologues))
+
+    async def _linger(self, prologues: asyncio.Task[int]) -> None:
+        try:
+            await prologues
+        finally:
+            await self.close()
 
     async def resume_epilogues(self) -> None:
         """The epilogues of an attempt that an earlier daemon began."""
@@ -135,7 +149,7 @@ class Attempt:
         try:
             await self.epilogues()
         finally:
-            self._close()
+            await self.close()
 
     async def epilogues_after_fault(self) -> None:
         """The epilogues as far as they can run: nothing that goes wrong keeps the next one from its turn."""
@@ -143,8 +157,7 @@ class Attempt:
             self._open_streams()
         except OSError as error:
             log.error("%s: its epilogues have no output: %s", self.job.id, error)
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            self._streams = Streams(null, null, null)
+            self._streams = _nowhere()
         try:
             arguments = hooks.epilogue_arguments(self._machine, self.job)
             for hook in hooks.epilogues(self._machine.layout.mom_priv, self.job):
@@ -153,7 +166,7 @@ class Attempt:
                 except OSError:
                     log.exception("%s: %s cannot be run", self.job.id, hook.path)
         finally:
-            self._close()
+            await self.close()
 
     async def _first(self, task: asyncio.Task[int]) -> None:
         """Wait for the end of `task` or for an interrupt."""
@@ -162,21 +175,23 @@ class Attempt:
         interrupted.cancel()
 
     def _interrupted_early(self, interrupt: Interrupt) -> Verdict:
-        if interrupt.why is not Why.DELETE:
+        if interrupt.why is not Why.DELETE and not self.job.asked.interactive:
             return Verdict.AGAIN
-        self.job.exit_status, self.job.reason = DELETED, Why.DELETE.value
+        self.job.exit_status, self.job.reason = DELETED, interrupt.why.value
         return Verdict.DELIVER
 
     def _prologue_failed(self, status: int) -> Verdict:
-        self.job.exit_status = ABORTED if status == 1 else RETRY
+        """What a prologue's status means: an interactive job is never queued again."""
+        aborted = status == 1 or self.job.asked.interactive
+        self.job.exit_status = ABORTED if aborted else RETRY
         what = "was ended by prologalarm" if status == ALARM else f"ended with {status}"
         self.job.reason = f"prologue {what}"
-        return Verdict.DISCARD if status == 1 else Verdict.REQUEUE
+        return Verdict.DISCARD if aborted else Verdict.REQUEUE
 
     # --- files
 
-    def _prepare(self) -> None:
-        """Make the files of this attempt: script, node file, output."""
+    def prepare(self) -> None:
+        """Record the start and make its files: script, node file, output. Raises OSError."""
         job, layout = self.job, self._machine.layout
         lines = self._machine.allocate(job.node_request)
         job.exec_host, job.processors = exec_host(lines), len(lines)
@@ -185,9 +200,11 @@ class Attempt:
         job.script_started, job.session, job.started, job.used = False, 0, None, {}
         job.exit_status, job.reason = None, ""
         self._advance(Phase.PROLOGUE)
-        script = layout.jobs / f"{job.id}.SC"
-        script.unlink(missing_ok=True)
-        _copy_owned(os.fspath(layout.records / f"{job.id}.SC"), os.fspath(script), job.owner.uid, job.owner.gid)
+        if not job.asked.interactive:
+            script = layout.jobs / f"{job.prefix}.SC"
+            script.unlink(missing_ok=True)
+            stored = layout.records / f"{job.array_id or job.id}.SC"
+            _copy_owned(os.fspath(stored), os.fspath(script), job.owner.uid, job.owner.gid)
         node_file = hooks.node_file(self._machine, job)
         node_file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
         node_file.chmod(0o644)
@@ -195,19 +212,38 @@ class Attempt:
 
     def _open_streams(self) -> None:
         job = self.job
+        if job.asked.terminal is not None:
+            nowhere = _nowhere()
+            self._streams = nowhere
+            if self._terminal is not None:
+                slave = self._terminal.open(job.asked.terminal, job.owner)
+                self._streams = Streams(nowhere.stdin, slave, slave)
+            return
         opened = {}
         for stream in job.streams():
-            path = self._machine.layout.output_file(job.id, stream)
+            path = self._machine.layout.output_file(job.prefix, stream)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             os.fchown(descriptor, job.owner.uid, job.owner.gid)
             opened[stream] = descriptor
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._streams = Streams(null, opened.get("o", opened.get("e", -1)), opened.get("e", opened.get("o", -1)))
 
-    def _close(self) -> None:
+    async def _leave_terminal(self, *, drain: bool) -> None:
+        """Let qsub go; what is still written goes nowhere. TORQUE's epilogues do not reach the terminal either."""
+        if self._terminal is None:
+            return
+        null, slave = self._streams.stdin, self._streams.stdout
+        self._streams = Streams(null, null, null)
+        os.close(slave)
+        await self._terminal.finish(drain=drain)
+
+    async def close(self) -> None:
+        """Let go of the job's streams and terminal."""
         for descriptor in {*self._streams} - {-1}:
             os.close(descriptor)
         self._streams = Streams(-1, -1, -1)
+        if self._terminal is not None:
+            await self._terminal.close()
 
     def _write_task_file(self) -> None:
         """`<jobid>.JB`, which a mom writes when a single-node job's prologues are over."""
@@ -215,10 +251,10 @@ class Attempt:
         items = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in job.resource_list())
         text = (
             f'<?xml version="1.0"?>\n<job>\n<jobid>{job.id}</jobid>\n<attributes>\n'
-            f"<Job_Name>{escape(job.asked.name)}</Job_Name>\n<exec_host>{job.exec_host}</exec_host>\n"
+            f"<Job_Name>{escape(job.name)}</Job_Name>\n<exec_host>{job.exec_host}</exec_host>\n"
             f"<cookie>{job.cookie}</cookie>\n<Resource_List>{items}</Resource_List>\n</attributes>\n</job>\n"
         )
-        path = self._machine.layout.jobs / f"{job.id}.JB"
+        path = self._machine.layout.jobs / f"{job.prefix}.JB"
         path.touch(mode=0o600)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -243,7 +279,7 @@ class Attempt:
     async def _hook(self, hook: Hook, arguments: tuple[str, ...], umask: int, limit_s: float) -> int:
         """Run one hook; its exit status, ALARM when it took too long, 0 when there is none."""
         job, begun = self.job, time.monotonic()
-        if hook.kind is not Kind.JOB_USER and not os.path.lexists(hook.path):
+        if hook.kind is not Kind.JOB_USER and not os.path.lexists(hook.find()):
             return 0
         root = hook.kind is Kind.ROOT
         program = Program(
@@ -252,7 +288,8 @@ class Attempt:
             environment=tuple(hooks.environment(self._machine, job).items()),
             directory=os.fspath(self._machine.layout.mom_priv) if root else job.owner.home,
             umask=umask,
-            check=lambda path: hook.check(job.owner.uid),
+            find=hook.find,
+            check=lambda path: hook.check(path, job.owner.uid),
         )
         child = process.start(
             process.become(program),
@@ -292,38 +329,45 @@ class Attempt:
 
     # --- the script
 
-    def _start_script(self) -> Child:
-        job, machine = self.job, self._machine
-        script = machine.layout.jobs / f"{job.id}.SC"
-        shell = job.asked.shell or job.owner.shell
-        line = f"{script} {job.asked.arguments}".rstrip(" ") if job.asked.arguments else os.fspath(script)
-        nice = job.resource("nice")
-        program = Program(
+    def _program(self) -> Program:
+        """The job's shell, which reads the script's name from its input, or is the user's with `qsub -I`."""
+        job = self.job
+        shell, nice = job.asked.shell or job.owner.shell, job.resource("nice")
+        return Program(
             path=shell,
-            argv=(f"-{shell.rpartition('/')[2]}",),
-            environment=tuple(hooks.job_environment(machine, job, self._server).items()),
+            argv=(f"-{shell.rpartition('/')[2]}", *(("-c", job.asked.command) if job.asked.command else ())),
+            environment=tuple(hooks.job_environment(self._machine, job, self._server).items()),
             directory=job.asked.init_dir or job.owner.home,
             umask=job.asked.umask,
             limits=limits(job),
             nice=int(nice) if nice else 0,
             ignore_sigpipe=False,
+            terminal=job.asked.interactive,
         )
+
+    def _start_script(self) -> Child:
+        job = self.job
+        script = self._machine.layout.jobs / f"{job.prefix}.SC"
+        line = f"{script} {job.asked.arguments}".rstrip(" ") if job.asked.arguments else os.fspath(script)
 
         def record(mark: Mark) -> None:
             job.session, job.script_started, job.started = mark.pid, True, time.time()
             job.phase = Phase.RUNNING
             self._record(mark)
 
+        def begin(stdin: int) -> Child:
+            streams = self._streams._replace(stdin=stdin)
+            return process.start(
+                process.become(self._program()), identity=job.owner.identity, streams=streams, record=record
+            )
+
+        if job.asked.interactive:
+            return begin(self._streams.stdout)
         stdin, feed = os.pipe()
         try:
             os.write(feed, os.fsencode(line) + b"\n")
             os.close(feed)
-            return process.start(
-                process.become(program),
-                identity=job.owner.identity,
-                streams=self._streams._replace(stdin=stdin),
-                record=record,
-            )
+            return begin(stdin)
         finally:
             os.close(stdin)
 
@@ -345,7 +389,7 @@ class Attempt:
             else:
                 spent = int(time.monotonic() - begun)
                 job.reason = f"walltime {spent} exceeded limit {limit}"
-                os.write(self._streams.stderr, f"=>> PBS: job killed: {job.reason}\n".encode())
+                self._tell(f"=>> PBS: job killed: {job.reason}\n")
                 await self._terminate(child, self._settings.kill_delay_s)
         interrupted.cancel()
         await process.end_session(child.mark)
@@ -375,13 +419,26 @@ class Attempt:
             return
         if interrupt.why is Why.DELETE:
             arguments = hooks.epilogue_arguments(self._machine, self.job)
-            await self._hook(hooks.precancel(self._machine.layout.mom_priv), arguments, 0o022, self._limit_s)
-        await self._terminate(child, interrupt.delay_s)
+            await self._hook(hooks.precancel(self._machine.layout.mom_priv, self.job), arguments, 0o022, self._limit_s)
+        number = signal.SIGHUP if interrupt.why is Why.GONE else signal.SIGTERM
+        await self._terminate(child, interrupt.delay_s, number)
 
-    async def _terminate(self, child: Child, delay_s: float) -> None:
+    async def _terminate(self, child: Child, delay_s: float, number: int = signal.SIGTERM) -> None:
         """TERM to the session, KILL after a while."""
-        process.signal_session(child.mark, signal.SIGTERM)
+        process.signal_session(child.mark, number)
         await child.wait(delay_s)
+
+    def _tell(self, text: str) -> None:
+        """A line for whoever reads the job's standard error; a terminal is never waited for."""
+        if self._terminal is not None:
+            self._terminal.say(text)
+        else:
+            os.write(self._streams.stderr, text.encode())
+
+
+def _nowhere() -> Streams:
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    return Streams(null, null, null)
 
 
 def _copy_owned(source: str, target: str, uid: int, gid: int) -> None:
@@ -403,5 +460,5 @@ def _copy_owned(source: str, target: str, uid: int, gid: int) -> None:
 def files(machine: Machine, job: Job) -> list[str]:
     """Everything that an attempt makes outside the server's records."""
     layout = machine.layout
-    made = [layout.jobs / f"{job.id}.SC", layout.jobs / f"{job.id}.JB", hooks.node_file(machine, job)]
-    return [*map(os.fspath, made), *(os.fspath(layout.output_file(job.id, stream)) for stream in "oe")]
+    made = [layout.jobs / f"{job.prefix}.SC", layout.jobs / f"{job.prefix}.JB", hooks.node_file(machine, job)]
+    return [*map(os.fspath, made), *(os.fspath(layout.output_file(job.prefix, stream)) for stream in "oe")]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import getopt
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
-from vsub.engines.local import resources
+from vsub.engines.local import dates, depend, resources
+from vsub.engines.local.depend import Dependency
 from vsub.engines.local.resources import Item
 
-LETTERS = "A:C:d:e:F:hj:k:l:N:o:q:S:v:Vw:W:z"
+LETTERS = "a:A:b:c:C:d:D:e:EfF:hi:Ij:J:k:K:l:L:m:M:nN:o:p:P:q:r:S:t:T:u:v:Vw:W:Xxz"
+"""Every letter of TORQUE's qsub, so that values are told from operands."""
+UNSUPPORTED = frozenset("bDEfiJKLMnPuX")
 
 _NAME = re.compile(r"[A-Za-z0-9][!-.0-~]{0,255}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,7 +44,18 @@ class Options(NamedTuple):
     umask: Optional[int] = None
     all_variables: Optional[bool] = None
     silent: Optional[bool] = None
-    variables: tuple[tuple[str, Optional[str]], ...] = ()
+    variables: Optional[tuple[tuple[str, Optional[str]], ...]] = None
+    hold: Optional[bool] = None
+    interactive: Optional[bool] = None
+    execute: Optional[bool] = None
+    execute_early: Optional[bool] = None
+    """Whether an -x stood before any -I of its own command line."""
+    priority: Optional[int] = None
+    rerunnable: Optional[bool] = None
+    execute_at: Optional[int] = None
+    array: Optional[str] = None
+    job_type: Optional[str] = None
+    depend: Optional[tuple[Dependency, ...]] = None
     resources: tuple[Item, ...] = ()
 
 
@@ -65,15 +80,19 @@ def _umask(value: str) -> int:
     return int(value, 8)
 
 
-def _extended(value: str) -> int:
-    umask = None
-    for part in resources.split_list(value):
-        name, _, text = part.partition("=")
-        if name.strip() != "umask":
-            raise UsageError(f"-W {name.strip()} is not supported by the embedded batch system, only -W umask=OCT")
-        umask = _umask(text.strip())
-    assert umask is not None
-    return umask
+def _extended(fields: dict[str, Any], value: str) -> None:
+    """One attribute, `NAME=VALUE`: all that follows the first `=` is its value, commas included."""
+    name, _, text = value.partition("=")
+    name, text = name.strip(), re.sub("[\"']", "", text).strip()
+    if name == "umask":
+        fields["umask"] = _umask(text)
+    elif name == "depend":
+        try:
+            fields["depend"] = depend.parse(text)
+        except ValueError as error:
+            raise UsageError(f"illegal -W dependency value: {text!r} {error}".rstrip()) from error
+    else:
+        raise UsageError(f"-W {name} is not supported by the embedded batch system, only umask=OCT and depend=LIST")
 
 
 def _variables(value: str) -> list[tuple[str, Optional[str]]]:
@@ -105,6 +124,37 @@ def _shells(value: str) -> tuple[str, ...]:
     return shells
 
 
+def _priority(value: str) -> int:
+    if not re.fullmatch(r"\s*[-+]?\d{1,6}", value, re.ASCII) or not -1024 <= int(value) <= 1023:
+        raise UsageError(f"illegal -p value: {value!r} is not a number from -1024 to 1023")
+    return int(value)
+
+
+def _set_job(fields: dict[str, Any], letter: str, value: str) -> None:
+    """As `_set`, for when and how a job runs."""
+    if letter == "a":
+        fields["execute_at"] = dates.epoch(value.strip(), time.localtime())
+    elif letter == "c":
+        _choice("c", value, ("n", "none"))
+    elif letter == "h":
+        fields["hold"] = True
+    elif letter == "I":
+        fields["interactive"] = True
+    elif letter == "m":
+        if value.strip() != "n":
+            raise UsageError(f"option -m {value} is not supported by the embedded batch system, only -m n")
+    elif letter == "p":
+        fields["priority"] = _priority(value)
+    elif letter == "r":
+        fields["rerunnable"] = _choice("r", value, ("y", "n")) == "y"
+    elif letter == "t":
+        fields["array"] = _checked("t", value, bool(value), "a range")
+    elif letter == "T":
+        fields["job_type"] = _checked("T", value, valid_word(value), "the end of a hook's name")
+    elif letter == "x":
+        fields["execute"], fields["execute_early"] = True, not fields.get("interactive")
+
+
 def _set(fields: dict[str, Any], letter: str, value: str) -> None:
     """Put the meaning of one option into `fields`."""
     if letter == "A":
@@ -133,8 +183,12 @@ def _set(fields: dict[str, Any], letter: str, value: str) -> None:
         fields["all_variables"] = True
     elif letter == "z":
         fields["silent"] = True
+    elif letter == "v":
+        fields["variables"] = tuple(_variables(value))
     elif letter == "W":
-        fields["umask"] = _extended(value)
+        _extended(fields, value)
+    else:
+        _set_job(fields, letter, value)
 
 
 def _unsupported(option: str) -> UsageError:
@@ -151,23 +205,19 @@ def parse(arguments: list[str]) -> tuple[Options, list[str]]:
             raise UsageError(f"option -{error.opt} needs a value") from error
         raise _unsupported(error.opt) from error
     fields: dict[str, Any] = {}
-    variables: list[tuple[str, Optional[str]]] = []
     items: dict[str, str] = {}
     for option, value in pairs:
         letter = option[1:]
         try:
-            if letter == "h":
+            if letter in UNSUPPORTED:
                 raise _unsupported(letter)
             if letter == "l":
                 items.update(resources.parse_list(value))
-            elif letter == "v":
-                variables.extend(_variables(value))
             else:
                 _set(fields, letter, value)
         except ValueError as error:
             raise UsageError(f"illegal -{letter} value: {error}") from error
-    options = Options(variables=tuple(variables), resources=tuple(items.items()))
-    return options._replace(**fields), operands
+    return Options(resources=tuple(items.items()), **fields), operands
 
 
 def directives(script: str, prefix: str = "#PBS") -> list[tuple[int, str]]:
@@ -192,10 +242,17 @@ def parse_script(script: str, prefix: str = "#PBS") -> Options:
     for number, text in directives(script, prefix):
         try:
             words = shlex.split(text, comments=True)
-            options = _later(options, parse(words)[0])
+            options = _later(options, after_interactive(parse(words)[0], options))
         except (UsageError, ValueError) as error:
             raise UsageError(f"directive error: line {number}: {prefix} {text}: {error}") from error
     return options
+
+
+def after_interactive(new: Options, earlier: Options) -> Options:
+    """`new`, with which qsub goes on after `earlier`. Raises UsageError for an -x that no -I came before."""
+    if new.execute_early and not earlier.interactive:
+        raise UsageError("'-x' invalid on non-interactive job")
+    return new
 
 
 def _later(old: Options, new: Options) -> Options:
@@ -205,27 +262,20 @@ def _later(old: Options, new: Options) -> Options:
 
 
 def merge(first: Options, second: Options) -> Options:
-    """`first` where it says something, else `second`. Lists are joined, with the names in `first` winning."""
+    """`first` where it says something, else `second`. Resources are joined, with the names in `first` winning."""
     fields: dict[str, Any] = {
         name: mine if mine is not None else theirs
         for name, mine, theirs in zip(Options._fields, first, second)
-        if name not in ("variables", "resources")
+        if name != "resources"
     }
-    ours = dict(first.variables)
-    variables = dict(second.variables)
-    variables.update(ours)
-    return Options(
-        variables=tuple(variables.items()),
-        resources=tuple(resources.merge(first.resources, second.resources)),
-        **fields,
-    )
+    return Options(resources=tuple(resources.merge(first.resources, second.resources)), **fields)
 
 
 def script_variables(options: Options, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that travel with the job: all with -V, those of -v, with values where they have none."""
+    """The variables that travel with the job: all with -V, those of the last -v, with values where they have none."""
     variables: dict[str, str] = {}
     if options.all_variables:
         variables.update((name, value) for name, value in environment.items() if valid_variable(name))
-    for name, value in options.variables:
+    for name, value in options.variables or ():
         variables[name] = environment.get(name, "") if value is None else value
     return variables

@@ -9,9 +9,11 @@ thread, which is what makes forking without exec sound.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import signal
+import termios
 import time
 from collections.abc import Iterable, Sequence
 from typing import Callable, NamedTuple, NoReturn, Optional
@@ -64,6 +66,10 @@ class Program(NamedTuple):
     limits: tuple[tuple[int, int], ...] = ()
     nice: int = 0
     ignore_sigpipe: bool = True
+    terminal: bool = False
+    """Whether standard input becomes the controlling terminal."""
+    find: Optional[Callable[[], str]] = None
+    """Finds the path with the child's rights, which then is the name of the program as well."""
     check: Optional[Callable[[str], Optional[int]]] = None
     """Looks at the path with the child's rights; a number ends the child with that status instead."""
 
@@ -151,6 +157,17 @@ async def readable(descriptor: int, timeout_s: Optional[float] = None) -> bool:
     finally:
         loop.remove_reader(descriptor)
     return True
+
+
+async def writable(descriptor: int) -> None:
+    """Wait until a descriptor can be written."""
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    loop.add_writer(descriptor, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_writer(descriptor)
 
 
 async def end_session(mark: Mark, patience_s: float = 5.0) -> bool:
@@ -310,8 +327,12 @@ def become(program: Program) -> Callable[[], int]:
         except OSError as error:
             complain(f"PBS: chdir to {program.directory} failed: {error.strerror}\n")
             return SETUP_FAILED
+        path, argv = program.path, program.argv
+        if program.find is not None:
+            path = program.find()
+            argv = (path, *argv[1:])
         if program.check is not None:
-            verdict = program.check(program.path)
+            verdict = program.check(path)
             if verdict is not None:
                 return verdict
         if program.nice:
@@ -326,9 +347,11 @@ def become(program: Program) -> Callable[[], int]:
             value = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
             resource.setrlimit(which, (value, value))
         try:
-            os.execve(program.path, program.argv, dict(program.environment))
+            if program.terminal:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            os.execve(path, argv, dict(program.environment))
         except OSError as error:
-            complain(f"PBS: cannot start {program.path}: {error.strerror}\n")
+            complain(f"PBS: cannot start {path}: {error.strerror}\n")
         return SETUP_FAILED
 
     return body

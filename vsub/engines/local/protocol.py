@@ -1,9 +1,12 @@
 """What clients and daemon of the embedded batch system say to each other: JSON lines over a unix socket.
 
 A request is one line, `{"op": …}`; a submission is followed by the `script_size` bytes of its script. The
-answer is one line. Who asks is taken from the socket (SO_PEERCRED), never from the request. Error numbers are
-TORQUE's (pbs_error_db.h), so that a client's exit status, the number modulo 256, is what users of TORQUE
-know.
+answer is one line. The connection of an interactive job stays: the daemon says `{"event": "ready"}` when the
+job starts, or `{"event": "cancelled"}`; from then on what qsub sends is typed at the job's terminal, and what
+the job writes comes in frames, an empty one being the end.
+
+Who asks is taken from the socket (SO_PEERCRED), never from the request. Error numbers are TORQUE's
+(pbs_error_db.h), so that a client's exit status, the number modulo 256, is what users of TORQUE know.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn, Optional
 
 MAX_REQUEST = 4 << 20
@@ -29,7 +32,11 @@ BAD_STATE = 15018
 BAD_USER = 15025
 UNKNOWN_RESOURCE = 15037
 EXCEEDS = 15038
-TOO_MANY = 15049
+NO_RERUN = 15040
+TOO_MANY = 15048
+BAD_DEPEND = 15056
+BAD_ARRAY = 15083
+NOT_HELD = 15174
 
 TEXTS = {
     UNKNOWN_JOB: "Unknown Job Id Error",
@@ -41,7 +48,11 @@ TEXTS = {
     BAD_USER: "Bad UID for job execution",
     UNKNOWN_RESOURCE: "Unknown resource type ",
     EXCEEDS: "Job exceeds queue resource limits",
+    NO_RERUN: "job is not rerunnable",
     TOO_MANY: "Maximum number of jobs already in queue",
+    BAD_DEPEND: "Invalid Job Dependency",
+    BAD_ARRAY: "Bad Job Array Request",
+    NOT_HELD: "The requested state or substate can't be set from the job's current state",
 }
 
 
@@ -151,6 +162,25 @@ def request(
     if "error" in answer:
         raise Refused(int(answer["error"]), str(answer.get("detail", "")))
     return answer
+
+
+MAX_FRAME = 0xFFFF
+_FRAME = struct.Struct(">H")
+
+
+def frame(data: bytes) -> bytes:
+    """A frame with up to MAX_FRAME bytes; one without is the end."""
+    return _FRAME.pack(len(data)) + data
+
+
+def take_frames(buffer: bytearray) -> Iterator[bytes]:
+    """The frames that are whole; what is left of the buffer is the beginning of the next one."""
+    while len(buffer) >= _FRAME.size:
+        (length,) = _FRAME.unpack_from(buffer)
+        if len(buffer) < _FRAME.size + length:
+            return
+        yield bytes(buffer[_FRAME.size : _FRAME.size + length])
+        del buffer[: _FRAME.size + length]
 
 
 def is_text(value: object, limit: int) -> bool:

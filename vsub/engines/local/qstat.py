@@ -41,14 +41,15 @@ def _summary_line(job_id: str, attributes: list[list[str]]) -> str:
 def _qstat(argv: list[str], socket_path: str) -> int:
     flags = {argument for argument in argv if argument.startswith("-")}
     letters = {letter for flag in flags for letter in flag[1:]}
-    if not letters <= {"f", "1"}:
-        unknown = sorted(letters - {"f", "1"})[0]
+    if not letters <= {"f", "1", "t"}:
+        unknown = sorted(letters - {"f", "1", "t"})[0]
         raise UsageError(f"option -{unknown} is not supported by the embedded batch system")
+    members = "t" in letters
     wanted: list[Optional[str]] = [argument for argument in argv if argument not in flags] or [None]
     jobs, status = [], 0
     for text in wanted:
         try:
-            jobs.extend(protocol.request(socket_path, {"op": "stat", "job": text})["jobs"])
+            jobs.extend(protocol.request(socket_path, {"op": "stat", "job": text, "members": members})["jobs"])
         except Refused as refusal:
             print(f"qstat: {refusal} {text}", file=sys.stderr)
             status = refusal.status
@@ -65,5 +66,5 @@ def _qstat(argv: list[str], socket_path: str) -> int:
 
 
 def qstat_main(argv: list[str], socket_path: str) -> int:
-    """`qstat [-f] [-1] [job…]`."""
+    """`qstat [-f] [-1] [-t] [job…]`: with -t the members of arrays in place of the arrays."""
     return command.run("qstat", lambda: _qstat(argv, socket_path))

@@ -23,12 +23,11 @@ DIRECTIVES_WITHIN = 1 << 20
 """Directives are looked for in this many bytes at the head of a script."""
 
 
-def _read_script(operands: list[str]) -> tuple[bytes, str]:
-    """The script and the job name that follows from it."""
-    if len(operands) > 1:
-        raise UsageError("more than one script: " + " ".join(operands))
+def _read_script(operands: list[str], *, interactive: bool) -> tuple[bytes, str]:
+    """The script and the job name that follows from it; an interactive job needs none."""
     if not operands or operands[0] == "-":
-        data, name = sys.stdin.buffer.read(protocol.MAX_SCRIPT + 1), "STDIN"
+        data = b"" if interactive else sys.stdin.buffer.read(protocol.MAX_SCRIPT + 1)
+        name = "STDIN"
     else:
         path = operands[0]
         try:
@@ -132,22 +131,50 @@ def build(asked: Options, script_name: str, environment: Mapping[str, str], here
         "shell": _shell(asked.shells, host),
         "umask": 0o077 if asked.umask is None else asked.umask,
         "arguments": asked.arguments or "",
+        "priority": asked.priority or 0,
+        "rerunnable": asked.rerunnable is not False,
+        "held": asked.hold is True,
+        "execute_at": asked.execute_at,
+        "job_type": asked.job_type,
+        "depend": asked.depend or (),
+        "array": asked.array,
     }
 
 
+def _check_operands(asked: Options, operands: list[str]) -> Optional[str]:
+    """What `qsub -I -x` starts; None for a job without it. Raises UsageError when operands and options disagree."""
+    if len(operands) > 1 and not asked.interactive:
+        raise UsageError("more than one script: " + " ".join(operands))
+    if not asked.execute:
+        return None
+    if not operands or operands[0] == "-":
+        raise UsageError("'-x' used without a script specified")
+    return operands[0]
+
+
 def _qsub(argv: list[str], socket_path: str) -> int:
-    asked, operands = options.parse(argv)
+    given, operands = options.parse(argv)
     if os.geteuid() == 0:
         raise Failure("qsub can not be run as root", 1)
-    script, script_name = _read_script(operands)
+    script, script_name = _read_script(operands, interactive=given.interactive is True)
     head = script[:DIRECTIVES_WITHIN].decode("utf-8", "surrogateescape")
-    asked = options.merge(asked, options.parse_script(head, "#PBS" if asked.prefix is None else asked.prefix))
-    here, host = _directory(os.environ), socket.gethostname()
-    message = build(asked, script_name, os.environ, here, host)
+    written = options.parse_script(head, "#PBS" if given.prefix is None else given.prefix)
+    asked = options.merge(options.after_interactive(given, written), written)
+    program = _check_operands(asked, operands)
+    message = build(asked, script_name, os.environ, _directory(os.environ), socket.gethostname())
+    if asked.interactive:
+        from vsub.engines.local import interactive  # what only a terminal needs
+
+        script = b""
+        message["terminal"], message["command"] = interactive.terminal(program), program
+        if asked.array is not None:
+            raise Failure("qsub: interactive job can not be job array.", 2)
     message["script_size"] = len(script)
     if len(protocol.encode(message)) > protocol.MAX_REQUEST:
         raise Failure("qsub: the variables of the job are too large together", 1)
     try:
+        if asked.interactive:
+            return interactive.submit(socket_path, message)
         answer = protocol.request(socket_path, message, script)
     except Refused as refusal:
         raise Failure(f"qsub: submit error ({refusal})", refusal.status) from None
@@ -157,5 +184,5 @@ def _qsub(argv: list[str], socket_path: str) -> int:
 
 
 def qsub_main(argv: list[str], socket_path: str) -> int:
-    """`qsub [options] [script]`: prints the job's id."""
+    """`qsub [options] [script]`: prints the job's id. `qsub -I` is the job's terminal until it ends."""
     return command.run("qsub", lambda: _qsub(argv, socket_path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from vsub.engines.local import mom
 from vsub.engines.local.job import Job, Phase
@@ -20,16 +19,15 @@ async def recover(server: Server, job: Job) -> None:
         log.warning("%s: ending what an earlier daemon left of it", job.id)
     await server.end_marks(job)
     if job.phase is Phase.COMPLETE:
-        age = time.time() - (job.completed or 0.0)
-        server.forget_later(job, max(0.0, server.settings.keep_completed_s - age))
+        server.forget_when_old(job)
         return
     if job.phase is not Phase.DELIVERY:
-        if job.phase is Phase.RUNNING:
+        if job.phase is Phase.RUNNING or job.asked.interactive:
             job.exit_status, job.reason = ABORTED_BY_RESTART, "aborted: the batch server was restarted"
         job.phase = Phase.EPILOGUE
         server.records.save(job)
         await server.attempt(job).resume_epilogues()
-    if not job.script_started and job.exit_status in (None, mom.RETRY):
+    if not job.script_started and not job.asked.interactive and job.exit_status in (None, mom.RETRY):
         log.info("%s: requeued after a restart", job.id)
         server.requeue(job)
         return

@@ -173,6 +173,11 @@ class NodeRequest(NamedTuple):
             parts.append((head, ppn))
         return cls(tuple(parts))
 
+    @classmethod
+    def of(cls, items: Iterable[Item]) -> NodeRequest:
+        """What a resource list asks for; one node when it says nothing. Raises ValueError."""
+        return cls.parse(dict(items).get("nodes", "1"))
+
     @property
     def nodes(self) -> int:
         """Number of nodes asked for by number; 0 when the first part is a name, as TORQUE counts."""

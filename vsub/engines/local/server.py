@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import functools
 import logging
@@ -14,12 +13,15 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from vsub.engines.local import deliver, mom, process, protocol
+from vsub.engines.local.arrays import Array
 from vsub.engines.local.job import Job, Phase
 from vsub.engines.local.machine import Machine
 from vsub.engines.local.mom import Attempt, Verdict, Why
 from vsub.engines.local.protocol import Refused
 from vsub.engines.local.records import Records
+from vsub.engines.local.schedule import Schedule, Thing, jobs_of
 from vsub.engines.local.settings import Settings
+from vsub.engines.local.terminal import Terminal
 
 log = logging.getLogger("vtorque-local")
 
@@ -35,19 +37,23 @@ class Server:
         self.name = name
         self.settings = settings
         self.records = Records(machine.layout)
-        self._queue: collections.deque[str] = collections.deque()
+        self.schedule = Schedule(self.records, name)
+        self._terminals: dict[str, Terminal] = {}
         self._attempt: Optional[Attempt] = None
         self._wake = asyncio.Event()
         self._stopping = False
-        self._lingering: set[asyncio.Task[int]] = set()
+        self._lingering: set[asyncio.Task[None]] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
 
     # --- running jobs
 
     def load(self) -> None:
-        """Read what an earlier daemon left."""
+        """Read what an earlier daemon left. Interactive jobs have ended with it: their qsub has gone."""
         self.records.load()
-        self._queue.extend(job.id for job in self.records.jobs.values() if job.phase is Phase.QUEUED)
+        for job in list(self.records.jobs.values()):
+            if job.phase is Phase.QUEUED and job.asked.interactive:
+                self._end_queued(job, Why.STOP.value)
 
     async def run(self, recover: Recovery, stop: asyncio.Event, close: Callable[[], None]) -> None:
         """Recover what an earlier daemon left, then run jobs until `stop` is set; then `close` and end what runs."""
@@ -60,11 +66,14 @@ class Server:
         if self._attempt is not None:
             self._attempt.interrupt(Why.STOP, self.settings.kill_delay_s)
         self._wake.set()
+        for job_id in list(self._terminals):
+            self._end_queued(self.records.jobs[job_id], Why.STOP.value)
         try:
             await runner
         finally:
             for task in self._lingering:
                 task.cancel()
+            await asyncio.gather(*self._lingering, *self._farewells, return_exceptions=True)
             for job in list(self.records.jobs.values()):
                 await self.end_marks(job)
         log.info("stopped")
@@ -72,13 +81,16 @@ class Server:
     async def _run_jobs(self, recover: Recovery) -> None:
         for job in [job for job in self.records.jobs.values() if job.phase is not Phase.QUEUED]:
             await self._guarded(job, functools.partial(recover, self))
-        while True:
-            while not self._queue and not self._stopping:
-                self._wake.clear()
-                await self._wake.wait()
-            if self._stopping:
-                return
-            await self._guarded(self.records.jobs[self._queue.popleft()], self._run)
+        for thing in self.schedule.dependent():
+            self._settle(thing)
+        while not self._stopping:
+            self._wake.clear()
+            ready = self.schedule.next()
+            if ready is not None:
+                await self._guarded(ready, self._run)
+            else:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self.schedule.pause_s())
 
     async def _guarded(self, job: Job, what: Callable[[Job], Awaitable[None]]) -> None:
         """A fault in one job must not stop the others: it is logged and the job ends, its epilogues included."""
@@ -102,18 +114,24 @@ class Server:
             attempt = Attempt(self.machine, job, self.settings, self.name, self.records.save_if_possible)
             await attempt.epilogues_after_fault()
 
-    def attempt(self, job: Job) -> Attempt:
+    def attempt(self, job: Job, terminal: Optional[Terminal] = None) -> Attempt:
         """One start of a job."""
-        return Attempt(self.machine, job, self.settings, self.name, self.records.save)
+        return Attempt(self.machine, job, self.settings, self.name, self.records.save, terminal)
 
     async def _run(self, job: Job) -> None:
         """One attempt and what follows from it."""
-        self._attempt = attempt = self.attempt(job)
+        terminal = self._terminals.pop(job.id, None)
+        self._attempt = attempt = self.attempt(job, terminal)
         try:
+            attempt.prepare()
+            for thing in self.schedule.dependents(job):
+                self._settle(thing)
             verdict = await attempt.run()
         finally:
             self._attempt = None
-            if attempt.lingering is not None:
+            if attempt.lingering is None:
+                await attempt.close()
+            else:
                 self._lingering.add(attempt.lingering)
                 attempt.lingering.add_done_callback(self._lingering.discard)
         if verdict is Verdict.REQUEUE:
@@ -132,10 +150,9 @@ class Server:
         await self.finish(job, delivered=verdict is Verdict.DELIVER)
 
     def requeue(self, job: Job) -> None:
-        """Back to the head of the queue; output so far is kept and added to."""
+        """Back to where the job was in the queue; output so far is kept and added to."""
         job.phase, job.exit_status = Phase.QUEUED, None
         self.records.save(job)
-        self._queue.appendleft(job.id)
 
     async def end_marks(self, job: Job) -> None:
         """End the sessions that are recorded for a job."""
@@ -148,8 +165,10 @@ class Server:
     # --- the end of a job
 
     def append_error(self, job: Job, text: str) -> None:
-        """Add a line to the job's standard error."""
-        path = self.machine.layout.output_file(job.id, job.streams()[-1])
+        """Add a line to the job's standard error, if that is a file."""
+        if job.asked.interactive:
+            return
+        path = self.machine.layout.output_file(job.prefix, job.streams()[-1])
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, text.encode("utf-8", "backslashreplace"))
@@ -158,7 +177,7 @@ class Server:
 
     async def finish(self, job: Job, *, delivered: bool) -> None:
         """Deliver the output and complete the job."""
-        if delivered:
+        if delivered and not job.asked.interactive:
             job.phase = Phase.DELIVERY
             self.records.save(job)
             trouble = await deliver.send(
@@ -182,6 +201,14 @@ class Server:
         self.records.save(job)
 
     def _complete(self, job: Job) -> None:
+        """Complete a job, and those that can never start because of how it ended."""
+        ended = [job]
+        for job in ended:
+            self._complete_one(job)
+            for thing in self.schedule.dependents(job):
+                ended.extend(self._never(thing))
+
+    def _complete_one(self, job: Job) -> None:
         job.phase, job.completed = Phase.COMPLETE, time.time()
         try:
             self._remove_files(job)
@@ -189,25 +216,70 @@ class Server:
         except OSError:
             log.exception("%s: its end cannot be recorded", job.id)
         log.info("%s: complete, exit status %s %s", job.id, job.exit_status, job.reason)
-        for waiter in self._waiters.pop(job.id, []):
+        if job.id in self._terminals:
+            farewell = asyncio.ensure_future(self._terminals.pop(job.id).close())
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+        array = self._array_of(job)
+        self._tell_waiters(job.id)
+        if array is not None and array.complete:
+            self._tell_waiters(array.id)
+        self.forget_when_old(job)
+
+    def _settle(self, thing: Thing) -> None:
+        """Look again at what depends on other jobs."""
+        for job in self._never(thing):
+            self._complete(job)
+        self._wake.set()
+
+    def _never(self, thing: Thing) -> list[Job]:
+        """The jobs in `thing` that can never start; what they wait for no longer is settled."""
+        culprit = self.schedule.settle(thing)
+        if culprit is None:
+            return []
+        jobs = [job for job in jobs_of(thing) if job.phase is Phase.QUEUED]
+        for job in jobs:
+            job.depends, job.exit_status = (), mom.DELETED
+            job.reason = f"Job deleted as result of dependency on job {culprit}"
+        thing.depends = ()
+        return jobs
+
+    def _end_queued(self, job: Job, reason: str) -> None:
+        job.exit_status, job.reason, job.depends = mom.DELETED, reason, ()
+        self._complete(job)
+
+    def _array_of(self, job: Job) -> Optional[Array]:
+        return None if job.array_id is None else self.records.arrays.get(job.array_id)
+
+    def _tell_waiters(self, name: str) -> None:
+        for waiter in self._waiters.pop(name, []):
             if not waiter.done():
                 waiter.set_result(None)
-        self.forget_later(job, self.settings.keep_completed_s)
 
     def _remove_files(self, job: Job) -> None:
-        for path in (*map(Path, mom.files(self.machine, job)), self.records.script(job)):
+        for path in map(Path, mom.files(self.machine, job)):
             path.unlink(missing_ok=True)
+        array = self._array_of(job)
+        if array is None or array.complete:
+            self.records.script(job).unlink(missing_ok=True)
 
-    def forget_later(self, job: Job, delay_s: float) -> None:
-        """Forget a completed job after a while."""
+    def forget_when_old(self, job: Job) -> None:
+        """Forget a job, with the array that it is in, some time after all of that is complete."""
+        jobs = jobs_of(self._array_of(job) or job)
+        if all(member.phase is Phase.COMPLETE for member in jobs):
+            age = time.time() - max(member.completed or 0.0 for member in jobs)
+            self._forget_in(max(0.0, self.settings.keep_completed_s - age), job)
+
+    def _forget_in(self, delay_s: float, job: Job) -> None:
         asyncio.get_running_loop().call_later(delay_s, self._forget, job)
 
     def _forget(self, job: Job) -> None:
-        """Drop a completed job, but not while a hook of it is still running."""
-        if job.marks:
-            self.forget_later(job, max(1.0, self.settings.keep_completed_s))
+        """Drop what is complete, but not while a hook of it is still running."""
+        thing = self._array_of(job) or job
+        if any(member.marks for member in jobs_of(thing)):
+            self._forget_in(max(1.0, self.settings.keep_completed_s), job)
             return
-        self.records.forget(job)
+        self.records.forget(thing)
 
     # --- what clients want
 
@@ -216,39 +288,67 @@ class Server:
         if self._stopping:
             raise Refused(protocol.SYSTEM, "the batch server is stopping")
 
-    def submit(self, job: Job) -> None:
-        """Take a new job whose script is in place."""
-        self.records.add(job)
-        self._queue.append(job.id)
+    def submit(self, thing: Thing, terminal: Optional[Terminal] = None) -> None:
+        """Take a new job or array whose script is in place; an interactive job has a terminal."""
+        self.records.add(thing)
+        if terminal is not None:
+            self._terminals[thing.id] = terminal
+        log.info("%s: queued by %s", thing.id, thing.owner.name)
+        if thing.depends:
+            self._settle(thing)
         self._wake.set()
-        log.info("%s: queued by %s", job.id, job.owner.name)
 
-    def delete(self, job: Job, delay_s: float) -> None:
-        """End a job; `delay_s` lies between TERM and KILL. Raises Refused when it has ended or is being ended."""
-        if job.phase is Phase.QUEUED:
-            self._queue.remove(job.id)
-            job.reason, job.exit_status = Why.DELETE.value, mom.DELETED
-            self._complete(job)
-        elif self._attempt is None or self._attempt.job is not job or not self._attempt.interrupt(Why.DELETE, delay_s):
-            raise Refused(protocol.BAD_STATE, f"invalid state for job - {job.phase.name}")
-        log.info("%s: deleted", job.id)
+    def delete(self, thing: Thing, delay_s: float) -> None:
+        """End a job, or all members of an array; `delay_s` lies between TERM and KILL.
 
-    def rerun(self, job: Job) -> None:
-        """End a running job and queue it again. Raises Refused when it does not run."""
-        if self._attempt is None or self._attempt.job is not job or not self._attempt.interrupt(Why.RERUN, 0.0):
-            raise Refused(protocol.BAD_STATE, f"invalid state for job - {job.phase.name}")
+        Raises Refused when it has ended or is being ended.
+        """
+        if not self._delete_jobs(jobs_of(thing), Why.DELETE, delay_s):
+            phase = thing.phase.name if isinstance(thing, Job) else "COMPLETE"
+            raise Refused(protocol.BAD_STATE, f"invalid state for job - {phase}")
+        log.info("%s: deleted", thing.id)
+
+    def _delete_jobs(self, jobs: list[Job], why: Why, delay_s: float) -> int:
+        """End what can be ended; how many jobs that was."""
+        count = 0
+        for job in jobs:
+            if job.phase is Phase.QUEUED:
+                self._end_queued(job, why.value)
+                count += 1
+            elif self._attempt is not None and self._attempt.job is job:
+                count += self._attempt.interrupt(why, delay_s)
+        return count
+
+    def qsub_gone(self, job: Job) -> None:
+        """The qsub of an interactive job has gone, which ends the job."""
+        if self._delete_jobs([job], Why.GONE, self.settings.kill_delay_s):
+            log.info("%s: its qsub has gone", job.id)
+
+    def rerun(self, thing: Thing) -> None:
+        """End a running job and queue it again. Raises Refused when it does not run or may not run again."""
+        if isinstance(thing, Array):
+            raise Refused(protocol.INVALID, "an array cannot be rerun, only its members")
+        if thing.phase in (Phase.PROLOGUE, Phase.RUNNING) and not thing.asked.rerunnable:
+            raise Refused(protocol.NO_RERUN, f"job {thing.id} not rerunnable")
+        if self._attempt is None or self._attempt.job is not thing or not self._attempt.interrupt(Why.RERUN, 0.0):
+            raise Refused(protocol.BAD_STATE, f"invalid state for job - {thing.phase.name}")
+
+    def release(self, thing: Thing) -> None:
+        """Let held jobs start. Raises Refused when nothing holds them."""
+        self.schedule.release(thing)
+        self._wake.set()
 
     @contextlib.contextmanager
-    def completion(self, job: Job) -> Iterator[asyncio.Future[None]]:
-        """A future that is done when the job is complete and its output delivered."""
+    def completion(self, thing: Thing) -> Iterator[asyncio.Future[None]]:
+        """A future that is done when the job or array is complete and its output delivered."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if job.phase is Phase.COMPLETE:
+        if all(job.phase is Phase.COMPLETE for job in jobs_of(thing)):
             waiter.set_result(None)
-        waiters = self._waiters.setdefault(job.id, [])
+        waiters = self._waiters.setdefault(thing.id, [])
         waiters.append(waiter)
         try:
             yield waiter
         finally:
             waiters.remove(waiter)
-            if not waiters and self._waiters.get(job.id) is waiters:
-                del self._waiters[job.id]
+            if not waiters and self._waiters.get(thing.id) is waiters:
+                del self._waiters[thing.id]
