@@ -137,7 +137,6 @@ class Clients:
         finally:
             temporary.unlink(missing_ok=True)
         if isinstance(thing, Job) and asked.interactive:
-            terminal.answer({"job": thing.id})
             self._server.submit(thing, terminal)
             return {}, thing
         self._server.submit(thing)

@@ -155,11 +155,12 @@ def _handlers(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(connection: _Connection) -> bool:
+def _wait(connection: _Connection, job: str) -> bool:
     """Wait for the start of the job; False when it was deleted meanwhile. Raises _Bailout."""
     waiting = _Waiting()
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), waiting.ask)
     with _handlers(handlers), _handlers({signal.SIGALRM: waiting.give_up, signal.SIGTSTP: waiting.stay}):
+        _say(f"qsub: waiting for job {job} to start\n")
         return connection.message().get("event") == "ready"
 
 
@@ -275,8 +276,7 @@ def _hung_up(_number: int, _frame: Optional[FrameType]) -> NoReturn:
 
 def _converse(connection: _Connection) -> bool:
     """Be the job's terminal; False when the user left before the job ended."""
-    ignored = dict.fromkeys(IGNORED, signal.SIG_IGN)
-    with _handlers(ignored), _handlers({signal.SIGHUP: _hung_up}), _raw_terminal() as escapes:
+    with _handlers({signal.SIGHUP: _hung_up}), _raw_terminal() as escapes:
         try:
             return _relay(connection, escapes)
         except _HungUp:
@@ -295,10 +295,9 @@ def submit(socket_path: str, message: Mapping[str, object]) -> int:
     except BaseException:
         connection.socket.close()
         raise
-    with connection.socket:
+    with connection.socket, _handlers(dict.fromkeys(IGNORED, signal.SIG_IGN)):
         try:
-            _say(f"qsub: waiting for job {job} to start\n")
-            if not _wait(connection):
+            if not _wait(connection, job):
                 raise Failure(f"qsub: Job {job} was canceled while waiting to start", 1)
             _say(f"qsub: job {job} ready\n\n")
             if _converse(connection):

@@ -165,10 +165,10 @@ def _qsub(argv: list[str], socket_path: str) -> int:
     if asked.interactive:
         from vsub.engines.local import interactive  # what only a terminal needs
 
-        script = b""
-        message["terminal"], message["command"] = interactive.terminal(program), program
         if asked.array is not None:
             raise Failure("qsub: interactive job can not be job array.", 2)
+        script = b""
+        message["terminal"], message["command"] = interactive.terminal(program), program
     message["script_size"] = len(script)
     if len(protocol.encode(message)) > protocol.MAX_REQUEST:
         raise Failure("qsub: the variables of the job are too large together", 1)

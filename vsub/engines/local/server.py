@@ -289,9 +289,10 @@ class Server:
             raise Refused(protocol.SYSTEM, "the batch server is stopping")
 
     def submit(self, thing: Thing, terminal: Optional[Terminal] = None) -> None:
-        """Take a new job or array whose script is in place; an interactive job has a terminal."""
+        """Take a new job or array whose script is in place; the qsub of an interactive job gets its answer."""
         self.records.add(thing)
         if terminal is not None:
+            terminal.answer({"job": thing.id})
             self._terminals[thing.id] = terminal
         log.info("%s: queued by %s", thing.id, thing.owner.name)
         if thing.depends:
