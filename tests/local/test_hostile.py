@@ -69,6 +69,9 @@ def message_of(user: User) -> dict[str, object]:
     return qsub.build(options.Options(), "x", {"HOME": str(user.home)}, str(user.home), "h")
 
 
+TERMINAL = {"term": "vt100", "size": [24, 80, 0, 0], "controls": [3, 28, 127, 21, 4, 26]}
+
+
 @pytest.fixture
 def held(system: System, user: User) -> Iterator[System]:
     """A system whose only job waits, so that nothing else runs."""
@@ -80,7 +83,7 @@ def held(system: System, user: User) -> Iterator[System]:
 
 
 def test_wrong_types_in_submissions(held: System, user: User) -> None:
-    good = message_of(user)
+    good = {**message_of(user), "command": None, "terminal": None}
     answers: list[dict[str, Any]] = []
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -125,6 +128,27 @@ def test_wrong_types_in_submissions(held: System, user: User) -> None:
         ("resources", [["other", "a\nb"]]),
         ("resources", [["unknown", "1"]]),
         ("arguments", "a\nrm -rf /"),
+        ("priority", 1024),
+        ("priority", True),
+        ("rerunnable", 1),
+        ("held", "yes"),
+        ("execute_at", -1),
+        ("execute_at", 1e300),
+        ("job_type", "a/b"),
+        ("job_type", "../prologue"),
+        ("depend", [["on", "1"]]),
+        ("depend", [["afterok", "1"]] * 300),
+        ("depend", [["afterok"]]),
+        ("depend", [["afterok", "99"]]),
+        ("array", "1-999999999"),
+        ("array", "1," * 5000),
+        ("array", ""),
+        ("terminal", {}),
+        ("terminal", {**TERMINAL, "size": [24, 80, 0, 65536]}),
+        ("terminal", {**TERMINAL, "size": [24, 80, 0]}),
+        ("terminal", {**TERMINAL, "controls": [256] * 6}),
+        ("terminal", {**TERMINAL, "controls": [None] * 6}),
+        ("terminal", {**TERMINAL, "term": "x" * 75}),
         ("script_size", protocol.MAX_SCRIPT + 1),
         ("script_size", -1),
     ],
@@ -138,6 +162,17 @@ def test_dangerous_values(held: System, user: User, key: str, value: object) -> 
         return 0 if refused(answer) else 1
 
     assert user.call(body)[:1] == (0,)
+
+
+@pytest.mark.parametrize(
+    "more", [{"array": "1-2"}, {"command": "x" * 5000}, {"command": ["sh"]}, {"script_size": 4}, {"term": "x"}]
+)
+def test_dangerous_values_of_interactive_jobs(held: System, user: User, more: dict[str, object]) -> None:
+    message = {**message_of(user), "script_size": 0, "terminal": TERMINAL, **more}
+    if "term" in more:
+        message["terminal"] = {**TERMINAL, "term": "a\0b"}
+    request = protocol.encode(message) + b"true"
+    assert user.call(lambda: 0 if refused(talk(held, request)) else 1).status == 0
 
 
 def test_cut_off_script(held: System, user: User) -> None:
@@ -302,3 +337,97 @@ def test_quota_of_jobs(system: System, user: User) -> None:
     for job in jobs:
         gate.open()
         system.result(job)
+
+
+def interactive(system: System, user: User, command: str) -> socket.socket:
+    """A connection with an interactive job that has been taken."""
+    connection = protocol.connect(system.socket, 20)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    message = {**message_of(user), "script_size": 0, "terminal": TERMINAL, "command": command, "shell": "/bin/bash"}
+    connection.sendall(protocol.encode(message))
+    assert b"job" in connection.recv(100)
+    return connection
+
+
+def memory_kib(pid: int) -> int:
+    [line] = [line for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS")]  # noqa: SIM115
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("end", ["qdel", "gone"])
+def test_a_qsub_that_never_reads(system: System, user: User, end: str) -> None:
+    """The job writes as fast as it can; the daemon neither grows nor waits, and the job can be ended."""
+    before = memory_kib(system.pid)
+    gate = system.gate("go")
+
+    def body() -> int:
+        connection = interactive(system, user, f"echo > {gate.path}; exec yes")
+        gate.wait()
+        for _ in range(20):
+            assert len(talk(system, b'{"op": "stat"}\n')["jobs"]) == 1
+        if end == "qdel":
+            assert "ok" in talk(system, b'{"op": "delete", "job": "1"}\n')
+            system.result("1")
+        elif end == "gone":
+            connection.close()
+        return 0
+
+    assert user.call(body)[::2] == (0, "")
+    assert system.result("1")["reason"] == ("deleted" if end == "qdel" else "its qsub has gone")
+    assert memory_kib(system.pid) - before < 20 << 10
+    assert system.run(user)[1] == 0
+
+
+def test_a_qsub_that_floods(system: System, user: User) -> None:
+    """What the job does not read stays with qsub; what comes before the job has started ends it."""
+    before = memory_kib(system.pid)
+    gate = system.gate("go")
+
+    def body() -> int:
+        connection = interactive(system, user, f"stty raw; echo > {gate.path}; exec sleep 974")
+        gate.wait()
+        connection.setblocking(False)
+        sent = 0
+        while select.select([], [connection], [], 0.5)[1]:
+            sent += connection.send(b"x" * 65536)
+        assert sent < 32 << 20
+        assert len(talk(system, b'{"op": "stat"}\n')["jobs"]) == 1
+        early = interactive(system, user, "true")
+        early.sendall(b"early")
+        assert system.result("2") == {"exit_status": 271, "reason": "its qsub has gone"}
+        return 0
+
+    assert user.call(body)[::2] == (0, "")
+    assert system.result("1")["reason"] == "its qsub has gone"
+    assert memory_kib(system.pid) - before < 30 << 10
+    assert "Traceback" not in system.log()
+
+
+def test_a_job_that_keeps_its_terminal(system: System, user: User) -> None:
+    """A process that left the session still has the terminal open: neither qsub nor the next job waits for it."""
+    command = "setsid sleep 973 & echo over"
+
+    def body() -> int:
+        connection = interactive(system, user, command)
+        received = b""
+        while True:
+            data = connection.recv(4096)
+            if not data:
+                break
+            received += data
+        return 0 if b"over" in received and received.endswith(protocol.frame(b"")) else 1
+
+    done = user.call(body)
+    for pid in user.processes():
+        os.kill(pid, 9)
+    assert done[::2] == (0, "")
+    assert system.result("1")["exit_status"] == 0
+    assert system.run(user)[1] == 0
+    assert not [path for path in os.listdir(f"/proc/{system.pid}/fd") if "ptmx" in _link(system.pid, path)]  # noqa: PTH208
+
+
+def _link(pid: int, number: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}")  # noqa: PTH115
+    except OSError:
+        return ""

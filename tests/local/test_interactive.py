@@ -152,7 +152,7 @@ def test_a_shell_of_the_user_on_a_terminal_of_its_own(system: System, user: User
     assert system.order() == ["prologue", "prologue.user", "epilogue.user", "epilogue"]
     assert system.calls("prologue")[0]["arg8"] == f"{system.mom_priv}/jobs/{job}.SC"
     assert system.calls("epilogue")[0]["arg10"] == "5"
-    assert not list(user.home.glob('x*'))
+    assert not list(user.home.glob("x*"))
 
 
 def test_attributes(system: System, user: User, start: Start) -> None:
@@ -245,6 +245,7 @@ def test_a_flood_of_output_and_input(user: User, start: Start) -> None:
     session.type("stty -echo; seq 100000 | tail -n 60000; echo d''one\r")
     session.expect("\r\n100000\r\ndone\r\n")
     session.type("wc -c\r")
+    _until_running(user, "wc\0-c")
     for _ in range(40):
         session.type("x" * 99 + "\r")
     session.type("\x04")

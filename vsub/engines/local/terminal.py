@@ -12,6 +12,7 @@ import fcntl
 import grp
 import os
 import pty
+import select
 import struct
 import termios
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ from vsub.engines.local.process import readable, writable
 from vsub.engines.local.submission import Account
 
 CHUNK = 1 << 14
-PATIENCE_S = 5.0
+PATIENCE_S = 3.0
 """How long the end of a job waits for a qsub that does not read."""
+GRACE_S = 1.0
+"""How long a job that does not read has for what was typed before qsub went."""
 _CONTROLS = (termios.VINTR, termios.VQUIT, termios.VERASE, termios.VKILL, termios.VEOF, termios.VSUSP)
 
 
@@ -71,12 +74,22 @@ class Terminal:
         """Carry what is typed until the job ends; `on_gone` is called when qsub does first."""
         self._typing = asyncio.ensure_future(self._type())
         finished = asyncio.ensure_future(self._finished.wait())
-        await asyncio.wait({self._typing, finished}, return_when=asyncio.FIRST_COMPLETED)
+        closed = asyncio.ensure_future(self._closed())
+        await asyncio.wait({self._typing, finished, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if closed.done():
+            await asyncio.wait({self._typing, finished}, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
         if not self._finished.is_set():
             self.gone = True
             on_gone()
         await finished
+        await _end(closed)
         await _end(self._typing)
+
+    async def _closed(self) -> None:
+        """Wait for the end of the connection, which shows before all that was sent has been read."""
+        with select.epoll() as hung_up:
+            hung_up.register(self._writer.get_extra_info("socket").fileno(), select.EPOLLRDHUP)
+            await readable(hung_up.fileno())
 
     async def _type(self) -> None:
         """What is typed before the job has started is against the protocol."""
@@ -147,14 +160,16 @@ class Terminal:
         """Tell qsub the end, with `drain` after all that the job wrote. What is written later goes nowhere."""
         if self._finished.is_set():
             return
+        transport = self._writer.transport
         if drain and self._output is not None:
-            await asyncio.wait({self._output}, timeout=PATIENCE_S)
+            _, stuck = await asyncio.wait({self._output}, timeout=PATIENCE_S)
+            if stuck:
+                transport.abort()
         await _end(self._output)
         self._finished.set()
         last = protocol.encode({"event": "cancelled"}) if self._output is None else protocol.frame(b"")
         if self._master >= 0:
             self._output = asyncio.ensure_future(self._discard())
-        transport = self._writer.transport
         transport.set_write_buffer_limits(high=0)
         try:
             self._writer.write(last)
