@@ -27,7 +27,7 @@ DAEMON = (
     f"import sys; sys.path.insert(0, {os.fspath(REPOSITORY)!r}); "
     "from vsub.engines.local.daemon import main; sys.exit(main(sys.argv[1:]))"
 )
-PATIENCE_S = 8.0
+PATIENCE_S = 20.0
 SETTINGS = {"prologalarm_s": 2, "kill_delay_s": 0.4, "deliver_timeout_s": 1.5, "requeue_limit": 3}
 
 RECORDER = """#!/bin/sh

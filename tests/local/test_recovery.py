@@ -230,7 +230,7 @@ def test_epilogues_run_after_a_fault_before_the_script(
     def broken(*_: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("vsub.engines.local.mom.Attempt._write_task_file", broken)
+    monkeypatch.setattr("vsub.engines.local.workspace.write_task_file", broken)
     system.start()
     system.hook("prologue")
     system.hook("epilogue")

@@ -147,6 +147,13 @@ def test_after_a_start_that_never_comes(system: System, user: User, blocked: Blo
     assert system.result(job)["exit_status"] == DELETED
 
 
+def test_the_end_of_what_never_ran_lets_others_start(system: System, user: User) -> None:
+    held = system.submit(user, "-h")
+    job = system.submit(user, "-W", f"depend=afterany:{held}", script="exit 2\n")
+    assert system.qdel(held) == 0
+    assert system.result(job)["exit_status"] == 2
+
+
 def test_several_dependencies(system: System, user: User, blocked: Blocked) -> None:
     """All must be met; the name may be without the server, and a directive counts."""
     number = blocked.job.split(".")[0]

@@ -202,7 +202,7 @@ class Clients:
 
     async def _wait(self, thing: Thing, reader: asyncio.StreamReader) -> Answer:
         """Answer when the job is complete and its output delivered; give up when the client has gone."""
-        with self._server.completion(thing) as complete:
+        with self._server.endings.completion(thing) as complete:
             gone = asyncio.create_task(reader.read(1))
             both: set[asyncio.Future[Any]] = {complete, gone}
             try:

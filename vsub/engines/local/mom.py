@@ -11,9 +11,8 @@ import secrets
 import signal
 import time
 from typing import Callable, NamedTuple, Optional
-from xml.sax.saxutils import escape
 
-from vsub.engines.local import hooks, process, resources
+from vsub.engines.local import hooks, process, resources, workspace
 from vsub.engines.local.hooks import Hook, Kind
 from vsub.engines.local.job import Job, Phase
 from vsub.engines.local.machine import Machine, exec_host
@@ -157,7 +156,7 @@ class Attempt:
             self._open_streams()
         except OSError as error:
             log.error("%s: its epilogues have no output: %s", self.job.id, error)
-            self._streams = _nowhere()
+            self._streams = workspace.nowhere()
         try:
             arguments = hooks.epilogue_arguments(self._machine, self.job)
             for hook in hooks.epilogues(self._machine.layout.mom_priv, self.job):
@@ -192,7 +191,7 @@ class Attempt:
 
     def prepare(self) -> None:
         """Record the start and make its files: script, node file, output. Raises OSError."""
-        job, layout = self.job, self._machine.layout
+        job = self.job
         lines = self._machine.allocate(job.node_request)
         job.exec_host, job.processors = exec_host(lines), len(lines)
         job.cookie = secrets.token_hex(16).upper()
@@ -200,33 +199,18 @@ class Attempt:
         job.script_started, job.session, job.started, job.used = False, 0, None, {}
         job.exit_status, job.reason = None, ""
         self._advance(Phase.PROLOGUE)
-        if not job.asked.interactive:
-            script = layout.jobs / f"{job.prefix}.SC"
-            script.unlink(missing_ok=True)
-            stored = layout.records / f"{job.array_id or job.id}.SC"
-            _copy_owned(os.fspath(stored), os.fspath(script), job.owner.uid, job.owner.gid)
-        node_file = hooks.node_file(self._machine, job)
-        node_file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
-        node_file.chmod(0o644)
+        workspace.make(self._machine, job, lines)
         self._open_streams()
 
     def _open_streams(self) -> None:
-        job = self.job
-        if job.asked.terminal is not None:
-            nowhere = _nowhere()
-            self._streams = nowhere
-            if self._terminal is not None:
-                slave = self._terminal.open(job.asked.terminal, job.owner)
-                self._streams = Streams(nowhere.stdin, slave, slave)
+        wish = self.job.asked.terminal
+        if wish is None:
+            self._streams = workspace.open_output(self._machine, self.job)
             return
-        opened = {}
-        for stream in job.streams():
-            path = self._machine.layout.output_file(job.prefix, stream)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            os.fchown(descriptor, job.owner.uid, job.owner.gid)
-            opened[stream] = descriptor
-        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._streams = Streams(null, opened.get("o", opened.get("e", -1)), opened.get("e", opened.get("o", -1)))
+        self._streams = workspace.nowhere()
+        if self._terminal is not None:
+            slave = self._terminal.open(wish, self.job.owner)
+            self._streams = Streams(self._streams.stdin, slave, slave)
 
     async def _leave_terminal(self, *, drain: bool) -> None:
         """Let qsub go; what is still written goes nowhere. TORQUE's epilogues do not reach the terminal either."""
@@ -244,19 +228,6 @@ class Attempt:
         self._streams = Streams(-1, -1, -1)
         if self._terminal is not None:
             await self._terminal.close()
-
-    def _write_task_file(self) -> None:
-        """`<jobid>.JB`, which a mom writes when a single-node job's prologues are over."""
-        job = self.job
-        items = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in job.resource_list())
-        text = (
-            f'<?xml version="1.0"?>\n<job>\n<jobid>{job.id}</jobid>\n<attributes>\n'
-            f"<Job_Name>{escape(job.name)}</Job_Name>\n<exec_host>{job.exec_host}</exec_host>\n"
-            f"<cookie>{job.cookie}</cookie>\n<Resource_List>{items}</Resource_List>\n</attributes>\n</job>\n"
-        )
-        path = self._machine.layout.jobs / f"{job.prefix}.JB"
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _advance(self, phase: Phase) -> None:
         self.job.phase = phase
@@ -374,7 +345,7 @@ class Attempt:
     async def _script(self) -> Verdict:
         """Run the job's script to its end, by itself, by its walltime or by an interrupt."""
         job, begun = self.job, time.monotonic()
-        self._write_task_file()
+        workspace.write_task_file(self._machine, job)
         child = self._start_script()
         log.info("%s: script started, session %d", job.id, child.mark.pid)
         walltime = job.resource("walltime")
@@ -434,31 +405,3 @@ class Attempt:
             self._terminal.say(text)
         else:
             os.write(self._streams.stderr, text.encode())
-
-
-def _nowhere() -> Streams:
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    return Streams(null, null, null)
-
-
-def _copy_owned(source: str, target: str, uid: int, gid: int) -> None:
-    """Copy the script to a file that the job's user owns and can run."""
-    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            while os.sendfile(writer, reader, None, 1 << 24) > 0:
-                pass
-            os.fchown(writer, uid, gid)
-            os.fchmod(writer, 0o700)
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
-
-
-def files(machine: Machine, job: Job) -> list[str]:
-    """Everything that an attempt makes outside the server's records."""
-    layout = machine.layout
-    made = [layout.jobs / f"{job.prefix}.SC", layout.jobs / f"{job.prefix}.JB", hooks.node_file(machine, job)]
-    return [*map(os.fspath, made), *(os.fspath(layout.output_file(job.prefix, stream)) for stream in "oe")]

@@ -56,12 +56,12 @@ class Records:
         if job.id in self.jobs:
             self._write(job.id, job.to_json(), durable=job.index is None or job.attempts > 0)
 
-    def save_if_possible(self, job: Job) -> None:
-        """What must go on without its record: the end of what runs."""
+    def save_if_possible(self, thing: Union[Job, Array]) -> None:
+        """What must go on without its record: the end of what runs, and what follows from it."""
         try:
-            self.save(job)
+            self.save_things(thing)
         except OSError:
-            log.exception("%s: cannot be recorded", job.id)
+            log.exception("%s: cannot be recorded", thing.id)
 
     def save_things(self, thing: Union[Job, Array]) -> None:
         """Store a job, or an array with those of its members that have changed before. Raises OSError."""

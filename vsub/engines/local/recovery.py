@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from vsub.engines.local import mom
+from vsub.engines.local import mom, workspace
 from vsub.engines.local.job import Job, Phase
 from vsub.engines.local.server import Server
 
@@ -19,7 +19,7 @@ async def recover(server: Server, job: Job) -> None:
         log.warning("%s: ending what an earlier daemon left of it", job.id)
     await server.end_marks(job)
     if job.phase is Phase.COMPLETE:
-        server.forget_when_old(job)
+        server.endings.forget_when_old(job)
         return
     if job.phase is not Phase.DELIVERY:
         if job.phase is Phase.RUNNING or job.asked.interactive:
@@ -33,5 +33,5 @@ async def recover(server: Server, job: Job) -> None:
         return
     if job.exit_status is None or job.exit_status == ABORTED_BY_RESTART:
         job.exit_status = ABORTED_BY_RESTART
-        server.append_error(job, f"=>> PBS: job {job.reason or 'aborted'}\n")
+        workspace.append_error(server.machine, job, f"=>> PBS: job {job.reason or 'aborted'}\n")
     await server.finish(job, delivered=job.exit_status != mom.ABORTED)

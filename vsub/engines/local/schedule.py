@@ -84,7 +84,7 @@ class Schedule:
     def settle(self, thing: Thing) -> Optional[str]:
         """Drop the dependencies that are met. Gives the id of a job because of which one never can be.
 
-        The record is written when something changed.
+        The record is written when something changed; what it lacks is found again from the jobs that ended.
         """
         outcomes = {pair: _outcome(pair[0], self._records.jobs.get(pair[1])) for pair in thing.depends}
         left = tuple(pair for pair, found in outcomes.items() if found is not Outcome.MET)
@@ -93,7 +93,7 @@ class Schedule:
                 if job.phase is Phase.QUEUED:
                     job.depends = left
             thing.depends = left
-            self._records.save_things(thing)
+            self._records.save_if_possible(thing)
         return next((other for (_, other), found in outcomes.items() if found is Outcome.NEVER), None)
 
     # --- holds

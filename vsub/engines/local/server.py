@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
-import time
-from collections.abc import Awaitable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable
 from typing import Callable, Optional
 
-from vsub.engines.local import deliver, mom, process, protocol
+from vsub.engines.local import deliver, mom, process, protocol, workspace
 from vsub.engines.local.arrays import Array
+from vsub.engines.local.endings import Endings
 from vsub.engines.local.job import Job, Phase
 from vsub.engines.local.machine import Machine
 from vsub.engines.local.mom import Attempt, Verdict, Why
@@ -38,13 +36,11 @@ class Server:
         self.settings = settings
         self.records = Records(machine.layout)
         self.schedule = Schedule(self.records, name)
-        self._terminals: dict[str, Terminal] = {}
+        self.endings = Endings(machine, settings, self.records, self.schedule)
         self._attempt: Optional[Attempt] = None
         self._wake = asyncio.Event()
         self._stopping = False
         self._lingering: set[asyncio.Task[None]] = set()
-        self._farewells: set[asyncio.Task[None]] = set()
-        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
 
     # --- running jobs
 
@@ -53,7 +49,7 @@ class Server:
         self.records.load()
         for job in list(self.records.jobs.values()):
             if job.phase is Phase.QUEUED and job.asked.interactive:
-                self._end_queued(job, Why.STOP.value)
+                self.endings.end_queued(job, Why.STOP.value)
 
     async def run(self, recover: Recovery, stop: asyncio.Event, close: Callable[[], None]) -> None:
         """Recover what an earlier daemon left, then run jobs until `stop` is set; then `close` and end what runs."""
@@ -66,14 +62,14 @@ class Server:
         if self._attempt is not None:
             self._attempt.interrupt(Why.STOP, self.settings.kill_delay_s)
         self._wake.set()
-        for job_id in list(self._terminals):
-            self._end_queued(self.records.jobs[job_id], Why.STOP.value)
+        for job_id in list(self.endings.terminals):
+            self.endings.end_queued(self.records.jobs[job_id], Why.STOP.value)
         try:
             await runner
         finally:
             for task in self._lingering:
                 task.cancel()
-            await asyncio.gather(*self._lingering, *self._farewells, return_exceptions=True)
+            await asyncio.gather(*self._lingering, *self.endings.farewells, return_exceptions=True)
             for job in list(self.records.jobs.values()):
                 await self.end_marks(job)
         log.info("stopped")
@@ -82,7 +78,7 @@ class Server:
         for job in [job for job in self.records.jobs.values() if job.phase is not Phase.QUEUED]:
             await self._guarded(job, functools.partial(recover, self))
         for thing in self.schedule.dependent():
-            self._settle(thing)
+            self.endings.settle(thing)
         while not self._stopping:
             self._wake.clear()
             ready = self.schedule.next()
@@ -105,7 +101,7 @@ class Server:
                     await step(job)
                 except Exception:
                     log.exception("%s: fault after a fault", job.id)
-            self._complete(job)
+            self.endings.complete(job)
 
     async def _epilogues_after_fault(self, job: Job) -> None:
         """End what the prologues of the job began, if they had their turn and the epilogues had not."""
@@ -120,12 +116,12 @@ class Server:
 
     async def _run(self, job: Job) -> None:
         """One attempt and what follows from it."""
-        terminal = self._terminals.pop(job.id, None)
+        terminal = self.endings.terminals.pop(job.id, None)
         self._attempt = attempt = self.attempt(job, terminal)
         try:
             attempt.prepare()
             for thing in self.schedule.dependents(job):
-                self._settle(thing)
+                self.endings.settle(thing)
             verdict = await attempt.run()
         finally:
             self._attempt = None
@@ -141,7 +137,7 @@ class Server:
                 self.requeue(job)
                 return
             job.reason = f"aborted: requeued {self.settings.requeue_limit} times in a row, {job.reason}"
-            self.append_error(job, f"=>> PBS: job {job.reason}\n")
+            workspace.append_error(self.machine, job, f"=>> PBS: job {job.reason}\n")
             verdict = Verdict.DELIVER
         elif verdict is Verdict.AGAIN:
             job.requeues = 0
@@ -164,17 +160,6 @@ class Server:
 
     # --- the end of a job
 
-    def append_error(self, job: Job, text: str) -> None:
-        """Add a line to the job's standard error, if that is a file."""
-        if job.asked.interactive:
-            return
-        path = self.machine.layout.output_file(job.prefix, job.streams()[-1])
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, text.encode("utf-8", "backslashreplace"))
-        finally:
-            os.close(descriptor)
-
     async def finish(self, job: Job, *, delivered: bool) -> None:
         """Deliver the output and complete the job."""
         if delivered and not job.asked.interactive:
@@ -190,7 +175,7 @@ class Server:
             if trouble:
                 log.warning("%s: %s", job.id, trouble)
                 job.reason = "; ".join(filter(None, (job.reason, trouble)))
-        self._complete(job)
+        self.endings.complete(job)
 
     def _mark(self, job: Job, mark: process.Mark) -> None:
         job.marks.append(mark)
@@ -199,87 +184,6 @@ class Server:
     def _unmark(self, job: Job, mark: process.Mark) -> None:
         job.marks = [known for known in job.marks if known != mark]
         self.records.save(job)
-
-    def _complete(self, job: Job) -> None:
-        """Complete a job, and those that can never start because of how it ended."""
-        ended = [job]
-        for job in ended:
-            self._complete_one(job)
-            for thing in self.schedule.dependents(job):
-                ended.extend(self._never(thing))
-
-    def _complete_one(self, job: Job) -> None:
-        job.phase, job.completed = Phase.COMPLETE, time.time()
-        try:
-            self._remove_files(job)
-            self.records.save(job)
-        except OSError:
-            log.exception("%s: its end cannot be recorded", job.id)
-        log.info("%s: complete, exit status %s %s", job.id, job.exit_status, job.reason)
-        if job.id in self._terminals:
-            farewell = asyncio.ensure_future(self._terminals.pop(job.id).close())
-            self._farewells.add(farewell)
-            farewell.add_done_callback(self._farewells.discard)
-        array = self._array_of(job)
-        self._tell_waiters(job.id)
-        if array is not None and array.complete:
-            self._tell_waiters(array.id)
-        self.forget_when_old(job)
-
-    def _settle(self, thing: Thing) -> None:
-        """Look again at what depends on other jobs."""
-        for job in self._never(thing):
-            self._complete(job)
-        self._wake.set()
-
-    def _never(self, thing: Thing) -> list[Job]:
-        """The jobs in `thing` that can never start; what they wait for no longer is settled."""
-        culprit = self.schedule.settle(thing)
-        if culprit is None:
-            return []
-        jobs = [job for job in jobs_of(thing) if job.phase is Phase.QUEUED]
-        for job in jobs:
-            job.depends, job.exit_status = (), mom.DELETED
-            job.reason = f"Job deleted as result of dependency on job {culprit}"
-        thing.depends = ()
-        return jobs
-
-    def _end_queued(self, job: Job, reason: str) -> None:
-        job.exit_status, job.reason, job.depends = mom.DELETED, reason, ()
-        self._complete(job)
-
-    def _array_of(self, job: Job) -> Optional[Array]:
-        return None if job.array_id is None else self.records.arrays.get(job.array_id)
-
-    def _tell_waiters(self, name: str) -> None:
-        for waiter in self._waiters.pop(name, []):
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _remove_files(self, job: Job) -> None:
-        for path in map(Path, mom.files(self.machine, job)):
-            path.unlink(missing_ok=True)
-        array = self._array_of(job)
-        if array is None or array.complete:
-            self.records.script(job).unlink(missing_ok=True)
-
-    def forget_when_old(self, job: Job) -> None:
-        """Forget a job, with the array that it is in, some time after all of that is complete."""
-        jobs = jobs_of(self._array_of(job) or job)
-        if all(member.phase is Phase.COMPLETE for member in jobs):
-            age = time.time() - max(member.completed or 0.0 for member in jobs)
-            self._forget_in(max(0.0, self.settings.keep_completed_s - age), job)
-
-    def _forget_in(self, delay_s: float, job: Job) -> None:
-        asyncio.get_running_loop().call_later(delay_s, self._forget, job)
-
-    def _forget(self, job: Job) -> None:
-        """Drop what is complete, but not while a hook of it is still running."""
-        thing = self._array_of(job) or job
-        if any(member.marks for member in jobs_of(thing)):
-            self._forget_in(max(1.0, self.settings.keep_completed_s), job)
-            return
-        self.records.forget(thing)
 
     # --- what clients want
 
@@ -293,10 +197,10 @@ class Server:
         self.records.add(thing)
         if terminal is not None:
             terminal.answer({"job": thing.id})
-            self._terminals[thing.id] = terminal
+            self.endings.terminals[thing.id] = terminal
         log.info("%s: queued by %s", thing.id, thing.owner.name)
         if thing.depends:
-            self._settle(thing)
+            self.endings.settle(thing)
         self._wake.set()
 
     def delete(self, thing: Thing, delay_s: float) -> None:
@@ -314,10 +218,11 @@ class Server:
         count = 0
         for job in jobs:
             if job.phase is Phase.QUEUED:
-                self._end_queued(job, why.value)
+                self.endings.end_queued(job, why.value)
                 count += 1
             elif self._attempt is not None and self._attempt.job is job:
                 count += self._attempt.interrupt(why, delay_s)
+        self._wake.set()  # others may have waited for them
         return count
 
     def qsub_gone(self, job: Job) -> None:
@@ -338,18 +243,3 @@ class Server:
         """Let held jobs start. Raises Refused when nothing holds them."""
         self.schedule.release(thing)
         self._wake.set()
-
-    @contextlib.contextmanager
-    def completion(self, thing: Thing) -> Iterator[asyncio.Future[None]]:
-        """A future that is done when the job or array is complete and its output delivered."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if all(job.phase is Phase.COMPLETE for job in jobs_of(thing)):
-            waiter.set_result(None)
-        waiters = self._waiters.setdefault(thing.id, [])
-        waiters.append(waiter)
-        try:
-            yield waiter
-        finally:
-            waiters.remove(waiter)
-            if not waiters and self._waiters.get(thing.id) is waiters:
-                del self._waiters[thing.id]
