@@ -99,8 +99,8 @@ class Array:
 
     @property
     def complete(self) -> bool:
-        """Whether all members are."""
-        return all(job.phase is Phase.COMPLETE for job in self.members)
+        """Whether all members are; the last ones, which mostly end last, are looked at first."""
+        return all(job.phase is Phase.COMPLETE for job in reversed(self.members))
 
     @property
     def letter(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -37,23 +37,26 @@ class Endings:
 
     # --- completing
 
-    def complete(self, job: Job) -> None:
-        """Complete a job, and those that can never start because of how it ended."""
-        ended = [job]
-        for job in ended:
-            self._complete(job)
-            for thing in self._schedule.dependents(job):
-                ended.extend(self._never(thing))
+    def complete(self, *jobs: Job) -> None:
+        """Complete jobs, and those that can never start because of how these ended."""
+        ended = list(jobs)
+        while ended:
+            for job in ended:
+                self._complete(job)
+            things = self._schedule.dependents({job.id for job in ended})
+            ended = [job for thing in things for job in self._never(thing)]
 
-    def end_queued(self, job: Job, reason: str) -> None:
-        """Complete a job that has not started."""
-        job.exit_status, job.reason, job.depends = mom.DELETED, reason, ()
-        self.complete(job)
+    def end_queued(self, jobs: Iterable[Job], reason: str) -> int:
+        """Complete those of the jobs that have not started; how many that were."""
+        queued = [job for job in jobs if job.phase is Phase.QUEUED]
+        for job in queued:
+            job.exit_status, job.reason, job.depends = mom.DELETED, reason, ()
+        self.complete(*queued)
+        return len(queued)
 
     def settle(self, thing: Thing) -> None:
         """Look at what depends on other jobs: it may start, or never can."""
-        for job in self._never(thing):
-            self.complete(job)
+        self.complete(*self._never(thing))
 
     def _never(self, thing: Thing) -> list[Job]:
         """The jobs in `thing` that can never start; what they wait for no longer is settled."""
@@ -122,7 +125,7 @@ class Endings:
     def forget_when_old(self, job: Job) -> None:
         """Forget a job, with the array that it is in, some time after all of that is complete."""
         jobs = jobs_of(self._array_of(job) or job)
-        if all(member.phase is Phase.COMPLETE for member in jobs):
+        if all(member.phase is Phase.COMPLETE for member in reversed(jobs)):
             age = time.time() - max(member.completed or 0.0 for member in jobs)
             self._forget_in(max(0.0, self._settings.keep_completed_s - age), job)
 

@@ -7,7 +7,7 @@ of an array is kept by itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Optional, Union
 
 from vsub.engines.local import depend, protocol
@@ -69,9 +69,9 @@ class Schedule:
             found.append((kind, job_id))
         return tuple(found)
 
-    def dependents(self, job: Job) -> list[Thing]:
-        """What has not started and depends on `job`."""
-        return [thing for thing in self._dependent() if any(other == job.id for _, other in thing.depends)]
+    def dependents(self, ids: Collection[str]) -> list[Thing]:
+        """What has not started and depends on one of these jobs."""
+        return [thing for thing in self.dependent() if any(other in ids for _, other in thing.depends)]
 
     def dependent(self) -> list[Thing]:
         """What has not started because of other jobs."""

@@ -47,9 +47,8 @@ class Server:
     def load(self) -> None:
         """Read what an earlier daemon left. Interactive jobs have ended with it: their qsub has gone."""
         self.records.load()
-        for job in list(self.records.jobs.values()):
-            if job.phase is Phase.QUEUED and job.asked.interactive:
-                self.endings.end_queued(job, Why.STOP.value)
+        jobs = [job for job in self.records.jobs.values() if job.asked.interactive]
+        self.endings.end_queued(jobs, Why.STOP.value)
 
     async def run(self, recover: Recovery, stop: asyncio.Event, close: Callable[[], None]) -> None:
         """Recover what an earlier daemon left, then run jobs until `stop` is set; then `close` and end what runs."""
@@ -62,8 +61,7 @@ class Server:
         if self._attempt is not None:
             self._attempt.interrupt(Why.STOP, self.settings.kill_delay_s)
         self._wake.set()
-        for job_id in list(self.endings.terminals):
-            self.endings.end_queued(self.records.jobs[job_id], Why.STOP.value)
+        self.endings.end_queued([self.records.jobs[name] for name in self.endings.terminals], Why.STOP.value)
         try:
             await runner
         finally:
@@ -120,7 +118,7 @@ class Server:
         self._attempt = attempt = self.attempt(job, terminal)
         try:
             attempt.prepare()
-            for thing in self.schedule.dependents(job):
+            for thing in self.schedule.dependents({job.id}):
                 self.endings.settle(thing)
             verdict = await attempt.run()
         finally:
@@ -215,13 +213,9 @@ class Server:
 
     def _delete_jobs(self, jobs: list[Job], why: Why, delay_s: float) -> int:
         """End what can be ended; how many jobs that was."""
-        count = 0
-        for job in jobs:
-            if job.phase is Phase.QUEUED:
-                self.endings.end_queued(job, why.value)
-                count += 1
-            elif self._attempt is not None and self._attempt.job is job:
-                count += self._attempt.interrupt(why, delay_s)
+        count = self.endings.end_queued(jobs, why.value)
+        if self._attempt is not None and any(job is self._attempt.job for job in jobs):
+            count += self._attempt.interrupt(why, delay_s)
         self._wake.set()  # others may have waited for them
         return count
 
