@@ -100,7 +100,11 @@ else
         chmod 755 "$prefix/$1.new"
         mv "$prefix/$1.new" "$prefix/$1"
     }
-    launcher bin/vsub vsub.cli main
+    launcher libexec/vtorque-vsub vsub.start main
+    mkdir -p "$prefix/bin"
+    sed "s|@PREFIX@|$prefix|g" "$work/contrib/bin/vsub" >"$prefix/bin/vsub.new"
+    chmod 755 "$prefix/bin/vsub.new"
+    mv "$prefix/bin/vsub.new" "$prefix/bin/vsub"
     launcher bin/vmgr vmgr.cli main
     launcher libexec/vtorque-hook vmgr.node.hook main
     launcher libexec/vtorque-agent vmgr.node.agent main

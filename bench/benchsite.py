@@ -30,7 +30,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from vmgr.errors import VTorqueError  # noqa: E402
 from vmgr.images.pool import Image, Pool  # noqa: E402
-from vmgr.jobspec import GuestGroup, Spec, SpecPath, dump_spec, spec_hash  # noqa: E402
+from vmgr.jobspec import GuestGroup, Pinning, Spec, SpecPath, dump_spec, spec_hash  # noqa: E402
 
 POOL = Path("/var/lib/vtorque/images")
 PATIENCE_S = 300
@@ -211,11 +211,22 @@ class Site:
             groups=(GuestGroup(image, 1, vcpus, ram_mib),),
             asked=(),
             distro=None,
+            arch=None,
+            pinning=Pinning("auto", None),
+            fs_type="overlay",
+            disk=None,
+            metadata=None,
             mounts=("home",),
             network="user",
+            iocm=None,
+            vrdma=False,
+            unclot_mib=None,
             workdir=str(self.home),
             shell=None,
+            interactive=False,
+            array=None,
             script="0" * 64,
+            arguments="",
             vm_prologue=None,
             vm_epilogue=None,
             ssh_public_key=key.with_suffix(".pub").read_text().strip(),

@@ -8,46 +8,38 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from vmgr import __version__
 from vmgr.errors import Code, VTorqueError
 from vmgr.paths import Installation
 from vmgr.trust import check_trusted
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmgr.policy import Policy, Subject
+
 MAX_CONFIG_BYTES = 1 << 20
 
 
-class Bounds(NamedTuple):
-    """Policy of a number or a size (MiB)."""
-
-    min: int
-    max: int
-    default: int
-
-
-class ImagePolicy(NamedTuple):
-    """Policy of the image: the default (None: none set) and what may be asked for (None: the whole pool)."""
-
-    default: Optional[str]
-    allowed: Optional[tuple[str, ...]]
-
-
-class Policy(NamedTuple):
-    """What users may ask for."""
-
-    img: ImagePolicy
-    vcpus: Bounds
-    ram: Bounds
-    vms_per_node: Bounds
-    user_vm_hooks: bool
-
-
 class Submit(NamedTuple):
+    """`qsub` and `qstat` are paths, or paths by patterns of host names, the first that fits."""
+
     without_vm: str
-    qsub: str
-    qstat: str
+    qsub: Union[str, dict[str, str]]
+    qstat: Union[str, dict[str, str]]
+    disabled_hosts: list[str]
+    default_queue: Optional[str]
+    node_access: Optional[str]
+
+
+class Resources(NamedTuple):
+    """What a node of a guest job keeps for itself; memory in MiB."""
+
+    host_cores: int
+    host_memory: int
 
 
 class Local(NamedTuple):
@@ -114,27 +106,81 @@ class Logging(NamedTuple):
     journal: bool
 
 
-class Config(NamedTuple):
-    """A checked configuration. `lines` maps dotted keys that stand in `source` to their line."""
+class Config:
+    """A checked configuration, typed where it is used: a submission needs few of its sections.
 
-    source: Path
-    engine: str
-    submit: Submit
-    local: Local
-    paths: Paths
-    images: Images
-    hypervisor: Hypervisor
-    policy: Policy
-    mounts: tuple[Mount, ...]
-    vm_hooks: Optional[Path]
-    timeouts: Timeouts
-    logging: Logging
-    lines: dict[str, int]
+    `source` is the file's path; `lines` maps dotted keys that stand in it to their line. `policy` is the tree as
+    checked; what holds for a submission is `policy_for`. `components` says which optional components the site has.
+    """
+
+    def __init__(self, source: str, tree: dict[str, Any], lines: dict[str, int]) -> None:
+        self.source = source
+        self.lines = lines
+        self._tree = tree
+        self.engine: str = tree["engine"]
+        self.policy: dict[str, Any] = tree["policy"]
+        self.components: dict[str, bool] = tree["components"]
+        self.pool: str = tree["images"]["pool"]
 
     def origin(self, key: str) -> str:
         """Where the value of a dotted key comes from, for messages: file and line, or `the built-in default`."""
         line = self.lines.get(key)
         return f"{self.source} line {line}" if line else "the built-in default"
+
+    def policy_for(self, subject: Subject) -> Policy:
+        """The policy that holds for a subject."""
+        from vmgr.policy import effective_policy  # costs a hook, which asks for none, a tenth of its time
+
+        return effective_policy(self.policy, subject, self.origin)
+
+    @cached_property
+    def submit(self) -> Submit:
+        return Submit(**self._tree["submit"])
+
+    @cached_property
+    def resources(self) -> Resources:
+        return Resources(**self._tree["resources"])
+
+    @cached_property
+    def mounts(self) -> tuple[Mount, ...]:
+        return tuple(Mount(**mount) for mount in self._tree["mounts"])
+
+    @cached_property
+    def local(self) -> Local:
+        return Local(**self._tree["local"])
+
+    @cached_property
+    def paths(self) -> Paths:
+        from pathlib import Path  # a submission does without
+
+        return Paths(**{key: Path(value) for key, value in self._tree["paths"].items()})
+
+    @cached_property
+    def images(self) -> Images:
+        from pathlib import Path  # as above
+
+        images = self._tree["images"]
+        return Images(Path(images["pool"]), Path(images["overlays"]), images["overlays_max"])
+
+    @cached_property
+    def vm_hooks(self) -> Optional[Path]:
+        from pathlib import Path  # as above
+
+        folder = self._tree["guest"]["vm_hooks"]
+        return Path(folder) if folder else None
+
+    @cached_property
+    def hypervisor(self) -> Hypervisor:
+        return Hypervisor(**self._tree["hypervisor"])
+
+    @cached_property
+    def timeouts(self) -> Timeouts:
+        return Timeouts(**self._tree["timeouts"])
+
+    @cached_property
+    def logging(self) -> Logging:
+        log = self._tree["logging"]
+        return Logging(log["level"], log["file"], Rotate(**log["rotate"]), log["journal"])
 
 
 def load_config(install: Installation) -> Config:
@@ -143,53 +189,59 @@ def load_config(install: Installation) -> Config:
     Raises VTorqueError: VT-CONFIG with file, line, key and what is allowed; VT-TRUST when root runs this and others
     could have written the file.
     """
-    source = install.config
+    source = install.config_file
     check_trusted(source)
     compiled = _read_compiled(source)
     if compiled is None:
         tree, lines = _parse(source)
-        return _typed(source, tree, lines)
-    return _typed(source, compiled["tree"], compiled["lines"])
+        return Config(source, tree, lines)
+    return Config(source, compiled["tree"], compiled["lines"])
 
 
 def compile_config(install: Installation) -> Config:
     """Check the YAML file and leave the compiled copy beside it (written whole, then renamed)."""
-    source = install.config
+    source = install.config_file
     check_trusted(source)
     stamp = _stamp(source)
     tree, lines = _parse(source)
     target = _compiled_path(source)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"stamp": stamp, "tree": tree, "lines": lines}))
-    temporary.chmod(0o644)
-    temporary.replace(target)
-    return _typed(source, tree, lines)
+    write_beside(source, target, json.dumps({"stamp": stamp, "tree": tree, "lines": lines}))
+    return Config(source, tree, lines)
 
 
-def read_tree(source: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def read_tree(source: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The checked tree of a file and the line of each dotted key in it, always from the YAML itself."""
     return _parse(source)
 
 
-def _compiled_path(source: Path) -> Path:
-    return source.with_name(source.name + ".compiled")
+def _compiled_path(source: str) -> str:
+    return f"{source}.compiled"
 
 
-def _stamp(source: Path) -> list[Union[int, str]]:
+def write_beside(source: str, target: str, text: str) -> None:
+    """Write `target`, which is made from `source`, whole: everybody may read it. Raises OSError."""
+    temporary = f"{os.path.dirname(source)}/.{os.path.basename(target)}.{os.getpid()}"  # noqa: PTH119, PTH120
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        os.fchmod(stream.fileno(), 0o644)
+    os.rename(temporary, target)
+
+
+def _stamp(source: str) -> list[Union[int, str]]:
     try:
-        info = source.stat()
+        info = os.stat(source)
     except OSError as err:
         raise _unreadable(source, err) from err
     return [__version__, info.st_ino, info.st_size, info.st_mtime_ns, info.st_uid]
 
 
-def _unreadable(source: Path, err: OSError) -> VTorqueError:
+def _unreadable(source: str, err: OSError) -> VTorqueError:
     return VTorqueError(
         f"cannot read the configuration {source}: {err.strerror}", code=Code.CONFIG, hint="is vTorque installed here?"
     )
 
 
-def _read_compiled(source: Path) -> Optional[dict[str, Any]]:
+def _read_compiled(source: str) -> Optional[dict[str, Any]]:
     """The compiled copy, or None when there is none for exactly this file by the same owner."""
     path = _compiled_path(source)
     try:
@@ -204,8 +256,9 @@ def _read_compiled(source: Path) -> Optional[dict[str, Any]]:
     return data if isinstance(data, dict) and data.get("stamp") == stamp else None
 
 
-def _parse(source: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    from vmgr.schema import Problem, check_config  # costs a submission time that the compiled copy saves
+def _parse(source: str) -> tuple[dict[str, Any], dict[str, int]]:
+    from vmgr.fields import Problem  # costs a submission time that the compiled copy saves
+    from vmgr.schema import check_config
     from vmgr.yamlfile import dotted, parse_yaml
 
     try:
@@ -240,33 +293,3 @@ def _found(tree: Any, path: Any) -> str:
         except (KeyError, IndexError, TypeError):
             return ""
     return "" if isinstance(tree, (dict, list)) else f" is {str(tree)[:80]!r}"
-
-
-def _typed(source: Path, tree: dict[str, Any], lines: dict[str, int]) -> Config:
-    policy, log = tree["policy"], tree["logging"]
-    allowed = policy["img"]["allowed"]
-    return Config(
-        source=source,
-        engine=tree["engine"],
-        submit=Submit(**tree["submit"]),
-        local=Local(**tree["local"]),
-        paths=Paths(**{key: Path(value) for key, value in tree["paths"].items()}),
-        images=Images(
-            pool=Path(tree["images"]["pool"]),
-            overlays=Path(tree["images"]["overlays"]),
-            overlays_max=tree["images"]["overlays_max"],
-        ),
-        hypervisor=Hypervisor(**tree["hypervisor"]),
-        policy=Policy(
-            img=ImagePolicy(policy["img"]["default"], None if allowed is None else tuple(allowed)),
-            vcpus=Bounds(**policy["vcpus"]),
-            ram=Bounds(**policy["ram"]),
-            vms_per_node=Bounds(**policy["vms_per_node"]),
-            user_vm_hooks=policy["user_vm_hooks"],
-        ),
-        mounts=tuple(Mount(**mount) for mount in tree["mounts"]),
-        vm_hooks=Path(tree["guest"]["vm_hooks"]) if tree["guest"]["vm_hooks"] else None,
-        timeouts=Timeouts(**tree["timeouts"]),
-        logging=Logging(log["level"], log["file"], Rotate(**log["rotate"]), log["journal"]),
-        lines=lines,
-    )

@@ -30,6 +30,9 @@ class Code(enum.Enum):
     KEY = Row("VT-KEY", 2, "a request names an unknown key, or a key twice", "use one of the keys named")
     VALUE = Row("VT-VALUE", 2, "a value cannot be read", "write it as the message shows")
     POLICY = Row("VT-POLICY", 2, "a request breaks a bound of the site's policy", "stay within the bound named")
+    RESOURCE = Row(
+        "VT-RESOURCE", 2, "the guests do not fit into what the job asks of its nodes", "ask for more, or smaller guests"
+    )
     IMAGE = Row("VT-IMAGE", 2, "the image is unknown or unusable", "choose one of `vmgr list`")
     WORKDIR = Row("VT-WORKDIR", 2, "the directory of submission is not visible in the guest", "submit elsewhere")
     OPTION = Row("VT-OPTION", 2, "an option of qsub that a guest job cannot honour", "leave it out, or use -vm off")

@@ -1,141 +1,126 @@
-"""The site's policy, held against what a job asks for: by `vsub` before it submits, and again by root on the node."""
+"""The site's policy as it holds for one submission: the general values, overridden for its queue, group and user."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Callable, Optional
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Optional
 
-from vmgr.config import Bounds, Config, Mount
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import Image, Pool
-from vmgr.jobspec import GuestGroup, Spec
-from vmgr.request import Request
+from vmgr.request import SIZES, show
 from vmgr.units import format_size_mib
 
-
-def guest_group(request: Request, config: Config) -> GuestGroup:
-    """What a request and the site's defaults come to, checked against the policy.
-
-    Raises VTorqueError: VT-POLICY naming value, bound and the place of both; VT-IMAGE when no image is named.
-    """
-    sources = {key: asked.source for key, asked in request.items()}
-    image = request["img"].value if "img" in request else config.policy.img.default
-    if image is None:
-        raise VTorqueError(
-            "no image is asked for and the site sets no default (policy.img.default)",
-            code=Code.IMAGE,
-            hint="add -vm img=NAME, or -vm off for a job without guests",
-        )
-
-    def number(key: str, bounds: Bounds) -> int:
-        return int(request[key].value) if key in request else bounds.default
-
-    group = GuestGroup(
-        image=str(image),
-        per_node=number("vms_per_node", config.policy.vms_per_node),
-        vcpus=number("vcpus", config.policy.vcpus),
-        ram_mib=number("ram", config.policy.ram),
-    )
-    check_group(group, config, sources)
-    return group
+NO_DEFAULTS = frozenset(("file",))
+"""Choices that need more than the word and are nobody's default."""
+LAYERS = ("queues", "groups", "users")
+"""The overrides, the most specific last."""
 
 
-def with_room(group: GuestGroup, image: Image, request: Request, config: Config) -> GuestGroup:
-    """The group with as much RAM as its image needs, where nobody asked for an amount and the policy has room."""
-    if "ram" in request or not group.ram_mib < image.min_ram_mib <= config.policy.ram.max:
-        return group
-    return group._replace(ram_mib=image.min_ram_mib)
+class Subject(NamedTuple):
+    """Who submits where: the user, the user's primary group, the queue (None: not known)."""
+
+    user: str
+    group: Optional[str]
+    queue: Optional[str]
 
 
-def check_group(group: GuestGroup, config: Config, sources: Mapping[str, str]) -> None:
-    """Refuse a guest group that breaks the policy. `sources` says where a key's value came from, by key."""
-    policy = config.policy
-    _bounded("vcpus", group.vcpus, policy.vcpus, str, config, sources)
-    _bounded("ram", group.ram_mib, policy.ram, format_size_mib, config, sources)
-    _bounded("vms_per_node", group.per_node, policy.vms_per_node, str, config, sources)
-    allowed = policy.img.allowed
-    if allowed is not None and group.image not in allowed:
-        raise VTorqueError(
-            f"img={group.image}{_from('img', sources)} is not allowed",
-            code=Code.POLICY,
-            hint=f"allowed: {', '.join(allowed)} ({config.origin('policy.img.allowed')})",
-        )
+class Bounds(NamedTuple):
+    """Policy of a number or a size (MiB)."""
+
+    min: int
+    max: int
+    default: int
 
 
-def choose_image(
-    group: GuestGroup, distro: Optional[str], pool: Pool, config: Config, sources: Mapping[str, str]
-) -> Image:
-    """The image of a group, which must exist and be what the user says it is."""
-    try:
-        image = pool.get(group.image)
-    except VTorqueError as err:
-        place = _from("img", sources) or f" ({config.origin('policy.img.default')})"
-        raise VTorqueError(f"img={group.image}{place}: {err.message}", code=err.code, hint=err.hint) from None
-    if distro is not None and distro.lower() not in (image.family.lower(), image.distro.lower()):
-        raise VTorqueError(
-            f"distro={distro}{_from('distro', sources)} does not describe the image {image.name}",
-            code=Code.IMAGE,
-            hint=f"it is {image.family} ({image.distro}); distro= asserts, img= selects",
-        )
-    return image
+class Policy:
+    """What holds, by request key and leaf (`min`, `max`, `default`, `allowed`, `enabled`), and where it was set."""
 
+    def __init__(self, tree: Mapping[str, Any], places: Mapping[str, str], origin: Callable[[str], str]) -> None:
+        self._tree = tree
+        self._places = places
+        self._origin = origin
 
-def check_room(group: GuestGroup, image: Image, config: Config, sources: Mapping[str, str]) -> None:
-    """Refuse a group with less RAM than its image needs."""
-    if group.ram_mib < image.min_ram_mib:
-        raise VTorqueError(
-            f"ram={format_size_mib(group.ram_mib)}{_from('ram', sources)} is less than the image {image.name} needs",
-            code=Code.POLICY,
-            hint=f"at least {format_size_mib(image.min_ram_mib)} (the image's description in {config.images.pool})",
-        )
+    def bounds(self, key: str) -> Bounds:
+        """The bounds of a key that has them; a default that an override left outside of them is moved inside.
 
-
-def check_spec(spec: Spec, config: Config, source: str) -> Image:
-    """Root's second check of a specification, against the node's own configuration; gives the guests' image."""
-    if len(spec.groups) != 1:
-        raise VTorqueError(f"{source} asks for {len(spec.groups)} guest groups", code=Code.POLICY, hint="1 is allowed")
-    sources = dict.fromkeys(("img", "distro", "vcpus", "ram", "vms_per_node"), source)
-    group = spec.groups[0]
-    check_group(group, config, sources)
-    if not config.policy.user_vm_hooks and (spec.vm_prologue or spec.vm_epilogue):
-        raise hooks_refused(config, source)
-    unknown = set(spec.mounts) - {mount.name for mount in config.mounts}
-    if unknown:
-        raise VTorqueError(f"{source} asks for the share {min(unknown)}, which the site has not", code=Code.POLICY)
-    image = choose_image(group, spec.distro, Pool(config.images.pool), config, sources)
-    check_room(group, image, config, sources)
-    return image
-
-
-def hooks_refused(config: Config, source: str) -> VTorqueError:
-    """The refusal of a user's own VM prologue or epilogue."""
-    return VTorqueError(
-        f"{source} asks for a VM prologue or epilogue of the user's",
-        code=Code.POLICY,
-        hint=f"not allowed here (policy.user_vm_hooks, {config.origin('policy.user_vm_hooks')})",
-    )
-
-
-def visible_in_guest(path: str, mounts: tuple[Mount, ...]) -> bool:
-    """Whether a folder of the node is seen in the guest under the same path. `mounts` are those of one user."""
-    return any(
-        mount.source == mount.target and (path == mount.target or path.startswith(mount.target.rstrip("/") + "/"))
-        for mount in mounts
-    )
-
-
-def _bounded(
-    key: str, value: int, bounds: Bounds, show: Callable[[int], str], config: Config, sources: Mapping[str, str]
-) -> None:
-    for side, bound, broken in (("min", bounds.min, value < bounds.min), ("max", bounds.max, value > bounds.max)):
-        if broken:
-            relation = "below the minimum" if side == "min" else "above the maximum"
+        Raises VTorqueError (VT-CONFIG) when two overrides together leave nothing.
+        """
+        leaves = self._tree[key]
+        low, high = leaves["min"], leaves["max"]
+        if low > high:
             raise VTorqueError(
-                f"{key}={show(value)}{_from(key, sources)} is {relation} {show(bound)}",
-                code=Code.POLICY,
-                hint=f"{show(bounds.min)} to {show(bounds.max)} is allowed ({config.origin(f'policy.{key}.{side}')})",
+                f"policy.{key}: min {show(key, low)} ({self.origin(key, 'min')}) is above "
+                f"max {show(key, high)} ({self.origin(key, 'max')})",
+                code=Code.CONFIG,
+                hint="two overrides exclude each other",
             )
+        return Bounds(low, high, min(max(leaves.get("default", low), low), high))
+
+    def allowed(self, key: str) -> Optional[tuple[str, ...]]:
+        """What may be asked for, None for anything."""
+        allowed = self._tree[key]["allowed"]
+        return None if allowed is None else tuple(allowed)
+
+    def default(self, key: str) -> Any:
+        """What holds when nobody asks. A default that overrides together do not allow moves to what they do."""
+        default, allowed = self._tree[key]["default"], self._tree[key].get("allowed")
+        if default is None or allowed is None:
+            return default
+        if isinstance(default, list):
+            return [name for name in default if name in allowed]
+        possible = [word for word in allowed if word not in NO_DEFAULTS]
+        return default if default in possible or not possible else possible[0]
+
+    def leaf(self, key: str, leaf: str) -> Any:
+        """Any other leaf of a key."""
+        return self._tree[key][leaf]
+
+    def enabled(self, key: str) -> bool:
+        """Whether the key may be asked for at all."""
+        return bool(self._tree[key]["enabled"])
+
+    def flag(self, key: str) -> bool:
+        """A switch of the policy itself: `raise_requests`, `grow_defaults`."""
+        return bool(self._tree[key])
+
+    def origin(self, key: str, leaf: Optional[str] = None) -> str:
+        """Where a value was set, for messages: file, line and the override's name, or `the built-in default`."""
+        name = f"{key}.{leaf}" if leaf else key
+        place = self._places.get(name)
+        return self._origin(f"policy.{name}") if place is None else f"{self._origin(place)}, {place}"
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """Every value by its dotted key, with its origin, for `vmgr config show`."""
+        rows = []
+        for key, leaves in self._tree.items():
+            for leaf, value in leaves.items() if isinstance(leaves, dict) else ((None, leaves),):
+                if leaf == "default" and leaves.get("min", 0) <= leaves.get("max", 0):
+                    value = self.bounds(key).default if "min" in leaves else self.default(key)
+                shown = format_size_mib(value) if key in (*SIZES, "disk") and type(value) is int else value
+                rows.append((f"policy.{key}.{leaf}" if leaf else f"policy.{key}", shown, self.origin(key, leaf)))
+        return rows
 
 
-def _from(key: str, sources: Mapping[str, str]) -> str:
-    return f" ({sources[key]})" if key in sources else ""
+def effective_policy(policy: Mapping[str, Any], subject: Subject, origin: Callable[[str], str]) -> Policy:
+    """The policy for one subject. `policy` is the checked tree below `policy` in the configuration.
+
+    The user's override wins over the group's, that over the queue's, that over the general value, leaf by leaf.
+    `origin` gives the place of a dotted key of the configuration.
+    """
+    tree: Mapping[str, Any] = {key: value for key, value in policy.items() if key not in LAYERS}
+    places: dict[str, str] = {}
+    for layer, name in zip(LAYERS, (subject.queue, subject.group, subject.user)):
+        override = policy[layer].get(name, {})
+        tree = overridden(tree, override)
+        for key, value in override.items():
+            at = f"policy.{layer}.{name}.{key}"
+            leaves = [f".{leaf}" for leaf in value] if isinstance(value, dict) else [""]
+            places.update((f"{key}{leaf}", f"{at}{leaf}") for leaf in leaves)
+    return Policy(tree, places, origin)
+
+
+def overridden(general: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy with what an override says of it, leaf by leaf."""
+    return {
+        key: {**value, **override.get(key, {})} if isinstance(value, dict) else override.get(key, value)
+        for key, value in general.items()
+    }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 from vmgr.errors import Code, VTorqueError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_LINKS = 40
 
 
-def check_trusted(path: Path) -> None:
+def check_trusted(path: Union[str, Path]) -> None:
     """Refuse `path` unless it and every directory above it belong to root and nobody else can write them.
 
     Symbolic links are followed component by component, and each link on the way is checked. A directory with
@@ -21,9 +24,11 @@ def check_trusted(path: Path) -> None:
     """
     if os.geteuid() != 0:
         return
+    from pathlib import Path  # a submission does without
+
     at = Path("/")
     _check_one(at)
-    left = [*reversed(path.absolute().parts[1:])]
+    left = [*reversed(Path(path).absolute().parts[1:])]
     links = 0
     while left:
         name = left.pop()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Optional
 
-_SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_COUNT = re.compile(r"[0-9]{1,9}")
+_SIZE = r"([0-9]{1,15})(?:\.([0-9]{1,6}))?([KMGT]?)(?:i?B)?"
+_COUNT_DIGITS = 9
 _BYTES = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -16,7 +16,7 @@ def parse_size_mib(text: str) -> Optional[int]:
     Units are binary, in either case, with or without `B`; a bare number is MiB. A size that is not a whole number
     of MiB gives None too: what a user asks for is met exactly or not at all.
     """
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if match is None:
         return None
     whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3).upper()
@@ -34,5 +34,5 @@ def format_size_mib(mib: int) -> str:
 
 
 def parse_count(text: str) -> Optional[int]:
-    """A whole number, 0 or more, in plain ASCII digits; None when it is none."""
-    return int(text) if _COUNT.fullmatch(text) else None
+    """A whole number, 0 or more, in up to nine plain ASCII digits; None when it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _COUNT_DIGITS else None

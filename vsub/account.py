@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 
 
 class Account(NamedTuple):
-    """The submitting user."""
+    """The submitting user. `group` is the name of the primary group, None where it has none."""
 
     name: str
     uid: int
     home: str
+    group: Optional[str] = None
 
 
 def account() -> Account:
@@ -24,4 +26,8 @@ def account() -> Account:
         entry = pwd.getpwuid(uid)
     except KeyError:
         raise VTorqueError(f"uid {uid} has no account on this machine", code=Code.ACCESS) from None
-    return Account(entry.pw_name, uid, entry.pw_dir)
+    try:
+        group = grp.getgrgid(entry.pw_gid).gr_name
+    except KeyError:
+        group = None
+    return Account(entry.pw_name, uid, entry.pw_dir, group)

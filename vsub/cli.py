@@ -14,50 +14,44 @@ from vmgr.request import Request
 from vsub.account import account
 from vsub.asked import requested
 from vsub.directives import PREFIX, read_directives
-from vsub.engines import Engine, checked_qsub, engine
-from vsub.options import Line, Option, parse_line
-from vsub.process import become, ending_by_exception, feed_standard_input
+from vsub.engines import Engine, checked_qsub, engine, host_name, is_this_host
+from vsub.options import COMMAND_LINE, DRY_RUN, Line, Option, parse_line
+from vsub.process import become, ending_by_exception, feed_standard_input, let_signals_in, restore_locale
 from vsub.qsub import Submitted, run_qsub
-from vsub.report import debug, say, set_debugging
+from vsub.report import debug, put, say, set_debugging
 from vsub.script import Script, read_script, read_standard_input
 
 INTERRUPTED = 130
 NOTHING = parse_line([])
 """A script without directives."""
-
-HELP = """\
-usage: vsub [options of qsub] [-vm KEY=VALUE[,KEY=VALUE...]]... [SCRIPT]
-
-Submits a batch job as qsub does; the job's script runs inside a virtual machine
-made from the site's defaults and what -vm asks for. SCRIPT is read from standard
-input when it is not given; its lines "#PBS -vm ..." count as well.
-
-  -vm off            submit to qsub untouched: no guest
-  -vm img=NAME       image of the guest (see: vmgr list)
-  -vm distro=NAME    refuse unless the image is this distribution
-  -vm vcpus=N        vCPUs
-  -vm ram=SIZE       RAM: 512M, 1.5G; a bare number is MiB
-  -vm vms_per_node=N guests on each node (1)
-  -vm vm_prologue=FILE, -vm vm_epilogue=FILE
-                     your own script, run in the guest before and after the job
-  --wait             follow the job, wait for its end, exit with its status
-  --debug            say what is done; show the traceback of a fault
-  --version, --help
-
-Prints the job's id. Ends with 2 when a request is refused (nothing is submitted
-then), else with qsub's status. All other options are qsub's: man qsub.
-"""
+NO_SCRIPT = Script(b"", "no script", "STDIN", False)
+ALONE = {
+    ("--wait", "I"): "an interactive job is its own wait",
+    ("--wait", "z"): "it hides the job's id",
+    ("--wait", "t"): "each member of a job array has an end of its own",
+    ("--json", "I"): "the terminal is the job's",
+}
+"""What does not go together, and why: one of our words and an option of qsub's."""
+SHOWN = frozenset(("--explain", DRY_RUN))
+"""Our words with which nothing is submitted."""
 
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Run `vsub` with `argv` (default: the command line's); gives the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    set_debugging("--debug" in words)
+    restore_locale()
+    own: frozenset[str] = frozenset()
     try:
-        return _run(words)
+        line = parse_line(words)
+        own = line.own
+        set_debugging("--debug" in own)
+        return _run(line)
     except VTorqueError as err:
-        if "--debug" in words:
-            _traceback()
+        _traceback(own)
+        if "--json" in own:
+            from vsub.shown import print_json  # only for programs
+
+            print_json({"error": {"code": err.code.text, "message": err.detail, "status": err.code.status}})
         say(str(err))
         return err.code.status
     except KeyboardInterrupt:
@@ -66,16 +60,16 @@ def main(argv: Optional[list[str]] = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as err:
-        if "--debug" in words:
-            _traceback()
+        _traceback(own)
         say(f"{Code.INTERNAL.text}: {type(err).__name__}: {err}; run it again with --debug and report it")
         return Code.INTERNAL.status
 
 
-def _traceback() -> None:
-    import traceback  # only for --debug
+def _traceback(own: frozenset[str]) -> None:
+    if "--debug" in own:
+        import traceback  # only for --debug
 
-    traceback.print_exc()
+        traceback.print_exc()
 
 
 class Context(NamedTuple):
@@ -87,11 +81,16 @@ class Context(NamedTuple):
     engine: Engine
     qsub: str
 
+    def asks(self, word: str) -> bool:
+        """Whether one of our own words stands on the command line."""
+        return word in self.line.own
 
-def _run(words: list[str]) -> int:
-    line = parse_line(words)
+
+def _run(line: Line) -> int:
     if "--help" in line.own:
-        sys.stdout.write(HELP)
+        from vsub.help import help_text  # seldom wanted
+
+        sys.stdout.write(help_text())
         return 0
     if "--version" in line.own:
         from vmgr import __version__
@@ -102,45 +101,50 @@ def _run(words: list[str]) -> int:
     config = load_config(install)
     debug(f"configuration {config.source}, engine {config.engine}")
     batch = engine(config, install)
-    return _submit(Context(line, config, install, batch, checked_qsub(batch.qsub, install)))
+    context = Context(line, config, install, batch, checked_qsub(batch.qsub, install))
+    if "--about" in line.rest:  # qsub looks for it before it reads its options
+        become([context.qsub, *line.rest])
+    return _submit(context)
 
 
 def _submit(context: Context) -> int:
     line = context.line
+    lenient = not line.vm and context.config.submit.without_vm == "qsub"
     on_line = requested(line.vm)
+    script, directives = _read(line, lenient=lenient or on_line is None)
     if on_line is None:
-        return _plain(context, None, NOTHING)
-    without_vm = context.config.submit.without_vm
-    script, directives = _read(line, lenient=not line.vm and without_vm == "qsub")
+        return _plain(context, script, directives, f"-vm off ({COMMAND_LINE})")
     in_script = requested(directives.vm)
-    if line.vm or (in_script is not None and (directives.vm or without_vm == "guest")):
+    if line.vm or (in_script is not None and (directives.vm or not lenient)):
         return _guest(context, script, directives, {**(in_script or {}), **on_line})
-    return _plain(context, script, directives)
+    source = directives.vm[0].source if directives.vm else context.config.origin("submit.without_vm")
+    return _plain(context, script, directives, source)
 
 
 def _read(line: Line, *, lenient: bool) -> tuple[Optional[Script], Line]:
     """The script and its directives; None for the script when there is none to read.
 
-    `lenient`: a script that cannot be read is left for qsub to complain of.
+    `lenient`: a script that cannot be read, or a directive that cannot be taken apart, is left for qsub to complain
+    of.
     """
-    operand = line.operands[0] if line.operands else "-"
-    if operand == "-":
-        if line.last("I"):
-            return None, NOTHING
-        script = read_standard_input()
-    else:
-        try:
+    operand = line.operands[0] if line.operands and line.operands[0] else "-"
+    script: Optional[Script] = None
+    try:
+        if operand != "-":
             script = read_script(operand)
-        except VTorqueError:
-            if lenient:
-                return None, NOTHING
+        elif not line.last("I"):
+            script = read_standard_input(bounded=not lenient)
+        if script is None:
+            return None, NOTHING
+        prefix = os.environ.get("PBS_DPREFIX", PREFIX) if line.prefix is None else line.prefix
+        return script, read_directives(script.data, prefix, script.name)
+    except VTorqueError:
+        if not lenient:
             raise
-    prefix = line.last("C")
-    mark = os.environ.get("PBS_DPREFIX", PREFIX) if prefix is None else prefix.value or ""
-    return script, read_directives(script.data, mark, script.name)
+        return script, NOTHING
 
 
-def _plain(context: Context, script: Optional[Script], directives: Line) -> int:
+def _plain(context: Context, script: Optional[Script], directives: Line, source: str) -> int:
     """Hand everything to qsub, without our words, and with the standard input that it would have had."""
     line = context.line
     arguments = list(line.rest)
@@ -150,56 +154,108 @@ def _plain(context: Context, script: Optional[Script], directives: Line) -> int:
         arguments = [*variables.argv(), *arguments]
     argv = [context.qsub, *arguments]
     debug(f"no guest; running {argv}")
+    if line.own & SHOWN:
+        from vsub.shown import print_plain  # nothing is submitted
+
+        print_plain(argv, source, line.own)
+        return 0
     if script is not None and script.from_stdin:
         feed_standard_input(script.data)
-    if "--wait" not in line.own:
+    if not line.own & {"--wait", "--json"}:
         become(argv)
-    _check_wait(line.options + directives.options)
+    _check_own(context, line.options + directives.options)
     started = time.monotonic()
-    status, output = run_qsub(argv)
-    submitted = Submitted(status, output, None)
-    _print_id(submitted)
-    return _follow(context, submitted, started) if status == 0 else status
+    return _submitted(context, Submitted(argv, run_qsub(argv), False), started)
 
 
 def _guest(context: Context, script: Optional[Script], directives: Line, request: Request) -> int:
-    line = context.line
-    wait = "--wait" in line.own
-    if wait:
-        _check_wait(line.options + directives.options)
+    line, config = context.line, context.config
+    if is_this_host(config.submit.disabled_hosts):
+        raise VTorqueError(
+            f"guest jobs may not be submitted from {host_name()}",
+            code=Code.POLICY,
+            hint=f"submit.disabled_hosts, {config.origin('submit.disabled_hosts')}; submit elsewhere, or add -vm off",
+        )
+    _check_own(context, line.options + directives.options)
     started = time.monotonic()
-    from vsub.submission import GuestJob  # policy and images: a job without guests need not load them
+    from vsub.plan import make_plan  # policy and images: a job without guests need not load them
+    from vsub.submission import Submission
 
-    no_script = Script(b"", "no script", "STDIN", False)
-    job = GuestJob(line, directives, script or no_script, request, account(), context.config)
+    user = account()
+    plan = make_plan(line, directives, script or NO_SCRIPT, request, user, config, context.engine)
+    submission = Submission(plan, user, config, context.engine, context.install)
+    for note in plan.fitted.notes:
+        say(f"note: {note}")
     with ending_by_exception():
-        submitted = job.submit(context.qsub, context.install, keep=wait)
-    _print_id(submitted)
+        if line.own & SHOWN:
+            from vsub.dryrun import show_submission  # nothing is submitted
+
+            show_submission(submission, config, context.qsub, line.own)
+            return 0
+        if plan.interactive:
+            from vsub.interactive import check_terminal, run_session  # only a session needs it
+
+            check_terminal(plan.script is not None)
+            return run_session(submission, context.qsub)
+        return _submitted(context, submission.submit(context.qsub, keep=context.asks("--wait")), started)
+
+
+def _submitted(context: Context, submitted: Submitted, started: float) -> int:
+    """Print what qsub printed, settle what older jobs left, and wait for the job where that is asked for."""
+    status = submitted.ended.status
+    try:
+        _print(submitted, as_json=context.asks("--json"))
+    except OSError as err:  # standard output is full, or was closed from the beginning
+        say(f"submitted: {os.fsdecode(submitted.output).strip()}; it cannot be printed: {err.strerror}")
+    if submitted.ended.interrupted:
+        say("interrupted; the job has been submitted")
+        return INTERRUPTED
+    let_signals_in()
     if submitted.directory is not None:
         from vsub.sweep import sweep  # by now the job is the batch system's
 
         sweep(submitted.directory, context.engine)
-    return _follow(context, submitted, started) if wait and submitted.status == 0 else submitted.status
+    if context.asks("--wait") and status == 0:
+        return _follow(context, submitted, started)
+    return status
 
 
-def _check_wait(options: tuple[Option, ...]) -> None:
-    for option in options:
-        if option.letter in "Iz":
-            reason = "an interactive job is its own wait" if option.letter == "I" else "it hides the job's id"
-            raise VTorqueError(f"--wait cannot be combined with {option} ({option.source}): {reason}", code=Code.OPTION)
+def _print(submitted: Submitted, *, as_json: bool) -> None:
+    if as_json:
+        from vsub.shown import print_json  # only for programs
+
+        job = os.fsdecode(submitted.output).strip() or None
+        facts = {"job": job, "guest": submitted.guest, "status": submitted.ended.status}
+        print_json({**facts, "directory": submitted.directory, "argv": submitted.argv})
+        return
+    put(submitted.output)
+
+
+def _check_own(context: Context, options: tuple[Option, ...]) -> None:
+    """Refuse to wait for, or to tell programs of, what has no end or no id of its own. Raises VTorqueError."""
+    own = context.line.own
+    if not own & {"--wait", "--json"} or own & SHOWN:
+        return
+    from vsub.attributes import read_attributes  # most submissions need not look
+
+    letters = [(option.letter, option) for option in options]
+    letters += [(attribute.letter or "", attribute.option) for attribute in read_attributes(options)]
+    for letter, option in letters:
+        for word in ("--wait", "--json"):
+            reason = ALONE.get((word, letter))
+            if word in own and reason:
+                raise VTorqueError(
+                    f"{word} cannot be combined with {option} ({option.source}): {reason}", code=Code.OPTION
+                )
+    if "--wait" in own:
+        context.engine.check_state()
 
 
 def _follow(context: Context, submitted: Submitted, started: float) -> int:
     """Wait for the end of a job that was submitted; gives its exit status."""
     from vsub.follow import Follower  # only a vsub that waits needs it
 
-    words = submitted.output.split()
+    words = submitted.ended.output.split()
     if not words:
         raise VTorqueError(f"{context.qsub} printed no job id to wait for", code=Code.ENGINE)
     return Follower(context.engine, os.fsdecode(words[-1]), submitted.directory, started).run()
-
-
-def _print_id(submitted: Submitted) -> None:
-    """What qsub printed, as it is."""
-    sys.stdout.write(os.fsdecode(submitted.output))
-    sys.stdout.flush()

@@ -26,6 +26,8 @@ LOOK_AGAIN_S = 1.0
 ASK_FIRST_S = 1.0
 ASK_AT_MOST_S = 10.0
 ASK_AFTER_RESULT_S = 0.5
+SILENT_AT_MOST = 20
+"""Times that a batch system may leave unanswered how a job is whose result is there."""
 INTERRUPTED = 130
 NO_STATUS = 1
 """Exit status when a job is gone and nobody knows how it ended."""
@@ -86,7 +88,7 @@ class Follower:
         return watch
 
     def _loop(self, watch: Optional[INotify], completion: Optional[socket.socket]) -> JobState:
-        pause, ask_at, line = ASK_FIRST_S, 0.0, b""
+        pause, ask_at, line, silence = ASK_FIRST_S, 0.0, b"", 0
         while True:
             self._look()
             if self.result is not None:  # the end is near
@@ -95,7 +97,8 @@ class Follower:
             if completion is None and time.monotonic() >= ask_at:
                 state = self.engine.state(self.job_id)
                 self._say_phase(state)
-                if state.ended:
+                silence = silence + 1 if state.phase == "unknown" else 0
+                if state.ended or (self.result is not None and silence >= SILENT_AT_MOST):
                     return state
                 ask_at = time.monotonic() + pause
                 pause = min(pause * 1.5, ASK_AT_MOST_S)
@@ -121,6 +124,8 @@ class Follower:
     def _say_phase(self, state: JobState) -> None:
         if state.phase != self.phase and state.phase in ("queued", "held", "waiting", "running"):
             say(f"{self.job_id}  {state.phase}")
+        if state.phase != self.phase and state.phase == "unknown":
+            say(f"{self.job_id}  the batch system does not answer; asking again")
         self.phase = state.phase
 
     def _look(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.jobspec import DIRECTORY, Spec, dump_spec, parse_job_directory, spec_hash
+from vmgr.jobspec import DIRECTORY, Spec, dump_spec, parse_job_directory, parse_spec, spec_hash
 from vsub.process import end_child, spawn, wait_status
 from vsub.report import debug
 
@@ -29,13 +29,16 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class JobDirectory:
-    """The files of one submission; used as a context manager, it takes them away again unless `keep()` was called."""
+    """The files of one submission; used as a context manager, it takes them away again unless `keep()` was called.
 
-    def __init__(self, home: str, uid: int) -> None:
+    `stand_in` is a folder in which they are made instead of in the home, whose paths they hold all the same.
+    """
+
+    def __init__(self, home: str, uid: int, *, stand_in: Optional[str] = None) -> None:
         self.home = home
         self.uid = uid
         self.ruid = new_ruid()
-        self.base = f"{home}/{DIRECTORY}"
+        self.base = f"{stand_in or home}/{DIRECTORY}"
         self.outer = f"{self.base}/{self.ruid}"
         self.path = ""
         self._made_base = False
@@ -44,7 +47,7 @@ class JobDirectory:
 
     def __enter__(self) -> JobDirectory:
         """Make the outer folder and start making the key pair in it, which takes a while."""
-        if not _HOME.fullmatch(self.home) or parse_job_directory(f"{self.outer}/{'0' * 64}") is None:
+        if not _HOME.fullmatch(self.home) or parse_job_directory(f"{self._named()}/{'0' * 64}") is None:
             raise VTorqueError(
                 f"the home {self.home!r} cannot hold a job's directory", code=Code.HOME,
                 hint="its path must be absolute and short, of letters, digits and ._/+@:~- and without `..`; "
@@ -128,10 +131,12 @@ class JobDirectory:
     def write(self, spec: Spec, files: dict[str, bytes], programs: dict[str, list[str]]) -> str:
         """Write the specification, `files` and small `programs` that start something else; gives the path.
 
-        The word `{}` in a program's argument stands for the job directory.
+        A program's argument `{}` stands for the job directory.
         """
         data = dump_spec(spec)
-        self.path = f"{self.outer}/{spec_hash(data)}"
+        name = spec_hash(data)
+        _check_readable(data, name)
+        self.path, named = f"{self.outer}/{name}", f"{self._named()}/{name}"
         try:
             os.mkdir(self.path, 0o700)  # noqa: PTH102
             folder = os.open(self.path, _FOLDER)
@@ -142,12 +147,16 @@ class JobDirectory:
                 for name, content in files.items():
                     _write(folder, name, content, 0o700)
                 for name, argv in programs.items():
-                    _write(folder, name, exec_wrapper([word.replace("{}", self.path) for word in argv]), 0o700)
+                    _write(folder, name, exec_wrapper([named if word == "{}" else word for word in argv]), 0o700)
             finally:
                 os.close(folder)
         except OSError as err:
             raise _failed(err, self.path) from err
-        return self.path
+        return named
+
+    def _named(self) -> str:
+        """The outer folder by the name that it has in the home."""
+        return f"{self.home}/{DIRECTORY}/{self.ruid}"
 
     def remove(self) -> None:
         """Take everything away that this submission made; what is gone already is no error."""
@@ -157,6 +166,14 @@ class JobDirectory:
         remove_tree(self.outer)
         if self._made_base:
             _quietly(os.rmdir, self.base)
+
+
+def _check_readable(data: bytes, name: str) -> None:
+    """Refuse what root would refuse to read on the node. Raises VTorqueError (VT-VALUE)."""
+    try:
+        parse_spec(data, sha256=name, source="of this job")
+    except VTorqueError as err:
+        raise VTorqueError(err.message, code=Code.VALUE, hint="ask for less, or for something shorter") from None
 
 
 def remove_tree(path: str) -> None:

@@ -1,9 +1,11 @@
 """A command line in the language of TORQUE's `qsub`, taken apart exactly, with `vsub`'s own words taken out.
 
 The grammar is TORQUE 6.1's (`GETOPT_ARGS` in src/cmds/qsub_functions.c) as getopt(3) reads it: flags may be
-bundled, a value is attached or the next argument, options may follow the script. Ours are whole words where
-an option may stand: `-vm VALUE`, `--wait`, `--debug`, `--version`, `--help`; so `-v m` and `-vmx` stay
-qsub's.
+bundled, a value is attached or the next argument, options may follow the script, `--` ends them. Ours are whole
+words where an option may stand (`-vm VALUE` and those of `OWN`); so `-v m` and `-vmx` stay qsub's.
+
+One thing getopt does not tell: qsub looks for the prefix of directives before it calls getopt, in a `-C` that stands
+apart from its value and before the script (`find_job_script_index`, seen on TORQUE 6.1.3).
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 
-GETOPT = "a:A:b:c:C:d:D:e:EfF:hi:Ij:J:k:K:l:L:m:M:nN:o:p:P:q:r:S:t:T:u:v:Vw:W:Xxz"
+GETOPT = "a:A:b:c:C:d:D:e:EfF:hi:Ij:J:k:K:l:L:m:M:nN:o:p:P:q:r:S:t:T:u:v:Vw:W:Xxz-:"
 WITH_VALUE = frozenset(letter for letter, after in zip(GETOPT, GETOPT[1:] + " ") if after == ":")
 FLAGS = frozenset(GETOPT) - WITH_VALUE - {":"}
 
-OWN = ("--wait", "--debug", "--version", "--help")
-LATER = ("-gf", "--explain", "--dry-run", "--json")
-"""Words that are reserved and not there yet: refused, for qsub would misread them."""
+DRY_RUN = "--dry-run"
+OWN = ("--wait", "--explain", DRY_RUN, "--json", "--debug", "--version", "--help", "-gf")
+"""Our own words; `-gf` is what `--dry-run` was called in the vTorque of 2018."""
 
 COMMAND_LINE = "the command line"
 
@@ -43,7 +45,7 @@ class Line(NamedTuple):
 
     `rest` is the line without our words, for a qsub that is to see it untouched. `problem` says what qsub
     would not understand (None: nothing); it only matters to a job that does not go to qsub as it is. `vm`
-    holds the values of our own `-vm`.
+    holds the values of our own `-vm`. `prefix` is what marks a directive, None where the line does not say.
     """
 
     options: tuple[Option, ...]
@@ -52,10 +54,16 @@ class Line(NamedTuple):
     own: frozenset[str]
     rest: tuple[str, ...]
     problem: Optional[str]
+    prefix: Optional[str] = None
 
     def last(self, letter: str) -> Optional[Option]:
         """The option that counts where the last one wins."""
-        return next((option for option in reversed(self.options) if option.letter == letter), None)
+        return last(self.options, letter)
+
+
+def last(options: tuple[Option, ...], letter: str) -> Optional[Option]:
+    """The option that counts where the last one wins."""
+    return next((option for option in reversed(options) if option.letter == letter), None)
 
 
 def parse_line(words: list[str], source: str = COMMAND_LINE, *, own_words: bool = True) -> Line:
@@ -73,6 +81,7 @@ def parse_line(words: list[str], source: str = COMMAND_LINE, *, own_words: bool 
         own=frozenset(reader.own),
         rest=tuple(reader.rest),
         problem=reader.problem,
+        prefix=reader.prefix,
     )
 
 
@@ -90,17 +99,17 @@ class _Reader:
         self.own: set[str] = set()
         self.rest: list[str] = []
         self.problem: Optional[str] = None
+        self.prefix: Optional[str] = None
 
     def run(self) -> None:
         while self.at < len(self.words):
             word = self.words[self.at]
             self.at += 1
             if word == "-vm":
-                self.vm.append(Option("vm", self._vm_value(), self.source))
+                value, number = self._vm_value(), len(self.vm) + 1
+                self.vm.append(Option("vm", value, self.source if number == 1 else f"{self.source}, -vm no. {number}"))
             elif self.own_words and word in OWN:
-                self.own.add(word)
-            elif self.own_words and word in LATER:
-                raise VTorqueError(f"{word} is not available yet", code=Code.USAGE, hint="see vsub --help")
+                self.own.add(DRY_RUN if word == "-gf" else word)
             else:
                 self.rest.append(word)
                 if word == "--":
@@ -126,7 +135,7 @@ class _Reader:
         for position, letter in enumerate(word[1:], 2):
             if letter in FLAGS:
                 self.options.append(Option(letter, None, self.source))
-            elif letter not in WITH_VALUE:
+            elif letter not in WITH_VALUE or letter == "-":
                 self._wrong(f"the option -{letter} is not known")
                 return
             else:
@@ -143,6 +152,11 @@ class _Reader:
             self.rest.append(value)
             self.at += 1
         self.options.append(Option(letter, value, self.source))
+        if letter == "C" and self.own_words and not self.operands:
+            if attached:
+                self._wrong(f"qsub takes the word after -C{attached} for the prefix: write -C {attached} apart")
+            else:
+                self.prefix = value
 
     def _wrong(self, text: str) -> None:
         if self.problem is None:

@@ -4,45 +4,112 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, Optional
+from typing import NamedTuple, NoReturn, Optional
 
 from vmgr.errors import Code, VTorqueError
 
 _DEFAULTS = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores, and that a program of its own must not inherit as ignored."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def spawn(argv: list[str], *, stdin: Optional[str] = None, stdout: Optional[int] = None) -> int:
-    """Start `argv` and give its process id. `stdin` is a path, `stdout` a descriptor; otherwise they are ours."""
+def restore_locale() -> None:
+    """Take back what Python set in the environment, or what it changed there, before any of it could run (PEP 538).
+
+    A job would inherit it from `qsub -V`. The kernel keeps the environment with which the process began.
+    """
+    if "LC_CTYPE" not in os.environ:
+        return
+    try:
+        with open("/proc/self/environ", "rb") as stream:
+            found = [item for item in stream.read().split(b"\0") if item.startswith(b"LC_CTYPE=")]
+    except OSError:
+        return
+    if found:
+        os.environb[b"LC_CTYPE"] = found[-1].partition(b"=")[2]
+    else:
+        del os.environ["LC_CTYPE"]
+
+
+def spawn(
+    argv: list[str], *, stdin: Optional[str] = None, stdout: Optional[int] = None, mask: Optional[Iterable[int]] = None
+) -> int:
+    """Start `argv` and give its process id. `stdin` is a path, `stdout` a descriptor, `mask` its blocked signals.
+
+    What is not given is ours.
+    """
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
     if stdin is not None:
         actions.append((os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0))
     if stdout is not None:
         actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
-    return os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=_DEFAULTS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if mask is None else mask
+    return os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigmask=blocked, setsigdef=_DEFAULTS)
 
 
-def run_captured(argv: list[str]) -> tuple[int, bytes]:
-    """Run `argv` to its end; gives its exit status (128 + n for signal n) and what it wrote to standard output."""
+class Ended(NamedTuple):
+    """How a program ended: its exit status, what it wrote to standard output, and whether a signal to us ended it."""
+
+    status: int
+    output: bytes
+    interrupted: bool
+
+
+def run_captured(argv: list[str]) -> Ended:
+    """Run `argv` to its end; the exit status is 128 + n for signal n.
+
+    A signal that ends us ends it too; what it said until then is told, for it may have done its work. From its end on
+    INT, TERM and HUP are held back, so that what follows from it is done: until `let_signals_in`. Raises OSError.
+    """
     reading, writing = os.pipe()
+    parts: list[bytes] = []
+    interrupted = False
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
-        child = spawn(argv, stdout=writing)
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    parts = []
-    with os.fdopen(reading, "rb", buffering=0) as stream:
         try:
-            while part := stream.read(65536):
-                parts.append(part)
+            child = spawn(argv, stdout=writing, mask=held)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            raise
+        finally:
+            os.close(writing)
+        try:
+            _read_all(reading, parts, held)
+        except KeyboardInterrupt:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            interrupted = True
+            os.kill(child, signal.SIGTERM)
+            _read_all(reading, parts)
         except BaseException:
             end_child(child)
             raise
-    return wait_status(child), b"".join(parts)
+        return Ended(wait_status(child), b"".join(parts), interrupted)
+    finally:
+        os.close(reading)
+
+
+def let_signals_in() -> None:
+    """End what `run_captured` began: signals that came meanwhile have their effect now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def _read_all(descriptor: int, parts: list[bytes], held: Optional[Iterable[int]] = None) -> None:
+    """Read to the end. Signals are blocked, but while it waits, when the mask is `held`: what was read is not lost."""
+    import select
+
+    ready = select.poll()
+    ready.register(descriptor, select.POLLIN)
+    while True:
+        if held is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            ready.poll()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        part = os.read(descriptor, 65536)
+        if not part:
+            return
+        parts.append(part)
 
 
 def wait_status(child: int) -> int:

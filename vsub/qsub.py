@@ -5,20 +5,42 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
-from vsub.process import run_captured
+from vsub.process import Ended, run_captured
 
 
 class Submitted(NamedTuple):
-    """What `qsub` gave: its exit status and its standard output, and the job directory of a job that it took."""
+    """A call of `qsub` (`argv`), how it ended, and the job directory of a guest job that it took.
 
-    status: int
-    output: bytes
-    directory: Optional[str]
+    `taken` says whether the batch system has the job: a signal may come when it has.
+    """
+
+    argv: list[str]
+    ended: Ended
+    guest: bool
+    directory: Optional[str] = None
+    silent: bool = False
+
+    @property
+    def taken(self) -> bool:
+        return is_taken(self.ended)
+
+    @property
+    def output(self) -> bytes:
+        """What is to be printed: nothing where the user wants no id."""
+        return b"" if self.silent else self.ended.output
 
 
-def run_qsub(argv: list[str]) -> tuple[int, bytes]:
-    """Run `qsub`; gives its exit status and standard output. Raises VTorqueError (VT-ENGINE) if it cannot start."""
+def is_taken(ended: Ended) -> bool:
+    """Whether `qsub` gave the job to the batch system."""
+    return ended.status == 0 or (ended.interrupted and bool(ended.output.split()))
+
+
+def run_qsub(argv: list[str]) -> Ended:
+    """Run `qsub`. Raises VTorqueError (VT-ENGINE) if it cannot start, KeyboardInterrupt if a signal came in time."""
     try:
-        return run_captured(argv)
+        ended = run_captured(argv)
     except (OSError, ValueError) as err:
         raise VTorqueError(f"cannot run {argv[0]}: {err}", code=Code.ENGINE) from err
+    if ended.interrupted and not is_taken(ended):
+        raise KeyboardInterrupt
+    return ended

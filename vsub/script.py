@@ -27,16 +27,19 @@ def read_script(path: str) -> Script:
     return Script(data, path, path.rsplit("/", 1)[-1], False)
 
 
-def read_standard_input() -> Script:
-    """The script on standard input, byte for byte. Raises VTorqueError (VT-SCRIPT) when it is too large."""
-    return Script(_read_all(0, "standard input"), "standard input", "STDIN", True)
+def read_standard_input(*, bounded: bool = True) -> Script:
+    """The script on standard input, byte for byte. Raises VTorqueError (VT-SCRIPT) when it is too large.
+
+    One that goes to qsub as it is may have any size.
+    """
+    return Script(_read_all(0, "standard input", bounded=bounded), "standard input", "STDIN", True)
 
 
-def read_user_file(path: str, what: str) -> bytes:
-    """The bytes of a text file of the user's. Raises VTorqueError (VT-SCRIPT)."""
+def read_user_file(path: str, what: str, *, kind: str = "script") -> bytes:
+    """The bytes of a text file of the user's, a script or another `kind`. Raises VTorqueError (VT-SCRIPT)."""
     data = _read_file(path, what)
-    check_text(data, f"the {what} {path!r}")
-    return data
+    check_text(data, f"the {what} {path!r}", kind)
+    return data.replace(b"\r\n", b"\n")
 
 
 def _read_file(path: str, what: str) -> bytes:
@@ -54,19 +57,29 @@ def _read_file(path: str, what: str) -> bytes:
         os.close(descriptor)
 
 
-def check_text(data: bytes, what: str) -> None:
+def as_job_script(script: Script) -> tuple[Script, tuple[str, ...]]:
+    """The script as the job runs it, with Unix line ends, and what is to be said of that.
+
+    Of standard input qsub turns DOS line ends itself; a file with them it refuses. Raises VTorqueError (VT-SCRIPT).
+    """
+    what = "the job script" if script.from_stdin else f"the job script {script.name!r}"
+    check_text(script.data, what)
+    if b"\r\n" not in script.data:
+        return script, ()
+    turned = script._replace(data=script.data.replace(b"\r\n", b"\n"))
+    return turned, () if script.from_stdin else (f"{what} has DOS line ends; the job gets it with Unix line ends",)
+
+
+def check_text(data: bytes, what: str, wanted: str = "script") -> None:
     """Refuse what no shell can read. Raises VTorqueError (VT-SCRIPT)."""
     head = data[:_HEAD]
     if b"\0" in head:
         kind = "a program" if head.startswith(b"\x7fELF") else "binary"
-        raise VTorqueError(f"{what} is {kind}, not a script", code=Code.SCRIPT, hint="start it from a shell script")
-    if b"\r\n" in data:
-        raise VTorqueError(
-            f"{what} has DOS/Windows line ends", code=Code.SCRIPT, hint="convert it, for instance by dos2unix"
-        )
+        hint = "start it from a shell script" if wanted == "script" else None
+        raise VTorqueError(f"{what} is {kind}, not a {wanted}", code=Code.SCRIPT, hint=hint)
 
 
-def _read_all(descriptor: int, what: str) -> bytes:
+def _read_all(descriptor: int, what: str, *, bounded: bool = True) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -78,5 +91,5 @@ def _read_all(descriptor: int, what: str) -> bytes:
             return b"".join(parts)
         parts.append(part)
         size += len(part)
-        if size > MAX_SCRIPT_BYTES:
+        if bounded and size > MAX_SCRIPT_BYTES:
             raise VTorqueError(f"{what} is larger than {MAX_SCRIPT_BYTES >> 20} MiB", code=Code.SCRIPT)

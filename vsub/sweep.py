@@ -29,8 +29,8 @@ A_FEW = 3
 AT_MOST_S = 2.0
 """Time that the batch system gets for all answers."""
 
-_RUID = re.compile(r"[0-9a-z]{8,32}")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]-]{0,255}")
+_RUID = r"[0-9a-z]{8,32}"
+_ID = r"[A-Za-z0-9][A-Za-z0-9._\[\]-]{0,255}"
 
 
 class Old(NamedTuple):
@@ -113,7 +113,7 @@ class _Batch:
 def old_directories(base: str) -> list[Old]:
     """Directories of earlier submissions that are old enough, the oldest first. Links are none."""
     with os.scandir(base) as entries:
-        found = [entry for entry in entries if _RUID.fullmatch(entry.name)]
+        found = [entry for entry in entries if re.fullmatch(_RUID, entry.name)]
     if len(found) > LOOK_AT:
         first = int.from_bytes(os.urandom(4), "big") % len(found)
         found = (found[first:] + found[:first])[:LOOK_AT]
@@ -141,4 +141,4 @@ def read_job_id(path: str) -> Optional[str]:
         text = os.read(file, 512).decode("ascii", "replace").strip()
     finally:
         os.close(file)
-    return text if _ID.fullmatch(text) else None
+    return text if re.fullmatch(_ID, text) else None

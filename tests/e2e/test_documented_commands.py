@@ -2,7 +2,8 @@
 
 In a fenced block of the language `console` a line that starts with `$ ` is a command of an ordinary user in their
 home, one that starts with `# ` is root's; other lines are sample output and are not compared. A command ends with 0,
-or with N where its line ends with the comment `# exits N`.
+or with N where its line ends with the comment `# exits N`. `vsub -I` is run on a terminal, where `exit` is typed at
+the prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from .conftest import PATIENCE_S, REPOSITORY, Site, User
+from .terminal import SHELL, terminal
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
@@ -32,7 +34,7 @@ ELSEWHERE = {
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _STATUS = re.compile(r"#\s*exits (\d+)\s*$")
-_JOB_ID = re.compile(r"^[0-9]+\.[A-Za-z0-9.-]+$", re.MULTILINE)
+_JOB_ID = re.compile(r"^[0-9]+(?:\[\])?\.[A-Za-z0-9.-]+$", re.MULTILINE)
 
 
 class Command(NamedTuple):
@@ -109,6 +111,12 @@ def test_commands_work(page: Path, site: Site, user: User) -> None:
 def run(command: Command, path: str, site: Site, user: User) -> subprocess.CompletedProcess[str]:
     text = placed(command.text, site)
     shell = ("/bin/bash", "-o", "pipefail", "-c", text)
+    if text.startswith("vsub -I"):
+        with terminal(user, *shell, path=path) as tty:
+            if " -x " not in text:
+                tty.expect(SHELL)
+                tty.type("exit\r")
+            return subprocess.CompletedProcess(shell, tty.end(), tty.seen, "")
     if not command.root:
         return user.run(*shell, env={"PATH": path, "USER": user.name, "LOGNAME": user.name})
     environment = {"PATH": f"{path}:/usr/sbin:/sbin", "HOME": "/root", "LANG": "C.UTF-8"}

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import socket
@@ -18,8 +19,10 @@ from typing import Any, Optional
 
 import jinja2
 import pycdlib
+from screen import Screen, set_size
 
 from vmgr.images.pool import Image
+from vmgr.node.cloudconfig import merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATES = REPOSITORY / "templates" / "guest"
@@ -70,6 +73,7 @@ class Setup:
     seed: bool = True
     absent_shares: bool = False
     by_cloud_init: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Path:
@@ -119,6 +123,9 @@ def make_seed(setup: Setup) -> Path:
         files[name] = _render(TEMPLATES / family / f"{name}.j2", setup)
         if setup.by_cloud_init:
             files[name] = files[name].replace("# vtorque: guest program only\n", "")
+    if setup.metadata:
+        user_data, stages = merge(files["user-data"].encode(), setup.metadata)
+        files["user-data"], files["vtorque/stages"] = user_data.decode(), "".join(f"{stage}\n" for stage in stages)
     path = setup.directory / "seed.iso"
     _write_iso(path, files)
     path.chmod(0o444)
@@ -364,6 +371,17 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def start_on_terminal(self, file: str, status: str) -> tuple[int, Screen]:
+        """Run the interactive job described by `file` on a terminal of 40 by 100; gives the pid of ssh."""
+        command = self.ssh_command(f"exec /run/vtorque/run -i {shlex.quote(file)} {shlex.quote(status)}")
+        command[command.index("-T")] = "-tt"
+        pid, fd = pty.fork()
+        if pid == 0:
+            set_size(0, 40, 100)
+            os.environ["TERM"] = "xterm"
+            os.execvp(command[0], [*command[:1], "-o", "EscapeChar=none", "-o", "LogLevel=ERROR", *command[1:]])
+        return pid, Screen(fd)
 
 
 def decode(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 
 import pytest
 from guestmachine import Machine, decode
@@ -52,6 +54,7 @@ def test_debian_boots_with_a_seed(setup_for: MakeSetup) -> None:
         made = setup.mounts[0].source / "made"
         assert (made.read_text(), made.stat().st_uid) == ("mine\n", user.uid)
         check_job(machine)
+        check_session(machine)
         machine.send("shutdown")
         assert decode(machine.wait_for("epilogue")["output"]) == "bye\n"
         assert machine.ended()
@@ -66,6 +69,53 @@ def test_debian_boots_by_cloud_init(setup_for: MakeSetup) -> None:
         name, uid, version, *stages = done.stdout.split()
         assert (name, uid, version) == ("guest-2", str(setup.user.uid), "1.0")
         assert stages == ["active", "inactive"]
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
+        assert machine.ended()
+
+
+METADATA = {
+    "bootcmd": ["echo early >/run/early"],
+    "write_files": [
+        {"path": "/etc/vt/one", "content": 'it\'s "one"\n', "permissions": "0640", "owner": "root:users"},
+        {"path": "/etc/vt/two", "content": "two\n", "defer": True},
+    ],
+    "runcmd": [["sh", "-c", "id -u >/run/who"], "ip -4 -o addr show scope global | wc -l >/run/addresses"],
+    "packages": [],
+    "timezone": "Europe/Berlin",
+}
+
+
+def test_cloud_config_of_the_users_own_has_taken_effect_before_the_job(setup_for: MakeSetup) -> None:
+    setup = setup_for(
+        "debian-12", vcpus=2, ram_mib=1024, metadata=METADATA, prologue="#!/bin/sh\ncat /run/early /run/who\n"
+    )
+    with Machine(setup) as machine:
+        machine.wait_for("ready")
+        assert [event["event"] for _, event in machine.events] == ["booted", "prologue", "ready"]
+        assert decode(machine.events[1][1]["output"]) == "early\n0\n"
+        done = machine.ssh(
+            "stat -c '%a %U %G' /etc/vt/one; cat /etc/vt/one /etc/vt/two /run/addresses; readlink /etc/localtime;"
+            " systemctl is-active cloud-init-local; systemctl --failed --no-legend --plain; id -u debian"
+        )
+        assert done.stdout.splitlines() == [
+            "640 root users", "it's \"one\"", "two", "1", "/usr/share/zoneinfo/Europe/Berlin", "active",
+        ]  # fmt: skip
+        check_job(machine)
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
+        assert machine.ended()
+
+
+def test_cloud_config_that_fails_ends_the_job_with_the_reason(setup_for: MakeSetup) -> None:
+    setup = setup_for("debian-12", vcpus=2, ram_mib=1024, metadata={"runcmd": ["echo on purpose", "exit 3"]})
+    with Machine(setup) as machine:
+        event = machine.next_event()
+        while event["event"] == "booted":
+            event = machine.next_event()
+        assert event["event"] == "failed"
+        reason = decode(event["reason"])
+        assert "the cloud-config of the job's own failed" in reason and "scripts-user" in reason.replace("_", "-")
         machine.send("shutdown")
         machine.wait_for("epilogue")
         assert machine.ended()
@@ -94,6 +144,26 @@ def check_job(machine: Machine) -> None:
     finally:
         job.kill()
         job.communicate()
+
+
+def check_session(machine: Machine) -> None:
+    """A login shell on a terminal, whose runner is dash here."""
+    home, where = machine.setup.mounts[0].source, machine.setup.user.home
+    (home / "run-3.sh").write_text(f"cd {where}\nVT_JOB_SHELL=/bin/bash VT_JOB_SCRIPT=\n")
+    pid, screen = machine.start_on_terminal(f"{where}/run-3.sh", f"{where}/status")
+    screen.expect(r"\$ ")
+    screen.type("stty size; tty\n")
+    screen.expect(r"40 100\r\n/dev/pts/\d\r\n")
+    screen.type("sleep 1234\n")
+    screen.expect(r"sleep 1234\r\n")
+    time.sleep(1)
+    screen.type("\x03")
+    screen.expect(r"\$ ")
+    screen.type("sleep 1235 & exit 7\n")
+    screen.rest()
+    screen.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and (home / "status").read_text() == "7\n"
+    assert machine.ssh("pgrep -u ada -f '[s]leep|[v]torque/run'; ls /tmp | grep vtorque").stdout == ""
 
 
 def test_debian_boots_from_its_own_disk(setup_for: MakeSetup) -> None:

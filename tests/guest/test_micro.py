@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from guestmachine import Machine, decode
 from guestsetup import MakeSetup, make_setup
+from screen import set_size
 
 pytestmark = pytest.mark.guest
 
@@ -207,6 +208,101 @@ def test_what_the_job_leaves_behind_ends_with_it(guest: Machine) -> None:
     assert done.returncode == 0
     assert time.monotonic() - started < 60
     assert guest.ssh("ps | grep '[s]leep 1234'").stdout == ""
+
+
+# on a terminal
+
+
+class Session:
+    """An interactive job in the guest, started by ssh."""
+
+    def __init__(self, guest: Machine, script: str = "", shell: str = "/bin/bash", settings: str = "") -> None:
+        self.guest = guest
+        file = put_job(guest, script, shell, settings if script else f"{settings}VT_JOB_SCRIPT=\n")
+        self.status = home(guest) / "status"
+        self.status.unlink(missing_ok=True)
+        self.pid, self.screen = guest.start_on_terminal(file, f"{guest.setup.user.home}/status")
+
+    def ended(self) -> tuple[int, str]:
+        """The exit status of ssh, the same in the status file, and what was still said."""
+        said = self.screen.rest()
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.screen.close()
+        assert self.status.read_text() == f"{status}\n"
+        self.nothing_is_left()
+        return status, said
+
+    def nothing_is_left(self) -> None:
+        left = "ps | grep -e '[s]leep 12' -e '[v]torque/run' -e 'pts/[0-9]'; ls -d /tmp/vtorque.*"
+        deadline = time.monotonic() + 40
+        while said := self.guest.ssh(left).stdout:
+            assert time.monotonic() < deadline, said
+            time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("shell", "prompt"), [("/bin/bash", r"bash-5\S*\$ "), ("/bin/sh", r"~ \$ "), ("/no/such/shell", r"~ \$ ")]
+)
+def test_a_login_shell_on_a_terminal(guest: Machine, shell: str, prompt: str) -> None:
+    session = Session(guest, shell=shell)
+    screen = session.screen
+    screen.expect(prompt)
+    screen.type("tty; stty size; umask; ulimit -n; echo $TERM $PBS_JOBID $DISTRO ${VT_JOB_SHELL-none}; pwd\n")
+    screen.expect(r"/dev/pts/\d+\r\n40 100\r\n0027\r\n512\r\nxterm 7\.server SLG none\r\n/home/ada\r\n")
+    set_size(screen.fd, 33, 111)
+    os.kill(session.pid, signal.SIGWINCH)
+    screen.type("sleep 1; stty size\n")
+    screen.expect(r"\n33 111\r\n")
+    screen.type("sleep 1234\n")
+    screen.expect(r"sleep 1234\r\n")
+    time.sleep(1)
+    screen.type("\x03")
+    screen.expect(prompt)
+    screen.type("sleep 1235\n")
+    screen.expect(r"sleep 1235\r\n")
+    time.sleep(1)
+    screen.type("\x1a")
+    screen.expect(r"Stopped[\s\S]*" + prompt)
+    screen.type("bg; sleep 1236 & trap '' HUP; setsid -w true; (trap '' HUP TERM; sleep 1237) & exit 7\n")
+    if shell == "/bin/bash":
+        screen.expect("logout")
+    assert session.ended()[0] == 7
+
+
+ON_TERMINAL = """#!/bin/sh
+test -t 0 && test -t 2 && echo $# "$2"
+trap 'echo int' INT
+sleep 1238
+sleep 1239 &
+kill -9 $$
+"""
+
+
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])
+def test_a_script_on_a_terminal(guest: Machine, shell: str) -> None:
+    session = Session(guest, ON_TERMINAL, shell, "VT_JOB_ARGUMENTS='1 \"a  b\"'\n")
+    session.screen.expect(r"2 a  b\r\n")
+    time.sleep(1)
+    session.screen.type("\x1a\x03")  # the first would leave it stopped for good
+    assert session.ended()[0] == 128 + 9
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_terminal_that_is_hung_up_ends_all(guest: Machine, how: signal.Signals) -> None:
+    session = Session(guest, "#!/bin/bash\ntrap '' HUP TERM INT\nsleep 1240 & echo up\nwhile :; do sleep 1241; done\n")
+    session.screen.expect("up")
+    os.kill(session.pid, how)
+    session.screen.rest()
+    os.waitpid(session.pid, 0)
+    session.screen.close()
+    session.nothing_is_left()
+    assert not session.status.exists()
+
+
+def test_an_interactive_job_whose_directory_is_not_there(guest: Machine) -> None:
+    session = Session(guest, settings="cd /nowhere || exit 1\n")
+    status, said = session.ended()
+    assert status in (1, 2) and "nowhere" in said
 
 
 def test_orders(guest: Machine) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import psutil
 import pytest
@@ -200,10 +200,18 @@ while True:
 """
 USERNET = "TCP[HOST_FORWARD]  19       127.0.0.1 38087       10.0.2.15    22     0     0\n"
 OWN = '[{"cpu-index": 0, "thread-id": os.getpid()}]'
+PINNED = [{0}]
 
 
 def launch(
-    base: Path, user: User, *, does: str = "", threads: str = OWN, usernet: str = USERNET, timeout_s: float = 5
+    base: Path,
+    user: User,
+    *,
+    does: str = "",
+    threads: str = OWN,
+    usernet: str = USERNET,
+    timeout_s: float = 5,
+    affinity: Optional[list[set[int]]] = PINNED,
 ) -> Any:
     """Start a fake and take it to running; gives its SSH port and CPUs. It is gone afterwards."""
     fake = base / "fake-qemu"
@@ -217,7 +225,7 @@ def launch(
         pids: list[int] = []
         guest, qmp = start(str(fake), PLAN, Files(seed, None, None), user, kvm_gid=None, started=pids.append)
         try:
-            await pin_and_run(guest, qmp, [0], timeout_s=timeout_s)
+            await pin_and_run(guest, qmp, affinity, timeout_s=timeout_s)
             return guest.ssh_port, os.sched_getaffinity(pids[0])
         finally:
             await guest.kill()
@@ -231,6 +239,13 @@ def launch(
 
 def test_a_hypervisor_is_pinned_before_it_runs(base: Path, user: User) -> None:
     assert launch(base, user) == (38087, {0})
+
+
+def test_a_hypervisor_that_is_not_pinned_runs_where_its_agent_may(base: Path, user: User) -> None:
+    mine = os.sched_getaffinity(0)
+    assert launch(base, user, affinity=None) == (38087, mine)
+    assert launch(base, user, affinity=[mine]) == (38087, mine)
+    assert launch(base, user, affinity=None, threads="[]") == (38087, mine), "nobody asks for the threads"
 
 
 def test_a_hypervisor_is_the_users_and_has_its_descriptors_only(base: Path, user: User) -> None:

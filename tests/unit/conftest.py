@@ -17,7 +17,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site with the image `micro` as its default; the current folder is in the user's home."""
     site = Site(tmp_path)
     monkeypatch.setattr(vsub.cli, "installation", lambda: site.install)
-    monkeypatch.setattr(vsub.cli, "account", lambda: Account("carol", os.geteuid(), str(site.home)))
+    monkeypatch.setattr(vsub.cli, "account", lambda: Account("carol", os.geteuid(), str(site.home), "users"))
     monkeypatch.chdir(site.work)
     monkeypatch.setenv("PWD", str(site.work))
     monkeypatch.delenv("PBS_DPREFIX", raising=False)

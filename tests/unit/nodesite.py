@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 import vmgr
 from vmgr.config import Config, load_config
 from vmgr.images.pool import Image
+from vmgr.jobspec import GuestGroup, Pinning, Spec
 from vmgr.node import process, record
 from vmgr.node.userio import User
 from vmgr.paths import Installation
@@ -77,7 +78,7 @@ def make_node(base: Path, **settings: dict[str, object]) -> Node:
 def an_image(directory: Path, *, virtual_size: int = 64 << 20) -> Image:
     """An image as the pool gives it."""
     return Image(
-        directory=directory, name="micro", revision=1, family="micro", distro="SLG", arch="x86_64", description="",
+        folder=str(directory), name="micro", revision=1, family="micro", distro="SLG", arch="x86_64", description="",
         created="2024-01-01T00:00:00Z", disk="disk.qcow2", disk_format="qcow2", virtual_size=virtual_size,
         kernel="vmlinuz", initrd="initrd", cmdline="console=ttyS0", min_ram_mib=128, features=("9p",), files={},
         packages=None, recipe_hash="",
@@ -90,6 +91,19 @@ def a_user(**fields: object) -> User:
         "groups": (("lab", 4713),),
     }  # fmt: skip
     return User(**{**values, **fields})  # type: ignore[arg-type]
+
+
+def a_spec(**fields: object) -> Spec:
+    """A specification as `vsub` writes it when nobody asks for anything."""
+    values: dict[str, object] = {
+        "ruid": "0123456789abcdef", "groups": (GuestGroup("micro", 1, 2, 512),), "asked": (), "distro": None,
+        "arch": None, "pinning": Pinning("auto", None), "fs_type": "overlay", "disk": None, "metadata": None,
+        "mounts": ("home",), "network": "user", "iocm": None, "vrdma": False, "unclot_mib": None,
+        "workdir": "/home/carol", "shell": None, "interactive": False, "array": None, "script": "a" * 64,
+        "arguments": "", "vm_prologue": None, "vm_epilogue": None,
+        "ssh_public_key": "ssh-ed25519 " + "A" * 68, "keep": False,
+    }  # fmt: skip
+    return Spec(**{**values, **fields})  # type: ignore[arg-type]
 
 
 def sleeper(seconds: int = 60) -> subprocess.Popen[bytes]:

@@ -12,10 +12,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmgr.config import Bounds, Config, compile_config, load_config, read_tree
+from vmgr.config import Config, compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
+from vmgr.fields import Items, Key, Named, OneOf
 from vmgr.paths import Installation
-from vmgr.schema import SCHEMA, Items, Key
+from vmgr.policy import Bounds, Policy, Subject
+from vmgr.schema import SCHEMA
 
 
 @pytest.fixture
@@ -30,19 +32,24 @@ def load(install: Installation, text: str) -> Config:
     return load_config(install)
 
 
+def general(config: Config) -> Policy:
+    """The policy of somebody for whom there is no override."""
+    return config.policy_for(Subject("nobody", None, None))
+
+
 def test_empty_file_is_all_defaults(install: Installation) -> None:
     config = load(install, "")
     assert config.engine == "torque"
     assert config.submit.without_vm == "guest"
-    assert config.policy.img.default is None
+    assert general(config).default("img") is None
     assert [mount.name for mount in config.mounts] == ["home", "opt-hpc"]
     assert config.origin("policy.ram.max") == "the built-in default"
 
 
 def test_values_and_their_origin(install: Installation) -> None:
     config = load(install, "# site\npolicy:\n  ram: {min: 256, max: 1.5G, default: 512M}\n  img:\n    default: micro\n")
-    assert config.policy.ram == Bounds(256, 1536, 512)
-    assert config.policy.img.default == "micro"
+    assert general(config).bounds("ram") == Bounds(256, 1536, 512)
+    assert general(config).default("img") == "micro"
     assert config.origin("policy.ram.max") == f"{install.config} line 3"
     assert config.origin("policy.img.default") == f"{install.config} line 5"
 
@@ -58,7 +65,7 @@ def test_values_and_their_origin(install: Installation) -> None:
             "policy:\n  ram: {max: 1G, default: 2G}\n",
             "line 2: policy.ram: min 128M, default 2G, max 1G are not in this",
         ),
-        ("policy: 3\n", "line 1: policy is '3': a mapping of img, vcpus"),
+        ("policy: 3\n", "line 1: policy is '3': a mapping of nodes, img, distro"),
         ("engine: local\nengine: torque\n", "line 2: engine stands a second time"),
         ("a: [\n", "line 2: not YAML"),
         ("a: &x 1\nb: *x\n", "aliases"),
@@ -70,8 +77,42 @@ def test_values_and_their_origin(install: Installation) -> None:
             "mounts:\n- {name: a, source: /a, target: /a}\n- {name: a, source: /b, target: /b}\n",
             "line 2: mounts[0].name is 'a': a is used twice",
         ),
-        ("policy: {img: {default: a, allowed: [b]}}\n", "a is not among the images allowed"),
+        (
+            "policy: {img: {default: a, allowed: [b]}}\n",
+            "line 1: policy.img.default is 'a': a is not among what is allowed: b",
+        ),
         ("paths: {spool: relative}\n", "paths.spool is 'relative'"),
+        (
+            "policy: {user_vm_hooks: false}\n",
+            "line 1: policy.user_vm_hooks is 'False': unknown key; allowed here: nodes,",
+        ),
+        ("policy: {nodes: {min: 3, max: 2}}\n", "line 1: policy.nodes: min 3 is above max 2"),
+        ("policy: {mounts: {allowed: [home, scratch]}}\n", "scratch is none of the shares home, opt-hpc"),
+        ("policy: {vcpu_pinning: {allowed: [auto], default: off}}\n", "off is not among what is allowed: auto"),
+        (
+            "policy: {vcpu_pinning: {default: file}}\n",
+            "policy.vcpu_pinning.default is 'file': one of auto, off is needed",
+        ),
+        ("policy: {users: 3}\n", "line 1: policy.users is '3': a mapping of names is needed"),
+        (
+            "policy:\n users:\n  carol: {cpus: {max: 1}}\n",
+            "line 3: policy.users.carol.cpus: unknown key; allowed here: nodes",
+        ),
+        (
+            "policy:\n queues:\n  long:\n   ram: {max: 64M}\n",
+            "line 4: policy.queues.long.ram: min 128M is above max 64M",
+        ),
+        (
+            "policy:\n groups:\n  users:\n   img: {allowed: [a], default: b}\n",
+            "line 4: policy.groups.users.img.default is 'b': b is not among what is allowed: a",
+        ),
+        ("submit: {qsub: {'a b': /x}}\n", "line 1: submit.qsub.a b is '/x': a host name"),
+        ("submit: {qsub: {login*: x}}\n", "line 1: submit.qsub.login* is 'x': an absolute path"),
+        ("submit: {disabled_hosts: login}\n", "line 1: submit.disabled_hosts is 'login': a list of host names"),
+        ("submit: {node_access: any}\n", "line 1: submit.node_access is 'any': one of uniqueuser, singlejob"),
+        ("components: {iocm: 1}\n", "line 1: components.iocm is '1': true or false is needed"),
+        ("resources: {host_cores: -1}\n", "line 1: resources.host_cores is '-1': a whole number from 0 to 1024"),
+        ("policy: {raise_requests: 1}\n", "line 1: policy.raise_requests is '1': true or false is needed"),
         ("a: \x01\n", "not YAML"),
     ],
 )
@@ -93,16 +134,16 @@ def test_compiled_copy(install: Installation) -> None:
     compiled = compile_config(install)
     path = install.config.with_name("vtorque.yaml.compiled")
     assert path.stat().st_mode & 0o777 == 0o644
-    assert load_config(install) == compiled
+    assert vars(load_config(install)) == vars(compiled)
     data = json.loads(path.read_text())
     data["tree"]["policy"]["vcpus"]["max"] = 8
     path.write_text(json.dumps(data))
-    assert load_config(install).policy.vcpus.max == 8  # shows that the copy is what is read
+    assert general(load_config(install)).bounds("vcpus").max == 8  # shows that the copy is what is read
     path.chmod(0o664)
-    assert load_config(install).policy.vcpus.max == 7
+    assert general(load_config(install)).bounds("vcpus").max == 7
     path.chmod(0o644)
     install.config.write_text("policy: {vcpus: {max: 9}}\n")
-    assert load_config(install).policy.vcpus.max == 9
+    assert general(load_config(install)).bounds("vcpus").max == 9
 
 
 @pytest.mark.root
@@ -125,9 +166,9 @@ def keys(section: dict[str, Any]) -> list[str]:
     found = []
     for word, kind in section.items():
         found.append(word)
-        if isinstance(kind, Items):
+        if isinstance(kind, (Items, Named)):
             found += keys(dict(kind.section))
-        elif not isinstance(kind, Key):
+        elif not isinstance(kind, (Key, OneOf)):
             found += keys(kind)
     return found
 
@@ -146,7 +187,7 @@ quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sc
 def read_or_refuse(install: Installation, data: bytes) -> None:
     install.config.write_bytes(data)
     try:
-        read_tree(install.config)
+        read_tree(install.config_file)
         load_config(install)
     except VTorqueError as err:
         assert err.code is Code.CONFIG and str(err).isprintable()

@@ -14,8 +14,9 @@ import pytest
 
 import vmgr
 from vmgr.errors import Code
+from vmgr.fields import Items
 from vmgr.request import KEYS
-from vmgr.schema import SCHEMA, Items
+from vmgr.schema import SCHEMA
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"

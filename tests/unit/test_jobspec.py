@@ -8,39 +8,39 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nodesite import a_spec
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import (
+    MAX_MEMBERS,
+    MAX_METADATA_DEPTH,
     MAX_SPEC_BYTES,
+    Disk,
     GuestGroup,
+    Iocm,
+    Pinning,
     Spec,
     dump_spec,
+    is_cpu_list,
+    members,
     parse_job_directory,
     parse_spec,
     spec_hash,
 )
 
 KEY = "ssh-ed25519 " + "A" * 68
-SPEC = Spec(
-    ruid="0123456789abcdef",
-    groups=(GuestGroup("micro", 1, 2, 512),),
-    asked=("vcpus",),
-    distro=None,
-    mounts=("home",),
-    network="user",
-    workdir="/home/carol",
-    shell=None,
-    script="a" * 64,
-    vm_prologue=None,
-    vm_epilogue=None,
-    ssh_public_key=KEY,
-    keep=False,
-)
+SPEC = a_spec(asked=("vcpus",))
 
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 paths = st.text(st.characters(blacklist_characters="\0"), max_size=40).map(lambda text: "/" + text)
 words = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
 counts = st.integers(1, 2**31)
+cpu_lists = st.from_regex(r"\A[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}){0,3}\Z").filter(is_cpu_list)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
 specs = st.builds(
     Spec,
     ruid=st.from_regex(r"\A[0-9a-z]{8,32}\Z"),
@@ -51,11 +51,27 @@ specs = st.builds(
     ).map(tuple),
     asked=st.lists(words, max_size=5).map(tuple),
     distro=st.none() | words,
+    arch=st.none() | words,
+    pinning=st.builds(Pinning, st.sampled_from(["auto", "off"]), st.none())
+    | st.lists(st.lists(cpu_lists, min_size=1, max_size=3).map(tuple), min_size=1, max_size=2).map(
+        lambda cpus: Pinning("map", tuple(cpus))
+    ),
+    fs_type=st.sampled_from(["overlay", "sharedfs", "ramdisk"]),
+    disk=st.none()
+    | counts.map(lambda size: Disk(None, size))
+    | st.text(st.characters(blacklist_characters="\0"), min_size=1).map(lambda image: Disk(image, None)),
+    metadata=st.none() | st.dictionaries(st.from_regex(r"\A[a-z][a-z0-9_-]{0,8}\Z"), plain, max_size=3),
     mounts=st.lists(words, max_size=5).map(tuple),
-    network=st.just("user"),
+    network=st.sampled_from(["user", "bridge", "job"]),
+    iocm=st.none() | st.tuples(st.integers(0, 9), st.integers(9, 99)).map(lambda cores: Iocm(*cores)),
+    vrdma=st.booleans(),
+    unclot_mib=st.none() | counts,
     workdir=paths,
     shell=st.none() | paths,
+    interactive=st.booleans(),
+    array=st.none() | st.from_regex(r"\A[0-9]{1,7}(,0-[0-9]{1,4})?(,[0-9]{1,7}){0,3}\Z"),
     script=hashes,
+    arguments=st.text(st.characters(blacklist_characters="\0\n", blacklist_categories=("Cs",)), max_size=40),
     vm_prologue=st.none() | hashes,
     vm_epilogue=st.none() | hashes,
     ssh_public_key=st.just(KEY),
@@ -81,7 +97,8 @@ def changed(**values: Any) -> bytes:
 @pytest.mark.parametrize(
     "values",
     [
-        {"version": 2},
+        {"version": 1},
+        {"version": 3},
         {"version": True},
         {"more": 1},
         {"groups": []},
@@ -93,7 +110,47 @@ def changed(**values: Any) -> bytes:
         {"ruid": "../../../etc"},
         {"ruid": "0123456789abcdef\n"},
         {"distro": "a b"},
-        {"network": "bridge"},
+        {"network": "tap"},
+        {"network": "User"},
+        {"fs_type": "9p"},
+        {"fs_type": None},
+        {"arch": "x86 64"},
+        {"pinning": None},
+        {"pinning": {"mode": "auto", "cpus": [["0"]]}},
+        {"pinning": {"mode": "map", "cpus": None}},
+        {"pinning": {"mode": "map", "cpus": [[]]}},
+        {"pinning": {"mode": "map", "cpus": ["0"]}},
+        {"pinning": {"mode": "map", "cpus": [["a"]]}},
+        {"pinning": {"mode": "map", "cpus": [["-1"]]}},
+        {"pinning": {"mode": "map", "cpus": [["0,"]]}},
+        {"pinning": {"mode": "map", "cpus": [["999999"]]}},
+        {"pinning": {"mode": "off", "cpus": None, "more": 1}},
+        {"disk": {"image": None, "size_mib": None}},
+        {"disk": {"image": "a", "size_mib": 1}},
+        {"disk": {"image": "a\0", "size_mib": None}},
+        {"disk": {"image": None, "size_mib": 0}},
+        {"iocm": {"min_cores": 2, "max_cores": 1}},
+        {"iocm": {"min_cores": -1, "max_cores": 1}},
+        {"vrdma": "yes"},
+        {"unclot_mib": 0},
+        {"metadata": []},
+        {"metadata": {"Write": 1}},
+        {"metadata": {"a b": 1}},
+        {"metadata": {"a": {"b": float("inf")}}},
+        {"interactive": None},
+        {"script": None},
+        {"array": ""},
+        {"array": "1-"},
+        {"array": "1,,2"},
+        {"array": "a"},
+        {"array": "1\n"},
+        {"array": "3-1"},
+        {"array": "0-9999999"},
+        {"arguments": None},
+        {"arguments": "a\nb"},
+        {"arguments": "a\0"},
+        {"arguments": "a\ud800b"},
+        {"arguments": "a" * 5000},
         {"network": ["user"]},
         {"workdir": "relative"},
         {"workdir": "/a\0b"},
@@ -109,6 +166,34 @@ def test_illegal_values(values: dict[str, Any]) -> None:
     with pytest.raises(VTorqueError) as caught:
         read(changed(**values))
     assert caught.value.code is Code.SPEC
+
+
+def test_an_interactive_job_needs_no_script() -> None:
+    assert read(changed(script=None, interactive=True)).script is None
+
+
+def nested(depth: int) -> Any:
+    return {"a": nested(depth - 1)} if depth else 1
+
+
+def test_metadata_is_nested_so_far_and_no_further() -> None:
+    assert read(changed(metadata=nested(MAX_METADATA_DEPTH))).metadata == nested(MAX_METADATA_DEPTH)
+    with pytest.raises(VTorqueError):
+        read(changed(metadata=nested(MAX_METADATA_DEPTH + 1)))
+
+
+@pytest.mark.parametrize(
+    ("array", "indexes"),
+    [("0", {0}), ("0,3,7-9", {0, 3, 7, 8, 9}), ("5-5", {5}), ("1-3,2-4", {1, 2, 3, 4}), ("007", {7})],
+)
+def test_members_of_an_array(array: str, indexes: set[int]) -> None:
+    assert members(array) == indexes
+
+
+@pytest.mark.parametrize("array", ["3-1", f"0-{MAX_MEMBERS}", f"0-{MAX_MEMBERS // 2},{MAX_MEMBERS}-{MAX_MEMBERS * 2}"])
+def test_arrays_without_an_end(array: str) -> None:
+    with pytest.raises(ValueError):
+        members(array)
 
 
 def test_altered_and_large() -> None:

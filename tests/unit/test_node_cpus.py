@@ -18,11 +18,17 @@ from hypothesis import strategies as st
 from nodesite import FUZZ, Node, an_image, make_node, plain_qcow2, short_folder
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import Pinning
 from vmgr.node import cpus, record
-from vmgr.node.cpus import plan_cpus, reserve, usable_cpus
+from vmgr.node.cpus import map_cpus, plan_cpus, reserve, show_cpus, usable_cpus
 from vmgr.node.stage import create_overlay, reserve_overlay
 
 TWO = {0: {0, 1, 2, 3}, 1: {4, 5, 6, 7}}
+AUTO, OFF = Pinning("auto", None), Pinning("off", None)
+
+
+def mapped(*listed: str) -> Pinning:
+    return Pinning("map", (listed,))
 
 
 @pytest.fixture
@@ -109,13 +115,13 @@ def test_the_cpus_of_this_node() -> None:
 def test_two_attempts_get_cpus_of_their_own(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "usable_cpus", lambda: {0: {0, 1, 2}})
     (first, lock), (second, other) = attempt(node, "12.host"), attempt(node, "13.host")
-    assert reserve(node.config, first, 2) == [0, 1]
-    assert reserve(node.config, second, 1) == [2]
+    assert reserve(node.config, first, AUTO, 2) == [{0}, {1}]
+    assert reserve(node.config, second, AUTO, 1) == [{2}]
     third, last = attempt(node, "14.host")
     with pytest.raises(VTorqueError, match="0 of 3 CPUs"):
-        reserve(node.config, third, 1)
+        reserve(node.config, third, AUTO, 1)
     os.close(lock)  # the first one's agent dies
-    assert reserve(node.config, third, 2) == [0, 1]
+    assert reserve(node.config, third, AUTO, 2) == [{0}, {1}]
     for fd in (other, last):
         os.close(fd)
 
@@ -124,12 +130,89 @@ def test_attempts_at_once_share_nothing(node: Node, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cpus, "usable_cpus", lambda: {0: set(range(8))})
     held = [attempt(node, f"{n}.host") for n in range(8)]
     chosen: list[int] = []
-    threads = [threading.Thread(target=lambda p=place: chosen.extend(reserve(node.config, p, 1))) for place, _ in held]
+
+    def take(place: record.Place) -> None:
+        chosen.extend(cpu for cpus_ in reserve(node.config, place, AUTO, 1) or [] for cpu in cpus_)
+
+    threads = [threading.Thread(target=take, args=(place,)) for place, _ in held]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(chosen) == list(range(8))
+    for _, lock in held:
+        os.close(lock)
+
+
+# a mapping of the user's own, and none
+
+
+@pytest.mark.parametrize(
+    ("listed", "cpus_"),
+    [
+        (["0"], [{0}]),
+        (["4-5,8", "0", "8,4"], [{4, 5, 8}, {0}, {4, 8}]),
+        (["0-8"], [{0, 1, 2, 3, 4, 5, 8}]),
+        (["5-5,05"], [{5}]),
+    ],
+)
+def test_a_mapping_is_met_exactly(listed: list[str], cpus_: list[set[int]]) -> None:
+    usable = {0, 1, 2, 3, 4, 5, 8} | ({6, 7} if "0-8" in listed else set())
+    expected = [{*range(9)}] if "0-8" in listed else cpus_
+    assert map_cpus(listed, usable, Counter(), overcommit=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        (["0", "4"], "vCPU 1 cannot be bound to the CPUs 4; guests may use 0-2,8 of this node"),
+        (["1-3"], "vCPU 0 cannot be bound to the CPUs 1-3, of which 3 may not be; guests may use 0-2,8 of this node"),
+        (["2-1"], "vCPU 0 cannot be bound to the CPUs 2-1; "),
+        (["0-99999,0-99999"], "vCPU 0 cannot be bound to the CPUs 0-99999,0-99999; "),
+    ],
+)
+def test_a_mapping_to_what_may_not_be_used_is_refused(listed: list[str], said: str) -> None:
+    for overcommit in (False, True):
+        with pytest.raises(VTorqueError) as caught:
+            map_cpus(listed, {0, 1, 2, 8}, Counter(), overcommit=overcommit)
+        assert caught.value.code is Code.NODE and said in str(caught.value)
+
+
+def test_a_mapping_to_what_another_guest_has_is_refused_unless_the_site_allows_it() -> None:
+    used = Counter({1: 1, 2: 1})
+    with pytest.raises(VTorqueError, match="vCPU 1 cannot be bound to the CPUs 0-2: 1-2 in use by another") as caught:
+        map_cpus(["0", "0-2"], {0, 1, 2, 3}, used, overcommit=False)
+    assert caught.value.code is Code.NODE and "overcommit_cpus" in str(caught.value)
+    assert map_cpus(["0", "0-2"], {0, 1, 2, 3}, used, overcommit=True) == [{0}, {0, 1, 2}]
+
+
+@FUZZ
+@given(st.sets(st.integers(0, 70)), st.sets(st.integers(0, 70), min_size=1))
+def test_lists_of_cpus_are_read_as_they_are_shown(cpus_: set[int], usable: set[int]) -> None:
+    text = show_cpus(cpus_)
+    if not cpus_:
+        assert text == "none"
+    elif cpus_ <= usable:
+        assert map_cpus([text], usable, Counter(), overcommit=False) == [cpus_]
+    else:
+        with pytest.raises(VTorqueError):
+            map_cpus([text], usable, Counter(), overcommit=True)
+
+
+def test_mapped_cpus_are_reserved_and_a_floating_guest_reserves_none(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: {0: {0, 1}, 1: {2, 3}})
+    held = [attempt(node, f"{n}.host") for n in range(4)]
+    (first, _), (second, _), (third, _), (fourth, _) = held
+    assert reserve(node.config, first, OFF, 4) is None
+    assert reserve(node.config, second, mapped("1-2", "1"), 2) == [{1, 2}, {1}]
+    assert reserve(node.config, third, AUTO, 2) == [{0}, {3}]
+    for pinning in (mapped("2"), mapped("3"), AUTO):
+        with pytest.raises(VTorqueError):
+            reserve(node.config, fourth, pinning, 1)
+    assert reserve(node.config, fourth, OFF, 1) is None
+    assert [step for step in record.steps(fourth) if step.get("do") == "cpus"] == []
     for _, lock in held:
         os.close(lock)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nodesite import FUZZ
 
 from vmgr.jobspec import SpecPath
-from vmgr.node.hookargs import guest_job, parse_epilogue, parse_prologue, place_name
+from vmgr.node.hookargs import guest_job, member_index, parse_epilogue, parse_prologue, place_name
 
 SHA = "0123456789abcdef" * 4
 DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
@@ -28,12 +28,12 @@ EPILOGUE = [
 
 def test_a_real_prologue() -> None:
     call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "1"})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 1)
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 1, "batch")
 
 
 def test_a_real_epilogue() -> None:
     call = parse_epilogue(EPILOGUE, {})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 0)
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 0, "batch")
 
 
 @pytest.mark.parametrize("job_id", ["63-1.head", "63[].head", "63[7].head", "1.a", "12345678901234567890.head-1.x"])
@@ -60,6 +60,34 @@ def test_what_is_no_job_id(job_id: str) -> None:
 def test_what_is_no_user(user: str) -> None:
     with pytest.raises(ValueError, match="no user name"):
         parse_prologue([PROLOGUE[0], user, *PROLOGUE[2:]], {})
+
+
+@pytest.mark.parametrize(
+    ("queue", "known"),
+    [("", None), ("fast", "fast"), ("long-1_x.y", "long-1_x.y"), ("q" * 64, "q" * 64), ("batch@head", "batch@head")],
+)
+def test_queues(queue: str, known: Optional[str]) -> None:
+    assert parse_prologue([*PROLOGUE[:5], queue, *PROLOGUE[6:]], {}).queue == known
+    assert parse_epilogue([*EPILOGUE[:7], queue, *EPILOGUE[8:]], {}).queue == known
+    assert parse_prologue(PROLOGUE[:5], {}).queue is None and parse_epilogue(EPILOGUE[:7], {}).queue is None
+
+
+@pytest.mark.parametrize("queue", ["a b", "-x", "../x", "a/b", "q" * 65, "fast\n", "\0", "qu\u00e9", "\udcff"])
+def test_what_is_no_queue_starts_nothing_but_ends_what_there_is(queue: str) -> None:
+    with pytest.raises(ValueError, match="no queue"):
+        parse_prologue([*PROLOGUE[:5], queue, *PROLOGUE[6:]], {})
+    assert parse_epilogue([*EPILOGUE[:7], queue, *EPILOGUE[8:]], {}).queue is None
+
+
+@pytest.mark.parametrize(
+    ("job_id", "index"),
+    [
+        ("63.head", None), ("63[7].head", 7), ("63[0].head", 0), ("63-12.head", 12), ("63[].head", None), ("", None),
+        ("63[12345678901].head", None), ("63[7]", None), ("x[7].head", None), ("63.head[7].x", None),
+    ],
+)  # fmt: skip
+def test_members_of_job_arrays(job_id: str, index: Optional[int]) -> None:
+    assert member_index(job_id) == index
 
 
 @pytest.mark.parametrize("count", range(5))
@@ -134,6 +162,7 @@ def test_arbitrary_arguments_end_in_a_call_or_a_value_error(argv: list[str], env
             continue
         assert "/" not in call.job_id and ".." not in call.job_id
         assert call.node_index >= 0
+        assert call.queue is None or (0 < len(call.queue) <= 64 and call.queue.isascii() and "/" not in call.queue)
 
 
 @FUZZ

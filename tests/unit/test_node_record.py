@@ -458,3 +458,30 @@ while not Path(sys.argv[1]).exists():
         stop.touch()
         errors = [janitor.communicate()[1] for janitor in janitors]
     assert errors == [b""] * 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("5[1].host", "5[2].host"),
+        ("5[1].host", "5[11].host"),
+        ("5[1].host", "5-1.host"),
+        (f"5[1].{'h' * 99}", f"5[2].{'h' * 99}"),
+    ],
+)
+def test_members_of_an_array_are_jobs_of_their_own(first: str, second: str, node: Node) -> None:
+    paths = node.config.paths
+    places = [record.new_place(paths, job_id) for job_id in (first, second)]
+    locks = [record.create(place, {**FACTS, "job_id": job_id}) for place, job_id in zip(places, (first, second))]
+    for (lock, listener), place, job_id in zip(locks, places, (first, second)):
+        listener.close()
+        os.close(lock)
+        assert record.places(paths, job_id) == [place] and record.begun(place)["job_id"] == job_id
+        assert record.newest_socket(paths, job_id) == place.socket and len(str(place.socket)) <= 107
+    record.bury(paths, first)
+    assert record.is_buried(paths, first, places[0]) and not record.is_buried(paths, second, places[1])
+    record.exhume(paths, first)
+    record.note_end(paths, second, places[1])
+    assert not record.take_end(paths, first) and record.take_end(paths, second)
+    assert undo(places[0]) == [] and record.places(paths) == [places[1]]
+    assert len(reap(node.config)) == 1 and node.left() == []

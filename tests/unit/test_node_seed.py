@@ -27,6 +27,7 @@ PLAN = SeedPlan(
     ssh_public_key="ssh-ed25519 AAAA",
     host_key="-----BEGIN-----\nabc\n-----END-----\n", host_key_pub="ssh-ed25519 BBBB vtorque", mounts=MOUNTS, vcpus=2,
     environment={"DISTRO": "SLG", "VTORQUE_JOBID": "12.host"},
+    metadata=None,
 )  # fmt: skip
 HOSTILE = [
     "it's", 'a "b" c', "a\nb", "{{ 7*7 }}", "{% raw %}", "%}", "#cloud-config", "a: b", "- x",

@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, in_session
 
-from vmgr.node.session import run_file
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.session import SSH_FAILED, GuestSession, run_file
 
 SHELLS = [shell for shell in (["dash"], ["bash", "--posix"]) if shutil.which(shell[0])]
 SHELLS_OWN_VARIABLES = {"PWD", "OLDPWD", "SHLVL", "_", "PBS_NODEFILE", "SHELL"}
@@ -142,7 +144,8 @@ def test_limits_arrive(shell: list[str], tmp_path: Path) -> None:
     code = """\
 import resource
 from pathlib import Path
-from vmgr.node.session import run_file
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.session import SSH_FAILED, GuestSession, run_file
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 512 * 1000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 31))
@@ -172,3 +175,47 @@ def test_a_limit_above_the_guests_stays_at_the_guests(tmp_path: Path) -> None:
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.stdout == "60\n1\n", done.stderr
+
+
+# what the runner is given beside that, and what is made of its end
+
+
+@FUZZ
+@given(
+    arguments=st.text(st.characters(blacklist_characters="\0\n", blacklist_categories=("Cs",)), max_size=60) | _VALUES
+)
+def test_any_arguments_arrive_exactly_and_are_no_more_than_a_line(tmp_path: Path, arguments: str) -> None:
+    arguments = arguments.replace("\n", " ")
+    session = GuestSession(tmp_path, "n1.1-2-3", "vn1-1", 22, "ssh-ed25519 AAAA x")
+    session._describe("A=1\n", tmp_path / "it's", arguments)
+    for shell in SHELLS:
+        said = read_by(shell, tmp_path / "run.n1.1-2-3", 'printf \'%s\\0\' "$A$VT_JOB_SCRIPT" "$VT_JOB_ARGUMENTS"')
+        assert said == b"1" + os.fsencode(tmp_path / "it's") + b"\0" + os.fsencode(arguments) + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("ssh", "file", "status"),
+    [
+        (0, None, 0), (7, "9\n", 7), (SSH_FAILED, "255\n", 255), (-9, "3\n", 3), (-15, "99999999999\n", 255),
+        (SSH_FAILED, None, None), (-9, None, None), (SSH_FAILED, "", None), (SSH_FAILED, "x\n", None),
+    ],
+)  # fmt: skip
+def test_the_runners_word_tells_a_job_from_a_broken_connection(
+    ssh: int, file: Optional[str], status: Optional[int], tmp_path: Path
+) -> None:
+    session = GuestSession(tmp_path, "t", "vn1-1", 22, "ssh-ed25519 AAAA x")
+    if file is not None:
+        (tmp_path / "ended.t").write_text(file)
+    if status is not None:
+        assert session._ended(ssh) == status
+        return
+    (tmp_path / "ssh.t").write_text("noise\nConnection reset by peer\n")
+    with pytest.raises(VTorqueError, match="vn1-1 failed or broke: Connection reset by peer") as caught:
+        session._ended(ssh)
+    assert caught.value.code is Code.CONNECT
+
+
+def test_nothing_that_two_sessions_write_has_the_same_name(tmp_path: Path) -> None:
+    for tag in ("n1.1.0-1-a", "n1.2.0-1-a", "n2.1.0-1-a"):
+        GuestSession(tmp_path, tag, "vn1-1", 22, "ssh-ed25519 AAAA x")._describe("", tmp_path / "script", "")
+    assert len(list(tmp_path.iterdir())) == 6

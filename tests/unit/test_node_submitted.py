@@ -7,6 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ
 
 from vmgr.errors import VTorqueError
 from vmgr.node import submitted
@@ -25,6 +28,38 @@ def script(tmp_path: Path) -> Path:
 def test_path_on_standard_input_as_torque_gives_it(script: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line.format(script).encode())))
     assert submitted.job_directory([]) == DIRECTORY
+
+
+@pytest.mark.parametrize("line", ["{} a 'b c' \"$HOME\"", "exec {} it's", "{} exec"])
+def test_arguments_behind_the_path(script: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line.format(script).encode())))
+    assert submitted.job_directory(["-l"]) == DIRECTORY
+
+
+@pytest.mark.parametrize("command", ["{}", "exec {}", "'{}'", " {} "])
+def test_command_of_an_interactive_job(script: Path, command: str) -> None:
+    assert submitted.job_directory(["-c", command.format(script)]) == DIRECTORY
+    assert submitted.job_directory(["-l", "-c", command.format(script)]) == DIRECTORY
+
+
+@pytest.mark.parametrize("argv", [["-c"], ["-c", ""], ["-c", "exec"], ["-c", "'"], ["-c", "\0"]])
+def test_commands_that_name_nothing(argv: list[str]) -> None:
+    try:
+        assert submitted.job_directory(argv) in ("", "'")
+    except VTorqueError:
+        pass
+
+
+@FUZZ
+@given(st.text(max_size=60), st.text(max_size=200))
+def test_anything_is_a_directory_or_refused(tmp_path: Path, command: str, content: str) -> None:
+    path = tmp_path / "job"
+    path.write_text(content, errors="surrogatepass")
+    for argv in (["-c", command], [command], ["-c", f"{path} {command}"], [str(path)]):
+        try:
+            assert isinstance(submitted.job_directory(argv), str)
+        except VTorqueError:
+            pass
 
 
 def test_path_or_directory_as_an_argument(script: Path, tmp_path: Path) -> None:

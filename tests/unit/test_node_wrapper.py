@@ -1,9 +1,10 @@
-"""The job wrapper where nothing of the node is needed: its event loop, faults of its own, taking its folder away."""
+"""The job wrapper where nothing of the node is needed: its event loop, faults of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
+import os
+import pty
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_a_real_job_wrapper_and_agent_wait_in_their_loop(tmp_path: Path) -> None
         job = wrapper.JobWrapper(config, "12.host", str(tmp_path))
         asyncio.get_running_loop().call_later(0.01, job._changed.set)
         await asyncio.wait_for(job._changed.wait(), 5)
-        call = agent.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, "0" * 64), 0)
+        call = agent.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, "0" * 64), 0, None)
         place = Place(tmp_path / "0000000000000001-1-abcdefgh", tmp_path / "s")
         attempt = agent.Agent(config, tmp_path, place, call, None)
         asyncio.get_running_loop().call_later(0.01, attempt.job_over.set)
@@ -45,7 +46,7 @@ def test_a_real_job_wrapper_and_agent_wait_in_their_loop(tmp_path: Path) -> None
 
 
 def test_a_fault_has_a_reason_and_a_status(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def full(self: object) -> int:
         raise OSError(122, "Disk quota exceeded", "/home/carol/x")
@@ -57,28 +58,35 @@ def test_a_fault_has_a_reason_and_a_status(
         return await wrapper.JobWrapper(config, "12.host", str(tmp_path)).run()
 
     assert asyncio.run(run()) == Code.INTERNAL.status
-    assert "VT-INTERNAL: " in (said := capsys.readouterr().err) and "Disk quota exceeded" in said
+    assert "VT-INTERNAL: " in (said := capfd.readouterr().err) and "Disk quota exceeded" in said
 
 
-def test_a_folder_that_is_written_to_while_it_is_removed_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "x" / "y"
-    folder.mkdir(parents=True)
-    removed, times = shutil.rmtree, []
-
-    def interrupted(path: Path, *, ignore_errors: bool) -> None:
-        removed(path, ignore_errors=ignore_errors)
-        times.append(1)
-        if len(times) == 1:
-            folder.mkdir(parents=True)
-            (folder / "status.node.json").write_text("{}")
-
-    monkeypatch.setattr(shutil, "rmtree", interrupted)
-    wrapper._remove(tmp_path / "x")
-    assert not (tmp_path / "x").exists() and len(times) == 2
+def test_a_terminal_that_has_been_hung_up_is_no_fault() -> None:
+    ours, theirs = pty.openpty()
+    kept = os.dup(2)
+    os.dup2(theirs, 2)
+    os.close(theirs)
+    os.close(ours)
+    try:
+        wrapper._say("nobody hears this")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
-def test_a_folder_that_cannot_be_removed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    monkeypatch.setattr(wrapper, "REMOVE_PAUSE_SECONDS", 0.0)
-    wrapper._remove(tmp_path)
-    assert tmp_path.exists()
+def test_a_result_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    config: Any = None
+
+    async def leave() -> None:
+        job = wrapper.JobWrapper(config, "12.host", f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}")
+        assert job._files is not None
+        monkeypatch.setattr(job._files, "leave", full)
+        job._leave(0, None)
+
+    asyncio.run(leave())
+    assert "cannot write the result: [Errno 122] Disk quota exceeded" in capfd.readouterr().err

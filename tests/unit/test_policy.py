@@ -1,102 +1,127 @@
-"""The site's policy, as vsub applies it and as root applies it again to a specification."""
+"""The policy that holds for one submission: the user's override, the group's, the queue's, the general value."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
-from test_jobspec import SPEC
-from vsubsite import Site
 
-from vmgr.config import Config, Mount, load_config
+from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import Pool
-from vmgr.jobspec import GuestGroup
-from vmgr.policy import check_group, check_spec, choose_image, guest_group, visible_in_guest
-from vmgr.request import Request, parse_vm
+from vmgr.paths import Installation
+from vmgr.policy import Bounds, Policy, Subject
+
+TEXT = """\
+policy:
+  vcpus: {max: 8, default: 2}
+  ram: {max: 4G}
+  img: {default: micro}
+  raise_requests: false
+  queues:
+    long:
+      vcpus: {max: 16, default: 4}
+      ram: {min: 1G}
+      raise_requests: true
+    a.b-c_d: {nodes: {max: 4}}
+  groups:
+    chem:
+      vcpus: {max: 32}
+      img: {allowed: [micro, debian-12]}
+  users:
+    carol:
+      vcpus: {min: 3}
+      ram: {max: 768M}
+    erin:
+      vcpus: {max: 1}
+"""
 
 
 @pytest.fixture
-def config(site: Site) -> Config:
-    return load_config(site.install)
+def config(tmp_path: Path) -> Config:
+    install = Installation(tmp_path)
+    install.config.parent.mkdir(parents=True)
+    install.config.write_text(TEXT)
+    return load_config(install)
 
 
-def request(text: str) -> Request:
-    found = parse_vm(text, "here")
-    assert found is not None
-    return found
-
-
-def test_defaults(config: Config) -> None:
-    assert guest_group({}, config) == GuestGroup("micro", 1, 1, 512)
-    assert guest_group(request("img=debian-12,vcpus=8,ram=4G"), config) == GuestGroup("debian-12", 1, 8, 4096)
+def policy(config: Config, user: str = "dave", group: str | None = "users", queue: str | None = None) -> Policy:
+    return config.policy_for(Subject(user, group, queue))
 
 
 @pytest.mark.parametrize(
-    ("fields", "text"),
+    ("subject", "vcpus", "ram", "raised"),
     [
-        ({"vcpus": 9}, "vcpus=9 (here) is above the maximum 8; 1 to 8 is allowed"),
-        ({"vcpus": 0}, "vcpus=0 (here) is below the minimum 1"),
-        ({"ram_mib": 127}, "ram=127M (here) is below the minimum 128M"),
-        ({"ram_mib": 4097}, "ram=4097M (here) is above the maximum 4G"),
-        ({"per_node": 2}, "vms_per_node=2 (here) is above the maximum 1"),
-        ({"image": "suse"}, "img=suse (here): unknown image"),
+        (("dave", "users", None), (1, 8, 2), (128, 4096, 512), False),
+        (("dave", None, "short"), (1, 8, 2), (128, 4096, 512), False),
+        (("dave", "users", "long"), (1, 16, 4), (1024, 4096, 1024), True),
+        (("dave", "chem", None), (1, 32, 2), (128, 4096, 512), False),
+        (("dave", "chem", "long"), (1, 32, 4), (1024, 4096, 1024), True),
+        (("carol", "chem", None), (3, 32, 3), (128, 768, 512), False),
+        (("erin", "users", None), (1, 1, 1), (128, 4096, 512), False),
+        (("erin", "chem", "long"), (1, 1, 1), (1024, 4096, 1024), True),
     ],
 )
-def test_root_refuses_the_same_in_a_specification(config: Config, fields: dict[str, Any], text: str) -> None:
-    group = GuestGroup("micro", 1, 2, 512)._replace(**fields)
+def test_the_most_specific_wins_leaf_by_leaf(
+    config: Config,
+    subject: tuple[str, str | None, str | None],
+    vcpus: tuple[int, ...],
+    ram: tuple[int, ...],
+    raised: bool,
+) -> None:
+    found = policy(config, *subject)
+    assert found.bounds("vcpus") == Bounds(*vcpus)
+    assert found.bounds("ram") == Bounds(*ram)
+    assert found.flag("raise_requests") is raised
+
+
+def test_two_overrides_that_leave_nothing(config: Config) -> None:
     with pytest.raises(VTorqueError) as caught:
-        check_spec(SPEC._replace(groups=(group,)), config, "here")
-    assert text in str(caught.value)
-
-
-def test_specification(config: Config) -> None:
-    assert check_spec(SPEC, config, "here").name == "micro"
-    for wrong, code in (
-        (SPEC._replace(groups=SPEC.groups * 2), Code.POLICY),
-        (SPEC._replace(mounts=("home", "secret")), Code.POLICY),
-        (SPEC._replace(distro="redhat"), Code.IMAGE),
-    ):
-        with pytest.raises(VTorqueError) as caught:
-            check_spec(wrong, config, "here")
-        assert caught.value.code is code
-
-
-def test_user_hooks_in_a_specification(site: Site) -> None:
-    site.configure("policy: {user_vm_hooks: false}\n")
-    with pytest.raises(VTorqueError, match="user_vm_hooks"):
-        check_spec(SPEC._replace(vm_epilogue="0" * 64), load_config(site.install), "here")
-
-
-def test_allowed_images(site: Site) -> None:
-    site.configure("policy: {img: {default: micro, allowed: [micro]}}\n")
-    with pytest.raises(VTorqueError, match=r"img=debian-12 is not allowed; allowed: micro \(.* line 3\)"):
-        check_group(GuestGroup("debian-12", 1, 1, 512), load_config(site.install), {})
-
-
-@pytest.mark.parametrize("distro", [None, "SLG", "slg", "micro", "MICRO"])
-def test_distro_asserts(config: Config, distro: str | None) -> None:
-    pool = Pool(config.images.pool)
-    assert choose_image(GuestGroup("micro", 1, 1, 512), distro, pool, config, {}).name == "micro"
+        policy(config, "carol", "users", "long").bounds("ram")
+    assert caught.value.code is Code.CONFIG
+    assert str(caught.value) == (
+        f"VT-CONFIG: policy.ram: min 1G ({config.source} line 9, policy.queues.long.ram.min) is above "
+        f"max 768M ({config.source} line 19, policy.users.carol.ram.max); two overrides exclude each other"
+    )
 
 
 @pytest.mark.parametrize(
-    ("path", "seen"),
+    ("subject", "key", "leaf", "origin"),
     [
-        ("/home/carol", True),
-        ("/home/carol/x", True),
-        ("/home/carolyn", False),
-        ("/home", False),
-        ("/", False),
-        ("/opt", False),
-        ("/opt-hpc", False),
-        ("/data/a", True),
+        (("dave", "users", None), "vcpus", "max", "{config} line 2"),
+        (("dave", "users", None), "vcpus", "min", "the built-in default"),
+        (("dave", "users", "long"), "vcpus", "max", "{config} line 8, policy.queues.long.vcpus.max"),
+        (("dave", "chem", "long"), "vcpus", "max", "{config} line 14, policy.groups.chem.vcpus.max"),
+        (("dave", "chem", "long"), "vcpus", "default", "{config} line 8, policy.queues.long.vcpus.default"),
+        (("carol", "chem", "long"), "vcpus", "min", "{config} line 18, policy.users.carol.vcpus.min"),
+        (("dave", "users", "long"), "raise_requests", None, "{config} line 10, policy.queues.long.raise_requests"),
+        (("dave", "users", "a.b-c_d"), "nodes", "max", "{config} line 11, policy.queues.a.b-c_d.nodes.max"),
     ],
 )
-def test_visible_in_guest(path: str, seen: bool) -> None:
-    mounts = (
-        Mount("home", "9p", "{home}", "{home}", False).for_home("/home/carol"),
-        Mount("opt", "9p", "/opt", "/opt-hpc", True),
-        Mount("data", "9p", "/data/", "/data/", False),
-    )
-    assert visible_in_guest(path, mounts) is seen
+def test_origin(
+    config: Config, subject: tuple[str, str | None, str | None], key: str, leaf: str | None, origin: str
+) -> None:
+    assert policy(config, *subject).origin(key, leaf) == origin.format(config=config.source)
+
+
+def test_other_leaves(config: Config) -> None:
+    general, chem = policy(config), policy(config, group="chem")
+    assert (general.default("img"), general.allowed("img")) == ("micro", None)
+    assert (chem.default("img"), chem.allowed("img")) == ("micro", ("micro", "debian-12"))
+    assert general.enabled("disk") is False and general.enabled("vm_prologue") is True
+    assert general.leaf("disk", "max") == 102400
+    assert policy(config, queue="a.b-c_d").bounds("nodes") == Bounds(1, 4, 1)
+
+
+def test_an_override_changes_nothing_for_others(config: Config) -> None:
+    before = policy(config).rows()
+    policy(config, "carol", "chem", "long").rows()
+    assert policy(config).rows() == before
+
+
+def test_rows(config: Config) -> None:
+    rows = {key: (value, origin) for key, value, origin in policy(config, "carol", "chem", "long").rows()}
+    assert rows["policy.ram.max"] == ("768M", f"{config.source} line 19, policy.users.carol.ram.max")
+    assert rows["policy.vcpus.default"] == (4, f"{config.source} line 8, policy.queues.long.vcpus.default")
+    assert rows["policy.disk.max"] == ("100G", "the built-in default")
+    assert rows["policy.grow_defaults"] == (True, "the built-in default")
+    assert not any(key.startswith(("policy.users", "policy.groups", "policy.queues")) for key in rows)

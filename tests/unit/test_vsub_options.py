@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from vmgr.errors import VTorqueError
 from vsub.asked import requested
+from vsub.attributes import read_attributes
 from vsub.directives import PREFIX, directive_lines, read_directives, split_words
-from vsub.honour import check_options, split_resources
+from vsub.honour import check_options
 from vsub.options import FLAGS, OWN, WITH_VALUE, Option, parse_line
+from vsub.resources import parse_list
 
 WORDS = st.lists(st.text(st.characters(blacklist_characters="\0"), max_size=12), max_size=8)
 SOURCE = "the command line"
@@ -47,7 +49,7 @@ def test_grammar(words: list[str], options: list[str], operands: list[str], vm: 
 
 
 def test_every_letter_of_torque() -> None:
-    assert sorted(WITH_VALUE) == sorted("AabCcDdeFiJjKkLlMmNoPpqrSTtuvWw")
+    assert sorted(WITH_VALUE) == sorted("-AabCcDdeFiJjKkLlMmNoPpqrSTtuvWw")
     assert sorted(FLAGS) == sorted("EfhInVXxz")
 
 
@@ -66,7 +68,7 @@ def test_any_words_are_read_or_refused(words: list[str]) -> None:
     if not line.vm and not line.own:
         assert list(line.rest) == words
     try:
-        check_options(line.options, "carol")
+        check_options(line.options, read_attributes(line.options), "carol", "users")
         requested(line.vm)
     except VTorqueError as err:
         assert str(err).isprintable()
@@ -111,12 +113,14 @@ def test_directive_words(text: str, words: list[str]) -> None:
         (b" : command\n#PBS -h\n", []),
         (b"true\n#PBS -h\n", []),
         (b"#PBS -l \\\na=1,\\\nb=2\n#PBS -h\n", [(1, " -l a=1,b=2"), (4, " -h")]),
-        (b"#PBS -l \\", [(1, " -l ")]),
+        (b"#PBS -l \\", [(1, " -l \\")]),
+        (b"#PBS -l \\\n", [(1, None)]),
+        (b"#PBS -l a=1,\\\n", [(1, None)]),
         (b"#PBS -h\r\n#PBS -V\r\n", [(1, " -h"), (2, " -V")]),
         (b"#PBS -N \xff\n", [(1, " -N \udcff")]),
     ],
 )
-def test_directive_lines(script: bytes, lines: list[tuple[int, str]]) -> None:
+def test_directive_lines(script: bytes, lines: list[tuple[int, str | None]]) -> None:
     assert list(directive_lines(script, PREFIX)) == lines
 
 
@@ -138,13 +142,31 @@ def test_quoted_words_survive_a_directive(words: list[str]) -> None:
     ("text", "items"),
     [
         ("nodes=1:ppn=2,mem=1gb", [("nodes", "1:ppn=2"), ("mem", "1gb")]),
-        ("software='a,b',x", [("software", "a,b"), ("x", "")]),
+        ("software='a,b',x=1", [("software", "a,b"), ("x", "1")]),
+        ('software="a,b",x=1', [("software", "a,b"), ("x", "1")]),
         ("a='open,b=1", [("a", "open,b=1")]),
-        ("", [("", "")]),
+        ("a=b'c,d'e,f=1", None),
+        ("a=x[1,2],b=3", [("a", "x[1,2]"), ("b", "3")]),
+        (" a = 1", [("a", "1")]),
+        ("a=1,a=2", [("a", "1"), ("a", "2")]),
+        ("\x1c=1,\xa0b=\xa0", [("\x1c", "1"), ("\xa0b", "\xa0")]),  # blanks to Python, not to C
+        ("a=,b=1", [("a", ""), ("b", "1")]),
+        ("", []),
+        ("a", None),
+        ("a,b=1", None),
+        ("=1", None),
+        (",a=1", None),
+        ("a=1,", None),
+        ("a=1,,b=2", None),
     ],
 )
-def test_resources(text: str, items: list[tuple[str, str]]) -> None:
-    assert list(split_resources(text)) == items
+def test_resources(text: str, items: list[tuple[str, str]] | None) -> None:
+    option = Option("l", text, SOURCE)
+    if items is None:
+        with pytest.raises(VTorqueError, match="illegal -l value"):
+            parse_list(option)
+    else:
+        assert [(item.name, item.value) for item in parse_list(option)] == items
 
 
 def test_off_and_more() -> None:
@@ -152,3 +174,22 @@ def test_off_and_more() -> None:
     assert requested((Option("vm", "off", SOURCE),)) is None
     with pytest.raises(VTorqueError, match="exclude each other"):
         requested((Option("vm", "img=a", SOURCE), Option("vm", "off", "job line 1")))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("umask=022", "umask", "022"),
+        (" depend = afterok:1,before:2 ", "depend", "afterok:1,before:2"),
+        ("x='a b',\"c\"", "x", "a b,c"),
+        ("ADVRES:a.1", "x", "ADVRES:a.1"),
+        ("two words=1", "x", "two words=1"),
+        ("=1", "x", "=1"),
+        ("a=", "a", ""),
+        ("a=\x1f", "a", "\x1f"),
+        ("a=b=c", "a", "b=c"),
+    ],
+)
+def test_attributes(text: str, name: str, value: str) -> None:
+    (attribute,) = read_attributes((Option("W", text, SOURCE),))
+    assert (attribute.name, attribute.value) == (name, value)

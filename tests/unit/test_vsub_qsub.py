@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+from typing import Any
 
 import pytest
 from vsubsite import Site
+
+from vsub import process
 
 PLAIN_SITE = ", without_vm: qsub"
 
@@ -94,12 +98,93 @@ def test_terminated_submission_leaves_nothing(site: Site) -> None:
     started = site.base / "started"
     os.mkfifo(started)
     site.qsub.write_text(f"#!/bin/sh\necho >{started}\nexec sleep 60\n")
-    with subprocess.Popen(site.command("job.sh"), cwd=site.work, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(site.command("job.sh"), cwd=site.work, stderr=subprocess.PIPE) as vsub:
         try:
             assert started.read_text() == "\n"  # returns when qsub runs
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 130
-            assert process.stderr is not None and process.stderr.read() == b"vsub: interrupted\n"
+            vsub.send_signal(signal.SIGTERM)
+            assert vsub.wait(10) == 130
+            assert vsub.stderr is not None and vsub.stderr.read() == b"vsub: interrupted\n"
         finally:
-            process.kill()
+            vsub.kill()
     assert site.left_in_home() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signal_as_soon_as_qsub_has_started(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    started: list[int] = []
+    spawn = process.spawn
+
+    def interrupted(argv: list[str], **how: Any) -> int:
+        started.append(spawn(argv, **how))
+        signal.raise_signal(number)  # to this thread: vsub has no other, a test runner may
+        return started[0]
+
+    monkeypatch.setattr(process, "spawn", interrupted)
+    with process.ending_by_exception():
+        ended = process.run_captured(["/bin/sleep", "60"])
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        process.let_signals_in()
+    assert ended == (128 + signal.SIGTERM, b"", True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+    process.let_signals_in()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+TOOK = {
+    "after its word": "#!/bin/sh\necho 77.host\necho >{started}\nexec sleep 60\n",
+    "not to be ended": "#!/bin/sh\ntrap '' TERM\necho >{started}\nsleep 1\necho 77.host\n",
+}
+
+
+@pytest.mark.parametrize("way", TOOK)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_job_that_was_taken_when_the_signal_came_is_not_lost(site: Site, number: signal.Signals, way: str) -> None:
+    site.script()
+    started = site.base / "started"
+    os.mkfifo(started)
+    site.qsub.write_text(TOOK[way].format(started=started))
+    with subprocess.Popen(
+        site.command("job.sh"), cwd=site.work, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as vsub:
+        assert started.read_text() == "\n"
+        vsub.send_signal(number)
+        out, err = vsub.communicate(timeout=20)
+    assert (vsub.returncode, out, err) == (130, b"77.host\n", b"vsub: interrupted; the job has been submitted\n")
+    assert site.spec and (site.directory.parent / "job_id").read_text() == "77.host\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
+def test_a_job_is_submitted_though_its_id_cannot_be_printed(site: Site, closed: str) -> None:
+    site.script()
+    command = shlex.join(site.command("job.sh"))
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], cwd=site.work, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.startswith("vsub: submitted: 12.host; it cannot be printed: ")
+
+
+def test_refusals_are_not_told_to_standard_output(site: Site) -> None:
+    site.script()
+    command = shlex.join(site.command("-vm", "vcpus=99", "job.sh"))
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], cwd=site.work, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_qsub_blocks_and_ignores_nothing_that_we_do() -> None:
+    ended = process.run_captured(["/bin/grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])
+    process.let_signals_in()
+    blocked, ignored = (int(line.split()[1], 16) for line in ended.output.splitlines())
+    assert (ended.status, ended.interrupted, blocked) == (0, False, 0)
+    assert not any(ignored >> (number - 1) & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT))
+
+
+@pytest.mark.parametrize("words", [["-vm", "off"], []])
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, None), ({"LC_CTYPE": "C"}, "C"), ({"LC_CTYPE": "C.UTF-8"}, "C.UTF-8"), ({"LC_ALL": "C"}, None)],
+)
+def test_environment_is_the_users(site: Site, words: list[str], given: dict[str, str], seen: str | None) -> None:
+    site.script()
+    site.qsub.write_text(f"#!/bin/sh\nprintf '%s' \"${{LC_CTYPE-none}}\" >{site.record}/locale\necho 12.host\n")
+    locale = {"PATH": os.environ["PATH"], "PWD": str(site.work), **given}
+    subprocess.run(site.command(*words, "job.sh"), cwd=site.work, env=locale, check=True, stdout=subprocess.DEVNULL)
+    assert (site.record / "locale").read_text() == (seen or "none")

@@ -12,6 +12,11 @@ from vsubsite import Outcome, Runner, Site
 
 CONFIG = "{config}"
 COMMAND = "the command line"
+KEYS = "off, " + ", ".join(f"{key}=VALUE" for key in (
+    "img", "distro", "arch", "vcpus", "ram", "vms_per_node", "vcpu_pinning", "fs_type", "disk", "vm_prologue",
+    "vm_epilogue", "metadata", "network", "mounts", "iocm", "iocm_min_cores", "iocm_max_cores", "vrdma", "unclot",
+    "unclot_shmem",
+))  # fmt: skip
 
 POLICY = [
     ("-vm vcpus=9 job.sh", f"vsub: VT-POLICY: vcpus=9 ({COMMAND}) is above the maximum 8; 1 to 8 is allowed ({CONFIG} line 3)"),
@@ -19,8 +24,8 @@ POLICY = [
     ("-vm ram=64M job.sh", f"vsub: VT-POLICY: ram=64M ({COMMAND}) is below the minimum 128M; 128M to 4G is allowed (the built-in default)"),
     ("-vm ram=5G job.sh", f"vsub: VT-POLICY: ram=5G ({COMMAND}) is above the maximum 4G; 128M to 4G is allowed ({CONFIG} line 3)"),
     ("-vm vms_per_node=2 job.sh", f"vsub: VT-POLICY: vms_per_node=2 ({COMMAND}) is above the maximum 1; 1 to 1 is allowed (the built-in default)"),
-    ("-vm cpus=2 job.sh", f"vsub: VT-KEY: unknown request in {COMMAND}: the key 'cpus'; allowed: off, img=VALUE, distro=VALUE, vcpus=VALUE, ram=VALUE, vms_per_node=VALUE, vm_prologue=VALUE, vm_epilogue=VALUE"),
-    ("-vm vcpus job.sh", f"vsub: VT-KEY: unknown request in {COMMAND}: 'vcpus'; allowed: off, img=VALUE, distro=VALUE, vcpus=VALUE, ram=VALUE, vms_per_node=VALUE, vm_prologue=VALUE, vm_epilogue=VALUE"),
+    ("-vm cpus=2 job.sh", f"vsub: VT-KEY: unknown request in {COMMAND}: the key 'cpus'; allowed: {KEYS}"),
+    ("-vm vcpus job.sh", f"vsub: VT-VALUE: vcpus in {COMMAND} has no value; write vcpus=VALUE"),
     ("-vm vcpus=two job.sh", f"vsub: VT-VALUE: vcpus=two in {COMMAND} cannot be read; a whole number is needed"),
     ("-vm ram=1.3M job.sh", f"vsub: VT-VALUE: ram=1.3M in {COMMAND} cannot be read; a size such as 2048M or 1.5G (a whole number of MiB) is needed"),
     ("-vm img= job.sh", f"vsub: VT-VALUE: img in {COMMAND} has no value; write img=VALUE"),
@@ -28,8 +33,8 @@ POLICY = [
     ("-vm img=../x job.sh", f"vsub: VT-IMAGE: img=../x ({COMMAND}): unknown image '../x' in the pool {{pool}}; images: debian-12, micro"),
     ("-vm distro=redhat job.sh", f"vsub: VT-IMAGE: distro=redhat ({COMMAND}) does not describe the image micro; it is micro (SLG); distro= asserts, img= selects"),
     ("-vm img=debian-12,ram=256M job.sh", f"vsub: VT-POLICY: ram=256M ({COMMAND}) is less than the image debian-12 needs; at least 384M (the image's description in {{pool}})"),
-    ("-vm vcpus=2 -vm vcpus=3 job.sh", f"vsub: VT-KEY: vcpus is asked for twice: 2 ({COMMAND}) and 3 ({COMMAND}); give it once"),
-    ("-vm off -vm vcpus=3 job.sh", f"vsub: VT-KEY: -vm off ({COMMAND}) and -vm vcpus=3 ({COMMAND}) exclude each other"),
+    ("-vm vcpus=2 -vm vcpus=3 job.sh", f"vsub: VT-KEY: vcpus is asked for twice: 2 ({COMMAND}) and 3 ({COMMAND}, -vm no. 2); give it once"),
+    ("-vm off -vm vcpus=3 job.sh", f"vsub: VT-KEY: -vm off ({COMMAND}) and -vm vcpus=3 ({COMMAND}, -vm no. 2) exclude each other"),
     ("in-script.sh", f"vsub: VT-POLICY: vcpus=99 (in-script.sh line 2) is above the maximum 8; 1 to 8 is allowed ({CONFIG} line 3)"),
 ]  # fmt: skip
 
@@ -46,31 +51,31 @@ def test_policy(site: Site, vsub_run: Runner, line: str, message: str) -> None:
 
 HINT = "; leave it out, or add -vm off"
 UNHONOURED = [
-    ("-I", "-I", "interactive jobs do not run in guests yet"),
-    ("-I -x job.sh", "-I", "interactive jobs do not run in guests yet"),
-    ("-W interactive=true job.sh", "-W interactive=true", "interactive jobs do not run in guests yet"),
     ("-X job.sh", "-X", "X11 is not forwarded from guests"),
-    ("-t 1-4%2 job.sh", "-t 1-4%2", "job arrays do not run in guests yet"),
-    ("-W depend=afterok:1,job_array_request=1-2 job.sh", "-W depend=afterok:1,job_array_request=1-2", "job arrays do not run in guests yet"),
-    ("-T other job.sh", "-T other", "vTorque's own hooks must run"),
-    ("-W jobtype=other job.sh", "-W jobtype=other", "vTorque's own hooks must run"),
-    ("-F args job.sh", "-F args", "arguments do not reach a script in a guest yet"),
+    ("-T other job.sh", "-T other", "vTorque's own hooks must run, and those of another name would run in their place"),
+    ("-W jobtype=other job.sh", "-W jobtype=other", "vTorque's own hooks must run, and those of another name would run in their place"),
     ("-P dave job.sh", "-P dave", "a guest job is submitted by its own user"),
+    ("-W proxy_user=dave job.sh", "-W proxy_user=dave", "a guest job is submitted by its own user"),
     ("-J 1 job.sh", "-J 1", "a guest job is submitted by its own user"),
     ("-D /root job.sh", "-D /root", "the root folder of a guest is its own"),
     ("-W init_work_dir=/tmp job.sh", "-W init_work_dir=/tmp", "write it as -w"),
+    ("-W Job_Name=x job.sh", "-W Job_Name=x", "write it as -N"),
+    ("-W job_arguments=x job.sh", "-W job_arguments=x", "write it as -F"),
     ("-u dave job.sh", "-u dave", "a guest job runs as the user who submits it, carol"),
+    ("-u carol,dave@host job.sh", "-u carol,dave@host", "a guest job runs as the user who submits it, carol"),
+    ("-W group_list=chem job.sh", "-W group_list=chem", "a guest job runs with the primary group of its user, users"),
     ("-c enabled job.sh", "-c enabled", "a guest is not checkpointed by the batch system"),
-    ("-l nodes=2 job.sh", "-l nodes=2", "guests run on one node yet"),
-    ("-l nodes=2:ppn=4 job.sh", "-l nodes=2:ppn=4", "guests run on one node yet"),
-    ("-l nodes=1+1 job.sh", "-l nodes=1+1", "guests run on one node yet"),
-    ("-l nodes=a:ppn=2+b job.sh", "-l nodes=a:ppn=2+b", "guests run on one node yet"),
-    ("-l walltime=60,nodes=4 job.sh", "-l walltime=60,nodes=4", "guests run on one node yet"),
-    ("-l nodes=1 -l nodes=3 job.sh", "-l nodes=3", "guests run on one node yet"),
-    ("-l procs=8 job.sh", "-l procs=8", "guests run on one node yet"),
-    ("-L tasks=2:lprocs=1 job.sh", "-L tasks=2:lprocs=1", "guests run on one node yet"),
-    ("-l prologue=/a job.sh", "-l prologue=/a", "the job's prologue is taken by vTorque; -vm vm_prologue=FILE runs one in the guest"),
-    ("-l mem=1gb,epilogue=/a job.sh", "-l mem=1gb,epilogue=/a", "the job's epilogue is taken by vTorque; -vm vm_epilogue=FILE runs one in the guest"),
+    ("-c n,shutdown job.sh", "-c n,shutdown", "a guest is not checkpointed by the batch system"),
+    ("-l gpus=1 job.sh", "-l gpus=1", "gpus: guests get no GPUs of the node"),
+    ("-l mics=1 job.sh", "-l mics=1", "mics: guests get no accelerators of the node"),
+    ("-l nodes=1:gpus=1 job.sh", "-l nodes=1:gpus=1", "nodes: guests get no devices of the node"),
+    ("-l nodes=1:ppn=2+a:mics=1 job.sh", "-l nodes=1:ppn=2+a:mics=1", "nodes: guests get no devices of the node"),
+    ("-l gres=gpus:1 job.sh", "-l gres=gpus:1", "gres: guests get no GPUs of the node"),
+    ("-l nice=5 job.sh", "-l nice=5", "nice: a guest's processes do not compete with those of the node"),
+    ("-l size=4 job.sh", "-l size=4", "size: say nodes="),
+    ("-l neednodes=a job.sh", "-l neednodes=a", "neednodes: say nodes="),
+    ("-l mppwidth=4 job.sh", "-l mppwidth=4", "mppwidth: say nodes="),
+    ("-l walltime=60,mppnodes=a job.sh", "-l walltime=60,mppnodes=a", "mppnodes: say nodes="),
 ]  # fmt: skip
 
 
@@ -84,8 +89,8 @@ def test_unhonoured_options(site: Site, vsub_run: Runner, line: str, option: str
 
 
 def test_unhonoured_directive_names_its_line(site: Site, vsub_run: Runner) -> None:
-    site.script("#!/bin/sh\n\n#PBS -t 1-3\ntrue\n")
-    assert "-t 1-3 (job.sh line 3) cannot be honoured" in vsub_run("job.sh").stderr
+    site.script("#!/bin/sh\n\n#PBS -T other\ntrue\n")
+    assert "-T other (job.sh line 3) cannot be honoured" in vsub_run("job.sh").stderr
     assert not site.called and site.left_in_home() == []
 
 
@@ -96,10 +101,28 @@ USAGE = [
     ("job.sh -N", f"the option -N has no value ({COMMAND})"),
     ("job.sh other.sh", "one script can be submitted, not also 'other.sh'"),
     ("job.sh -vm", f"-vm ({COMMAND}) has no value"),
-    ("--explain job.sh", "--explain is not available yet"),
-    ("--dry-run -vm off job.sh", "--dry-run is not available yet"),
-    ("-gf job.sh", "-gf is not available yet"),
-    ("--json job.sh", "--json is not available yet"),
+    ("-C#Q job.sh", f"qsub takes the word after -C#Q for the prefix: write -C #Q apart ({COMMAND})"),
+    ("-x job.sh", f"-x ({COMMAND}) goes with -I only; add -I, or leave it out"),
+    ("-I -x", f"-x ({COMMAND}) names no script; write vsub -I -x SCRIPT"),
+    ("-I job.sh", "standard input and output must be a terminal for an interactive job; submit a script without -I"),
+    ("-W interactive=true job.sh", "standard input and output must be a terminal for an interactive job"),
+    ("-I -t 1-2 job.sh", "an interactive job cannot be a job array (-t 1-2); leave one out"),
+    ("-t x job.sh", f"'x' ({COMMAND}) is no request of a job array; write -t 1-4, -t 0,3,7-9 or -t 1-100%10"),
+    ("-t 3-1 job.sh", f"'3-1' ({COMMAND}) is no request of a job array"),
+    ("-t 0-9999999 job.sh", f"'0-9999999' ({COMMAND}) is no request of a job array"),
+    ("-l walltime job.sh", f"illegal -l value 'walltime' ({COMMAND}): 'walltime' has no value"),
+    ("-l a=1, job.sh", f"illegal -l value 'a=1,' ({COMMAND}): it ends with a comma"),
+    ("-l =1 job.sh", f"illegal -l value '=1' ({COMMAND}): an item has no name"),
+    ("-l nodes= job.sh", f"nodes= ({COMMAND}) cannot be read: ''; write nodes=N:ppn=M"),
+    ("-l nodes=0 job.sh", f"nodes=0 ({COMMAND}) cannot be read: '0'"),
+    ("-l nodes=1:ppn=x job.sh", f"nodes=1:ppn=x ({COMMAND}) cannot be read: '1:ppn=x'"),
+    ("-l nodes=1:ppn=0 job.sh", f"nodes=1:ppn=0 ({COMMAND}) cannot be read"),
+    ("-l nodes=1++2 job.sh", f"nodes=1++2 ({COMMAND}) cannot be read: ''"),
+    ("-l procs=x job.sh", f"procs=x ({COMMAND}) cannot be read; a number from 1 is needed"),
+    ("-l ncpus=0 job.sh", f"ncpus=0 ({COMMAND}) cannot be read; a number from 1 is needed"),
+    ("-l mem=lots job.sh", f"mem=lots ({COMMAND}) cannot be read; such as 2gb"),
+    ("-L nonsense job.sh", f"illegal -L value 'nonsense' ({COMMAND}); tasks=N[:…]"),
+    ("-L tasks=1:lprocs=0 job.sh", f"-L tasks=1:lprocs=0 ({COMMAND}) cannot be read; lprocs=N, memory=SIZE"),
 ]
 
 
@@ -119,10 +142,11 @@ def test_usage(site: Site, vsub_run: Runner, line: str, text: str) -> None:
         ("#PBS -y", "the option -y is not known (job.sh line 2)"),
         ("#PBS --wait", "the option --wait is not known (job.sh line 2)"),
         ("#PBS -vm", "-vm (job.sh line 2) has no value"),
+        ("#PBS -l a=1\\", "job.sh line 2: a directive goes on (\\) where the file ends; take the backslash out"),
     ],
 )
 def test_bad_directives(site: Site, vsub_run: Runner, directive: str, text: str) -> None:
-    site.script(f"#!/bin/sh\n{directive}\ntrue\n")
+    site.script(f"#!/bin/sh\n{directive}\n")
     outcome = vsub_run("job.sh")
     assert outcome.status == 2 and f"VT-USAGE: {text}" in outcome.stderr
     assert not site.called and site.left_in_home() == []
@@ -136,11 +160,52 @@ def test_no_default_image_is_never_bare_metal(site: Site, vsub_run: Runner) -> N
     assert not site.called and site.left_in_home() == []
 
 
-def test_user_hooks_not_allowed(site: Site, vsub_run: Runner) -> None:
+@pytest.mark.parametrize("key", ["vm_prologue", "vm_epilogue"])
+def test_user_hooks_not_allowed(site: Site, vsub_run: Runner, key: str) -> None:
     site.script()
-    site.configure("policy: {img: {default: micro}, user_vm_hooks: false}\n")
-    outcome = vsub_run("-vm", "vm_prologue=job.sh", "job.sh")
-    assert outcome.status == 2 and "policy.user_vm_hooks" in outcome.stderr
+    site.configure(f"policy: {{img: {{default: micro}}, {key}: {{enabled: false}}}}\n")
+    outcome = vsub_run("-vm", f"{key}=job.sh", "job.sh")
+    assert outcome == (
+        2,
+        "",
+        f"vsub: VT-POLICY: {key}=job.sh ({COMMAND}) is refused; {key} is switched off here "
+        f"(policy.{key}.enabled, {site.install.config} line 3)\n",
+    )
+    assert not site.called and site.left_in_home() == []
+
+
+NODES = [
+    ("-l nodes=2 job.sh", "-l nodes=2", 2),
+    ("-l nodes=2:ppn=4 job.sh", "-l nodes=2:ppn=4", 2),
+    ("-l nodes=1+1 job.sh", "-l nodes=1+1", 2),
+    ("-l nodes=a:ppn=2+b job.sh", "-l nodes=a:ppn=2+b", 2),
+    ("-l walltime=60,nodes=4 job.sh", "-l walltime=60,nodes=4", 4),
+    ("-l nodes=1 -l nodes=3 job.sh", "-l nodes=3", 3),
+]
+
+
+@pytest.mark.parametrize(("line", "option", "count"), NODES, ids=[row[0] for row in NODES])
+def test_more_nodes_than_the_policy_has(site: Site, vsub_run: Runner, line: str, option: str, count: int) -> None:
+    site.script()
+    message = f"{option} ({COMMAND}) asks for {count} nodes with guests; 1 to 1 is allowed (the built-in default)"
+    assert vsub_run(*line.split()) == (2, "", f"vsub: VT-POLICY: {message}\n")
+    assert not site.called and site.left_in_home() == []
+
+
+FORMS = [
+    ("-l procs=2 -l nodes=1 job.sh", "-l nodes=1 and -l procs=2"),
+    ("-l ncpus=2 -l procs=2 job.sh", "-l procs=2 and -l ncpus=2"),
+    ("-l ncpus=2 -L tasks=1 job.sh", "-l ncpus=2 and -L tasks=1"),
+    ("-L tasks=1:lprocs=1 -L tasks=1 job.sh", "-L tasks=1:lprocs=1 and -L tasks=1"),
+]
+
+
+@pytest.mark.parametrize(("line", "options"), FORMS, ids=[row[0] for row in FORMS])
+def test_nodes_in_two_forms(site: Site, vsub_run: Runner, line: str, options: str) -> None:
+    site.script()
+    message = f"vsub: VT-OPTION: {options} cannot both be honoured in a guest job; say nodes=N:ppn=M\n"
+    assert vsub_run(*line.split()) == (2, "", message)
+    assert not site.called and site.left_in_home() == []
 
 
 @pytest.mark.parametrize(
@@ -151,7 +216,6 @@ def test_user_hooks_not_allowed(site: Site, vsub_run: Runner) -> None:
         ("fifo", "the job script 'fifo' is not a file"),
         ("elf", "the job script 'elf' is a program, not a script"),
         ("binary", "the job script 'binary' is binary, not a script"),
-        ("dos", "the job script 'dos' has DOS/Windows line ends"),
         ("huge", "the job script 'huge' is larger than 64 MiB"),
         ("/dev/zero", "the job script '/dev/zero' is not a file"),
         ("no\ttab", "cannot read the job script 'no\\ttab': No such file or directory"),
@@ -161,13 +225,23 @@ def test_scripts(site: Site, vsub_run: Runner, name: str, text: str) -> None:
     os.mkfifo(site.work / "fifo")
     (site.work / "elf").write_bytes(b"\x7fELF\0\0\0")
     (site.work / "binary").write_bytes(b"echo\0")
-    (site.work / "dos").write_bytes(b"echo\r\n")
     with (site.work / "huge").open("wb") as stream:
         stream.truncate((64 << 20) + 1)
     outcome = vsub_run(name)
     assert outcome.status == 2 and outcome.stderr.startswith(f"vsub: VT-SCRIPT: {text}")
     assert outcome.stderr.count("\n") == 1
     assert not site.called and site.left_in_home() == []
+
+
+def test_dos_line_ends_are_turned_and_told(site: Site, vsub_run: Runner) -> None:
+    (site.work / "dos").write_bytes(b"#!/bin/sh\r\n#PBS -q a\r\necho \r x\r\n")
+    assert vsub_run("dos") == (
+        0,
+        "12.host\n",
+        "vsub: note: the job script 'dos' has DOS line ends; the job gets it with Unix line ends\n",
+    )
+    assert (site.directory / "script").read_bytes() == b"#!/bin/sh\n#PBS -q a\necho \r x\n"
+    assert site.argv[site.argv.index("-q") + 1] == "a"
 
 
 def test_unreadable_user_hook(site: Site, vsub_run: Runner) -> None:

@@ -19,6 +19,7 @@ import vsub.cli
 import vsub.follow
 from vsub.engines import JobState, shell_status
 from vsub.engines.embedded import Embedded
+from vsub.engines.pbs import QsubDialect
 from vsub.engines.torque import parse_qstat
 from vsub.follow import durations
 from vsub.status import Stage, parse_result, parse_status
@@ -194,7 +195,7 @@ def test_no_job_id(site: Site, vsub_run: Runner, node: FakeNode) -> None:
     assert outcome.status == 2 and "printed no job id" in outcome.stderr
 
 
-@pytest.mark.parametrize("words", [["-z"], ["-z", "-vm", "off"], ["-I", "-vm", "off"]])
+@pytest.mark.parametrize("words", [["-z"], ["-I"], ["-t", "1-2"], ["-z", "-vm", "off"], ["-I", "-vm", "off"]])
 def test_what_cannot_be_waited_for(site: Site, vsub_run: Runner, node: FakeNode, words: list[str]) -> None:
     outcome = vsub_run("--wait", *words, "job.sh")
     assert outcome.status == 2 and f"--wait cannot be combined with {words[0]}" in outcome.stderr
@@ -217,13 +218,16 @@ def test_interrupted(site: Site, node: FakeNode) -> None:
     assert site.directory.exists()
 
 
-class FakeEngine:
+class FakeEngine(QsubDialect):
     """A batch system that tells a job's end on a socket, as the embedded one does; state() is never needed."""
 
     def __init__(self, qsub: str) -> None:
         self.qsub = qsub
         self.ours, self.theirs = socket.socketpair()
         self.asked = 0
+
+    def check_state(self) -> None:
+        pass
 
     def state(self, job_id: str) -> JobState:
         self.asked += 1

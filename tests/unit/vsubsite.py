@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -23,20 +25,23 @@ REPOSITORY = Path(vsub.cli.__file__).parent.parent
 
 STUB = """\
 #!/bin/sh
-# records the call and answers as told
+# records the call and answers as told; starts as little as it can
 for argument; do printf '%s\\0' "$argument"; done >{record}/argv
-cat >{record}/stdin
+test -t 0 || cat >{record}/stdin
 pwd >{record}/cwd
 umask >{record}/umask
-test ! -e {record}/stderr || cat {record}/stderr >&2
-test ! -e {record}/stdout || cat {record}/stdout
-test ! -e {record}/kill || kill -$(cat {record}/kill) $$
-exit $(cat {record}/status)
+case $argument in
+*/.vtorque/*/job)  # what a session, or a submission that failed, takes away again
+    cp -r "${{argument%/*}}" {record}/submitted
+    test ! -e {record}/result || cp {record}/result "${{argument%/*}}/result.json"
+    ;;
+esac
+. {record}/answer
 """
 
 IMAGES = {
     "micro": {"family": "micro", "distro": "SLG", "min_ram_mib": 128},
-    "debian-12": {"family": "debian", "distro": "SLG", "min_ram_mib": 384},
+    "debian-12": {"family": "debian", "distro": "SLG", "min_ram_mib": 384, "features": ["9p", "cloud-init"]},
 }
 
 
@@ -77,22 +82,28 @@ class Site:
             + (text or f"policy: {{img: {{default: {default or 'null'}}}, vcpus: {{max: 8}}, ram: {{max: 4G}}}}\n")
         )
 
-    def answer(self, *, stdout: str = "", stderr: str = "", status: int = 0) -> None:
-        """What the stub qsub will answer."""
-        (self.record / "stdout").write_text(stdout)
-        (self.record / "stderr").write_text(stderr)
-        (self.record / "status").write_text(str(status))
+    def answer(self, *, stdout: str = "", stderr: str = "", status: int = 0, signal: Optional[str] = None) -> None:
+        """What the stub qsub will answer; `signal` ends it."""
+        say = f"printf %s {shlex.quote(stderr)} >&2\nprintf %s {shlex.quote(stdout)}\n"
+        end = f"exit {status}" if signal is None else f"kill -{signal} $$"
+        (self.record / "answer").write_text(f"{say}{end}\n")
 
     @property
     def called(self) -> bool:
         return (self.record / "argv").exists()
 
     @property
+    def argv_raw(self) -> list[str]:
+        """The stub's arguments as they were given."""
+        raw = (self.record / "argv").read_bytes().decode(errors="surrogateescape")
+        return raw.split("\0")[:-1]
+
+    @property
     def argv(self) -> list[str]:
         """The stub's arguments, the job directory written as `DIR` and the installation as `PREFIX`."""
-        raw = (self.record / "argv").read_bytes().decode(errors="surrogateescape")
-        words = raw.split("\0")[:-1]
-        folder = str(self.directory) if list(self.home.glob(".vtorque/*/*/spec.json")) else "\0"
+        words = self.argv_raw
+        in_directory = bool(words) and words[-1].startswith(f"{self.home}/.vtorque/")
+        folder = words[-1].rpartition("/")[0] if in_directory else "\0"
         prefix = str(self.install.root)
         return [word.replace(folder, "DIR").replace(prefix, "PREFIX") for word in words]
 
@@ -121,7 +132,7 @@ class Site:
         return [str(path) for path in self.home.rglob("*") if ".vtorque" in path.parts]
 
     def launch(
-        self, *words: str, stdin: bytes = b"", env: Optional[dict[str, str]] = None
+        self, *words: str, stdin: bytes = b"", env: Optional[Mapping[str, str]] = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run vsub as a process of its own, as its launcher does."""
         return subprocess.run(
@@ -145,7 +156,7 @@ import vsub.cli
 from vmgr.paths import Installation
 from vsub.account import Account
 vsub.cli.installation = lambda: Installation(Path({str(self.install.root)!r}))
-vsub.cli.account = lambda: Account("carol", {os.geteuid()}, {str(self.home)!r})
+vsub.cli.account = lambda: Account("carol", {os.geteuid()}, {str(self.home)!r}, "users")
 sys.exit(vsub.cli.main())
 """,
             *words,

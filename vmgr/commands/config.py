@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import grp
 import json
+import pwd
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import click
 
 from vmgr.commands.table import print_rows
-from vmgr.config import compile_config, read_tree
+from vmgr.config import compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
+from vmgr.front import write_front
+from vmgr.node.abilities import beyond_nodes
 from vmgr.paths import installation
+from vmgr.policy import Subject
 
 
 @click.group()
@@ -24,12 +29,14 @@ def config() -> None:
 
 @config.command()
 def check() -> None:
-    """Check the configuration; say file, line and key of what is wrong.
+    """Check the configuration; say file, line and key of what is wrong, and what nodes cannot do yet.
 
     Example: vmgr config check
     """
-    source = installation().config
-    read_tree(source)
+    source = installation().config_file
+    tree, _ = read_tree(source)
+    for note in beyond_nodes(tree["policy"], tree["components"]):
+        click.echo(f"{source}: note: {note}")
     click.echo(f"{source}: ok")
 
 
@@ -40,7 +47,9 @@ def compile_() -> None:
     Example: vmgr config compile
     """
     try:
-        click.echo(f"{compile_config(installation()).source}: ok, compiled")
+        config = compile_config(installation())
+        write_front(config, installation())
+        click.echo(f"{config.source}: ok, compiled")
     except OSError as err:
         raise VTorqueError(
             f"cannot write {err.filename}: {err.strerror}", code=Code.ACCESS, hint="run it as root"
@@ -49,13 +58,21 @@ def compile_() -> None:
 
 @config.command()
 @click.option("--value", "wanted", metavar="KEY", help="Only the value of this dotted key, for scripts.")
+@click.option("--user", metavar="NAME", help="The policy that holds for this user.")
+@click.option("--queue", metavar="NAME", help="The policy that holds in this queue.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def show(wanted: str, as_json: bool) -> None:
+def show(wanted: str, user: str, queue: str, as_json: bool) -> None:
     """Show every key with its value and where that comes from. Sizes are in MiB.
 
-    Example: vmgr config show --value policy.vcpus.max
+    With --user or --queue only the policy, as it holds there: the user's own overrides, those of the user's primary
+    group, those of the queue (submit.default_queue when not given), the general values.
+
+    Example: vmgr config show --user alice --queue long
     """
-    tree, lines = read_tree(installation().config)
+    if user or queue:
+        _show_policy(user, queue, wanted, as_json)
+        return
+    tree, lines = read_tree(installation().config_file)
     flat = dict(_flat(tree, ""))
     if wanted:
         if wanted not in flat:
@@ -65,6 +82,33 @@ def show(wanted: str, as_json: bool) -> None:
         return
     rows = [(key, value if as_json else _text(value), _origin(key, lines)) for key, value in flat.items()]
     print_rows(("key", "value", "origin"), rows, as_json=as_json)
+
+
+def _show_policy(user: str, queue: str, wanted: str, as_json: bool) -> None:
+    config = load_config(installation())
+    group = primary_group(user) if user else None
+    policy = config.policy_for(Subject(user or "", group, queue or config.submit.default_queue))
+    rows = [(key, value if as_json else _text(value), origin) for key, value, origin in policy.rows()]
+    if not wanted:
+        print_rows(("key", "value", "origin"), rows, as_json=as_json)
+        return
+    values = {key: value for key, value, _ in policy.rows()}
+    if wanted not in values:
+        raise VTorqueError(f"there is no key {wanted} in the policy", code=Code.KEY, hint="leave --value out")
+    click.echo(_text(values[wanted]))
+
+
+def primary_group(user: str) -> Optional[str]:
+    """The name of a user's primary group, None where it has none. Raises VTorqueError (VT-VALUE) for nobody known."""
+    try:
+        return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    except KeyError:
+        pass
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        raise VTorqueError(f"--user {user}: there is no such user here", code=Code.VALUE) from None
+    return None
 
 
 def _flat(tree: Any, at: str) -> Iterator[tuple[str, Any]]:

@@ -16,16 +16,26 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.trust import check_trusted
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SIDECAR = "image.json"
 VERSION = 1
-NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _TEMPORARY = ".tmp-"
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("family", "distro", "arch", "description", "created", "disk_format", "cmdline"), str),
+    "min_ram_mib": int,
+    "virtual_size": int,
+    "features": list,
+    "files": dict,
+}
+"""What the fields of a description that are used without a look are."""
 
 
 class Image(NamedTuple):
@@ -36,7 +46,7 @@ class Image(NamedTuple):
     `initrd` are None for one that boots only from its own disk.
     """
 
-    directory: Path
+    folder: str
     name: str
     revision: int
     family: str
@@ -68,6 +78,13 @@ class Image(NamedTuple):
         return self.directory / str(name)
 
     @property
+    def directory(self) -> Path:
+        """The folder of the revision."""
+        from pathlib import Path  # a submission does without
+
+        return Path(self.folder)
+
+    @property
     def size(self) -> int:
         """Bytes that the revision takes in the pool."""
         return sum(int(entry["size"]) for entry in self.files.values())
@@ -76,26 +93,26 @@ class Image(NamedTuple):
 class Pool:
     """The images below `path`; the directory need not exist to ask, only to publish."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Union[str, os.PathLike[str]]) -> None:
+        self._folder = os.fspath(path)
+
+    @property
+    def path(self) -> Path:
+        """The folder of the pool."""
+        from pathlib import Path  # a submission does without
+
+        return Path(self._folder)
 
     def names(self) -> list[str]:
         """The names of all images that have at least one revision, sorted."""
-        try:
-            entries = sorted(entry.name for entry in self.path.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [name for name in entries if NAME.match(name) and self.revisions(name)]
+        return [name for name in sorted(_listed(self._folder)) if re.fullmatch(NAME, name) and self.revisions(name)]
 
     def revisions(self, name: str) -> list[int]:
         """The revisions of the image `name`, oldest first; empty when there is no such image."""
-        if not NAME.match(name):
+        if not re.fullmatch(NAME, name):
             return []
-        try:
-            entries = [entry.name for entry in (self.path / name).iterdir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(int(entry) for entry in entries if re.match(r"^[1-9][0-9]*$", entry))
+        entries = _listed(f"{self._folder}/{name}")
+        return sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit() and entry[0] != "0")
 
     def get(self, name: str, revision: Optional[int] = None) -> Image:
         """The image `name`, its newest revision unless another is asked for.
@@ -117,11 +134,11 @@ class Pool:
                 code=Code.IMAGE,
                 hint=f"revisions: {', '.join(map(str, revisions))}",
             )
-        directory = self.path / name / str(revision)
+        directory = f"{self._folder}/{name}/{revision}"
         check_trusted(directory)
         image = _read_sidecar(directory, name, revision)
         for file in image.files:
-            check_trusted(directory / file)
+            check_trusted(f"{directory}/{file}")
         return image
 
     @contextlib.contextmanager
@@ -131,11 +148,10 @@ class Pool:
         One at a time per image, by a lock that ends with its holder; so whatever temporary directory is found
         under the lock was left by a killed build, and is swept.
         """
-        if not NAME.match(name):
-            raise VTorqueError(
-                f"illegal image name {name!r}", code=Code.IMAGE, hint=f"a name looks like {NAME.pattern}"
-            )
-        import tempfile  # only a build needs it; a submission reads the pool
+        if not re.fullmatch(NAME, name):
+            raise VTorqueError(f"illegal image name {name!r}", code=Code.IMAGE, hint=f"a name looks like {NAME}")
+        import tempfile  # only a build needs these; a submission reads the pool
+        from pathlib import Path
 
         home = self.path / name
         try:
@@ -177,10 +193,17 @@ class Pool:
                 os.chown(path, 0, 0)
             path.chmod(0o444)
         directory.chmod(0o755)
-        image = _read_sidecar(directory, name, revision)
-        target = self.path / name / str(revision)
+        image = _read_sidecar(os.fspath(directory), name, revision)
+        target = f"{self._folder}/{name}/{revision}"
         directory.rename(target)
         return _read_sidecar(target, name, image.revision)
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _lock(descriptor: int, name: str, progress: Callable[[str], None]) -> None:
@@ -211,13 +234,14 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
 
 
-def _read_sidecar(directory: Path, name: str, revision: int) -> Image:
-    path = directory / SIDECAR
+def _read_sidecar(directory: str, name: str, revision: int) -> Image:
+    path = f"{directory}/{SIDECAR}"
     try:
-        data = json.loads(path.read_bytes())
+        with open(path, "rb") as stream:
+            data = json.loads(stream.read())
     except (OSError, ValueError) as err:
         raise VTorqueError(f"cannot read {path}: {err}", code=Code.IMAGE, hint="build it anew") from err
-    wanted = set(Image._fields) - {"directory"}
+    wanted = set(Image._fields) - {"folder"}
     missing = sorted(wanted - set(data)) if isinstance(data, dict) else ["everything"]
     if missing or data.get("version") != VERSION or (data["name"], data["revision"]) != (name, revision):
         reason = f"it lacks {', '.join(missing)}" if missing else "it is of another version, name or revision"
@@ -226,15 +250,18 @@ def _read_sidecar(directory: Path, name: str, revision: int) -> Image:
     for part in (data["disk"], data["kernel"], data["initrd"], data["packages"], *data["files"]):
         if part is None:
             continue
-        if not isinstance(part, str) or Path(part).name != part or part.startswith("."):
+        if not isinstance(part, str) or "/" in part or part == "" or part.startswith("."):
             raise VTorqueError(f"{path} names a file outside of its image: {part!r}", code=Code.IMAGE)
-    values["features"] = tuple(data["features"])
-    return Image(directory=directory, **values)
+    wrong = next((key for key, kind in _KINDS.items() if not isinstance(data[key], kind)), None)
+    if wrong is not None:
+        raise VTorqueError(f"{path}: {wrong} cannot be {data[wrong]!r}", code=Code.IMAGE, hint="build it anew")
+    values["features"] = tuple(map(str, data["features"]))
+    return Image(folder=directory, **values)
 
 
 def describe(image: Image) -> dict[str, Any]:
     """The image as plain data, for `vmgr image show`."""
     data = image._asdict()
-    data["directory"] = os.fspath(image.directory)
+    data["directory"] = data.pop("folder")
     data["features"] = list(image.features)
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def known_recipes(recipes: Path) -> list[str]:
 def load_recipe(name: str, recipes: Path) -> Recipe:
     """The recipe `name` below `recipes`. Raises VTorqueError (VT-IMAGE), naming recipes or the wrong key."""
     path = recipes / name / "recipe.json"
-    if not NAME.match(name) or not path.is_file():
+    if not re.fullmatch(NAME, name) or not path.is_file():
         known = ", ".join(known_recipes(recipes)) or "none"
         raise VTorqueError(f"there is no recipe {name!r} in {recipes}", code=Code.IMAGE, hint=f"recipes: {known}")
     try:

@@ -17,21 +17,23 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Optional
 
 from vmgr import logs
+from vmgr.checks import check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
 from vmgr.jobspec import MAX_SPEC_BYTES, Spec, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
-from vmgr.node import process, record
+from vmgr.node import abilities, process, record
 from vmgr.node.boot import Job, boot
 from vmgr.node.control import Control
 from vmgr.node.guest import first
+from vmgr.node.jobfiles import status_name
 from vmgr.node.reap import reap
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
-from vmgr.node.userio import User, look_up, read_file
+from vmgr.node.userio import User, look_up, primary_group, read_file
 from vmgr.paths import installation
-from vmgr.policy import check_spec
+from vmgr.policy import Subject
 from vmgr.trust import check_trusted
 
 LOCK_FD, SOCKET_FD = 3, 4
@@ -45,6 +47,7 @@ class Call(NamedTuple):
     user: str
     directory: SpecPath
     node_index: int
+    queue: Optional[str]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     assert me is not None
     record.append(place, {"do": "process", "role": "agent", **me._asdict()})
     facts = record.begun(place)
-    call = Call(facts["job_id"], facts["user"], SpecPath(*facts["directory"]), facts["node_index"])
+    call = Call(**{**{key: facts[key] for key in Call._fields}, "directory": SpecPath(*facts["directory"])})
     log = logs.set_up(config.logging, job=call.job_id)
     if record.is_buried(config.paths, call.job_id, place):
         LOGGER.info("the job was deleted before its guest was started")
@@ -123,7 +126,7 @@ class Agent:
             return
         control = Control(self.progress, user.uid, over=self.job_over.set, attached=self.attached.set)
         server = await control.serve(listener)
-        status = f"{self.call.directory.directory}/status.{self.node}.json"
+        status = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.node)}"
         patience = self.config.timeouts.user_file
         publisher = asyncio.ensure_future(publish(self.progress, user, status, timeout_s=patience))
         await self._live_and_tell(user)
@@ -188,13 +191,16 @@ class Agent:
         """What the user asks for, read with the user's rights, and checked as if `vsub` had never seen it."""
         directory = self.call.directory
         if self.call.node_index:
-            raise VTorqueError("a guest job has one node for now, this one has more", code=Code.NODE)
+            raise VTorqueError("guest jobs of more than one node are not possible yet", code=Code.NODE)
         if directory.home != user.home:
             raise VTorqueError(f"{directory.home} is not the home of {user.name} ({user.home})", code=Code.SPEC)
         source = f"{directory.directory}/spec.json"
         data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=self.config.timeouts.user_file)
         spec = parse_spec(data, sha256=directory.sha256, source=source)
-        return spec, check_spec(spec, self.config, source)
+        subject = Subject(user.name, primary_group(user), self.call.queue)
+        image = check_spec(spec, self.config, subject, source)
+        abilities.check(spec)
+        return spec, image
 
     @contextmanager
     def _console_log(self) -> Iterator[Optional[BinaryIO]]:

@@ -1,28 +1,47 @@
 """The user prologue: waits, as the job's user, until the guest is ready or is known not to come up.
 
 TORQUE does not charge this time to the job. It always ends with 0, because another status would requeue the job for
-ever or lose its output: the job wrapper waits again, and tells the reason.
+ever or lose its output: the job wrapper waits again, and tells the reason. A prologue of the user's own
+(`qsub -l prologue=`) comes after that, whatever became of the guest, and then its status counts: that is the user's
+own decision. It is run and judged as TORQUE 6.1.3 does it (src/resmom/prolog.c: check_if_pelog_exists,
+check_pelog_permissions).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import stat
+import sys
 from collections.abc import Sequence
+from typing import Optional
 
 from vmgr.config import Config, load_config
-from vmgr.errors import VTorqueError
+from vmgr.errors import printable
 from vmgr.node.client import AgentLink
+from vmgr.node.process import given_environment
+from vmgr.node.terminal import Terminal
 from vmgr.paths import installation
+
+NOT_RUN = 255
+"""What TORQUE makes of a prologue that it may not run: a failure like any status but 0 and 1."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Called with the arguments of a prologue, the job's id first."""
+    """Called with the arguments of a prologue, the job's id first.
+
+    `--then PATH --` before them names a prologue of the user's own.
+    """
+    then = ""
+    if len(argv) >= 3 and (argv[0], argv[2]) == ("--then", "--"):
+        then, argv = argv[1], argv[3:]
     try:
         config = load_config(installation())
         asyncio.run(_wait(config, argv[0]))
-    except (VTorqueError, OSError, asyncio.TimeoutError, IndexError):
+    except Exception:
         pass  # the job wrapper finds the same and says it on the job's own error stream
-    return 0
+    return become(then, argv) if then else 0
 
 
 async def _wait(config: Config, job_id: str) -> None:
@@ -31,6 +50,47 @@ async def _wait(config: Config, job_id: str) -> None:
 
 async def _until_settled(config: Config, job_id: str) -> None:
     link = await AgentLink.open(config.paths, job_id)
+    terminal = Terminal.open(1)  # an interactive job's; of a batch job this is the output file
     async for snapshot in link.follow():
+        if terminal is not None:
+            terminal.progress(snapshot)
         if snapshot["state"] not in ("starting", "staging", "booting"):
-            return
+            break
+    if terminal is not None:
+        terminal.end_progress()
+
+
+def become(path: str, argv: Sequence[str]) -> int:
+    """Become the user's own prologue; returns only where there is none (0), or it may not or cannot be run."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        return 0
+    except OSError as err:
+        return _not_run(path, err.strerror)
+    reason = _refused(info)
+    if reason is not None:
+        return _not_run(path, reason)
+    try:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; SIGPIPE is ignored by TORQUE itself
+        os.execve(path, [path, *argv], given_environment())
+    except OSError as err:
+        return _not_run(path, err.strerror)
+
+
+def _not_run(path: str, reason: Optional[str]) -> int:
+    print(f"vtorque: the prologue {printable(path)} was not run: {reason}", file=sys.stderr)
+    return NOT_RUN
+
+
+def _refused(info: os.stat_result) -> Optional[str]:
+    """Why TORQUE does not run a prologue of the user's own, None where it does."""
+    if not stat.S_ISREG(info.st_mode):
+        return "it is no regular file"
+    if info.st_uid != os.geteuid():
+        return "it does not belong to the job's user"
+    if info.st_mode & (stat.S_IRUSR | stat.S_IXUSR) != stat.S_IRUSR | stat.S_IXUSR:
+        return "its owner may not read and execute it"
+    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others may write it"
+    return None

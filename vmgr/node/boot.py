@@ -58,7 +58,7 @@ async def boot(
         check_trusted(template)
     kernel, disk = image.path("kernel"), image.path("disk") if image.disk else None
     group = job.spec.groups[0]
-    cpus = reserve(config, place, group.vcpus)
+    affinity = reserve(config, place, job.spec.pinning, group.vcpus)
     overlay = reserve_overlay(config, place, image, job.guest) if disk else None
     staging = asyncio.gather(_host_key(place), _stage(disk, overlay, image), probe_beside(config, kernel))
     await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
@@ -97,7 +97,7 @@ async def boot(
         progress,
     )
     try:
-        await pin_and_run(guest, qmp, cpus, timeout_s=config.timeouts.launch)
+        await pin_and_run(guest, qmp, affinity, timeout_s=config.timeouts.launch)
     except BaseException:
         await running.kill()
         raise
@@ -137,6 +137,7 @@ def _seed_plan(job: Job, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPl
             "VTORQUE_VCPUS": str(group.vcpus),
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
+        metadata=job.spec.metadata,
     )
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import Pinning
 from vmgr.node import record
+
+Affinity = list[set[int]]
+"""For each vCPU the CPUs that it may run on."""
 
 
 def plan_cpus(vcpus: int, nodes: Mapping[int, set[int]], used: Counter[int], *, overcommit: bool) -> list[int]:
@@ -43,6 +48,57 @@ def plan_cpus(vcpus: int, nodes: Mapping[int, set[int]], used: Counter[int], *, 
     return chosen
 
 
+def map_cpus(listed: Sequence[str], usable: set[int], used: Counter[int], *, overcommit: bool) -> Affinity:
+    """The CPUs of each vCPU as the user listed them, such as `4-5,8`.
+
+    All must be `usable`; those that are `used` by another guest are refused unless the site allows `overcommit`. The
+    vCPUs of one guest may share CPUs. Raises VTorqueError (VT-NODE) naming vCPU and CPUs.
+    """
+    affinity = []
+    for vcpu, text in enumerate(listed):
+        cpus = _read_list(text, max(usable, default=-1))
+        strange = None if cpus is None else cpus - usable
+        if cpus is None or strange:
+            which = f", of which {show_cpus(strange)} may not be" if strange and cpus and strange != cpus else ""
+            raise VTorqueError(
+                f"vCPU {vcpu} cannot be bound to the CPUs {text}{which}",
+                code=Code.NODE,
+                hint=f"guests may use {show_cpus(usable)} of this node",
+            )
+        taken = {cpu for cpu in cpus if used[cpu]}
+        if taken and not overcommit:
+            raise VTorqueError(
+                f"vCPU {vcpu} cannot be bound to the CPUs {text}: {show_cpus(taken)} in use by another guest",
+                code=Code.NODE,
+                hint="bind it to others, or the site sets hypervisor.overcommit_cpus",
+            )
+        affinity.append(cpus)
+    return affinity
+
+
+def _read_list(text: str, highest: int) -> Optional[set[int]]:
+    """The CPUs in a list such as `4-5,8`; None for a range that is none, or goes above `highest`."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        first, last = int(low), int(high or low)
+        if not first <= last <= highest:
+            return None
+        cpus.update(range(first, last + 1))
+    return cpus
+
+
+def show_cpus(cpus: Iterable[int]) -> str:
+    """CPUs as a list of ranges: `0-3,8`."""
+    ranges: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if ranges and cpu == ranges[-1][1] + 1:
+            ranges[-1][1] = cpu
+        else:
+            ranges.append([cpu, cpu])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges) or "none"
+
+
 def usable_cpus() -> dict[int, set[int]]:
     """The CPUs that this process may run on, by NUMA node.
 
@@ -59,14 +115,25 @@ def usable_cpus() -> dict[int, set[int]]:
     return nodes
 
 
-def reserve(config: Config, place: record.Place, vcpus: int) -> list[int]:
-    """CPUs for a guest, chosen and written to the attempt's record under the node's lock."""
+def reserve(config: Config, place: record.Place, pinning: Pinning, vcpus: int) -> Optional[Affinity]:
+    """CPUs for a guest, chosen and written to the attempt's record under the node's lock; None for no pinning.
+
+    A guest that is not pinned runs where the agent may and reserves nothing.
+    """
+    if pinning.mode == "off":
+        return None
     with record.node_lock(config.paths, "cpus"):
         used: Counter[int] = Counter()
         for other in record.places(config.paths):
             if other != place and record.is_held(other):
                 for step in record.steps(other):
                     used.update(step["cpus"] if step.get("do") == "cpus" else ())
-        chosen = plan_cpus(vcpus, usable_cpus(), used, overcommit=config.hypervisor.overcommit_cpus)
-        record.append(place, {"do": "cpus", "cpus": chosen})
-    return chosen
+        nodes, overcommit = usable_cpus(), config.hypervisor.overcommit_cpus
+        if pinning.cpus is not None:
+            affinity = map_cpus(pinning.cpus[0], set().union(*nodes.values()), used, overcommit=overcommit)
+            cpus = sorted(set().union(*affinity))
+        else:
+            cpus = plan_cpus(vcpus, nodes, used, overcommit=overcommit)
+            affinity = [{cpu} for cpu in cpus]
+        record.append(place, {"do": "cpus", "cpus": cpus})
+    return affinity

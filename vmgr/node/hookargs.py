@@ -15,33 +15,44 @@ from vmgr.jobspec import SpecPath, parse_job_directory
 
 _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{0,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
+_MEMBER = r"[0-9]{1,20}(?:\[([0-9]{1,10})\]|-([0-9]{1,10}))\."  # not compiled for hooks, which do without
+_MAX_QUEUE = 64
+_IN_QUEUES = dict.fromkeys(map(ord, "_.@-"), "a")
 
 
 class HookCall(NamedTuple):
     """One call of a prologue or epilogue.
 
     `directory` is the job directory of a guest job, None for a job without guests. `node_index` is 0 on the mother
-    superior.
+    superior. `queue` is None where the batch system names none.
     """
 
     job_id: str
     user: str
     directory: Optional[SpecPath]
     node_index: int
+    queue: Optional[str]
 
 
 def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     """The call of a `prologue` or `prologue.parallel`. Raises ValueError when it is not one."""
     if len(argv) < 5:
         raise ValueError(f"a prologue has 8 arguments, not {len(argv)}")
-    return _call(argv, environ, resources=argv[4])
+    queue = argv[5] if len(argv) > 5 else ""
+    if queue and not _is_queue(queue):
+        raise ValueError(f"{queue[:80]!r} is no queue")
+    return _call(argv, environ, resources=argv[4], queue=queue)
 
 
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
-    """The call of an `epilogue` or `epilogue.parallel`. Raises ValueError when it is not one."""
+    """The call of an `epilogue` or `epilogue.parallel`. Raises ValueError when it is not one.
+
+    A strange queue is none: it ends a job all the same.
+    """
     if len(argv) < 6:
         raise ValueError(f"an epilogue has 11 arguments, not {len(argv)}")
-    return _call(argv, environ, resources=argv[5])
+    queue = argv[7] if len(argv) > 7 and _is_queue(argv[7]) else ""
+    return _call(argv, environ, resources=argv[5], queue=queue)
 
 
 def guest_job(resources: str) -> Optional[SpecPath]:
@@ -67,7 +78,18 @@ def place_name(job_id: str) -> str:
     return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:16]}"
 
 
-def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str) -> HookCall:
+def _is_queue(text: str) -> bool:
+    plain = len(text) <= _MAX_QUEUE and text.isascii() and text.translate(_IN_QUEUES).isalnum()
+    return plain and text[0] not in ".@-"
+
+
+def member_index(job_id: str) -> Optional[int]:
+    """The index of a member of a job array, None for any other job."""
+    match = re.match(_MEMBER, job_id)
+    return int(match[1] or match[2]) if match else None
+
+
+def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, queue: str) -> HookCall:
     job_id, user = argv[0], argv[1]
     if not _JOB_ID.fullmatch(job_id) or ".." in job_id:
         raise ValueError(f"{job_id[:80]!r} is no job id")
@@ -79,4 +101,5 @@ def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str) ->
         user=user,
         directory=guest_job(resources),
         node_index=int(index) if index.isdigit() and len(index) < 9 else 0,
+        queue=queue or None,
     )

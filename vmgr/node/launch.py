@@ -14,6 +14,7 @@ from qemu.qmp import QMPClient, QMPError
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import process
+from vmgr.node.cpus import Affinity
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
 from vmgr.node.userio import User
 
@@ -154,14 +155,14 @@ def _open(path: Path, flags: int, opened: list[int]) -> int:
     return fd
 
 
-async def pin_and_run(guest: Guest, qmp: socket.socket, cpus: list[int], *, timeout_s: float) -> None:
-    """Connect to QMP, pin each vCPU thread to its CPU, learn the SSH port, and let the guest run.
+async def pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], *, timeout_s: float) -> None:
+    """Connect to QMP, pin each vCPU thread to its CPUs, if it has any, learn the SSH port, and let the guest run.
 
     Thread ids are QEMU's word, which is the user's: only threads of that very process are touched. Raises
     VTorqueError (VT-LAUNCH).
     """
     try:
-        await asyncio.wait_for(_pin_and_run(guest, qmp, cpus), timeout_s)
+        await asyncio.wait_for(_pin_and_run(guest, qmp, affinity), timeout_s)
     except asyncio.TimeoutError:
         raise VTorqueError(f"QEMU did not answer within {timeout_s:g} s", code=Code.LAUNCH) from None
     except (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as err:
@@ -171,15 +172,10 @@ async def pin_and_run(guest: Guest, qmp: socket.socket, cpus: list[int], *, time
         raise VTorqueError(f"QEMU did not start: {reason}", code=Code.LAUNCH) from err
 
 
-async def _pin_and_run(guest: Guest, qmp: socket.socket, cpus: list[int]) -> None:
+async def _pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affinity]) -> None:
     await guest.qmp.connect(qmp)
-    threads: Any = await guest.qmp.execute("query-cpus-fast")
-    tids = {int(entry["cpu-index"]): int(entry["thread-id"]) for entry in threads}
-    own = {int(path.name) for path in Path(f"/proc/{guest.child.pid}/task").iterdir()}
-    for index, cpu in enumerate(cpus):
-        if tids[index] not in own:
-            raise ValueError(f"vCPU {index} is said to be thread {tids[index]}, which is not QEMU's")
-        os.sched_setaffinity(tids[index], {cpu})
+    if affinity is not None:
+        await _pin(guest, affinity)
     usernet = await guest.qmp.execute("human-monitor-command", {"command-line": "info usernet"})
     port = forwarded_port(str(usernet))
     if port is None:
@@ -187,3 +183,13 @@ async def _pin_and_run(guest: Guest, qmp: socket.socket, cpus: list[int]) -> Non
     guest.ssh_port = port
     await guest.qmp.execute("cont")
     await guest.qmp.disconnect()  # QEMU is the user's: nothing that it could send has to be read any more
+
+
+async def _pin(guest: Guest, affinity: Affinity) -> None:
+    threads: Any = await guest.qmp.execute("query-cpus-fast")
+    tids = {int(entry["cpu-index"]): int(entry["thread-id"]) for entry in threads}
+    own = {int(path.name) for path in Path(f"/proc/{guest.child.pid}/task").iterdir()}
+    for index, cpus in enumerate(affinity):
+        if tids[index] not in own:
+            raise ValueError(f"vCPU {index} is said to be thread {tids[index]}, which is not QEMU's")
+        os.sched_setaffinity(tids[index], cpus)

@@ -51,6 +51,20 @@ def _stat(pid: int) -> tuple[bytes, Optional[int]]:
     return fields[0], int(fields[19])
 
 
+def given_environment() -> dict[str, str]:
+    """The environment that this program was started with: Python sets LC_CTYPE in the C locale (PEP 538)."""
+    given = dict(os.environ)
+    try:
+        block = Path("/proc/self/environ").read_bytes()
+    except OSError:
+        return given
+    given.pop("LC_CTYPE", None)
+    for entry in block.split(b"\0"):
+        if entry.startswith(b"LC_CTYPE="):
+            given["LC_CTYPE"] = os.fsdecode(entry[len(b"LC_CTYPE=") :])
+    return given
+
+
 def seconds_since(start: int) -> float:
     """Seconds from a start in clock ticks to now."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start / TICKS_PER_SECOND

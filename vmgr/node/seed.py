@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import jinja2
 import pycdlib
@@ -26,7 +26,10 @@ MAX_HOOK_BYTES = 1 << 20
 
 
 class SeedPlan(NamedTuple):
-    """What the seed of one guest says. Keys are texts in OpenSSH's formats; `environment` is what the job sees."""
+    """What the seed of one guest says. Keys are texts in OpenSSH's formats; `environment` is what the job sees.
+
+    `metadata` is cloud-config of the user's own.
+    """
 
     instance: str
     hostname: str
@@ -38,6 +41,7 @@ class SeedPlan(NamedTuple):
     mounts: tuple[Mount, ...]
     vcpus: int
     environment: Mapping[str, str]
+    metadata: Optional[Mapping[str, Any]]
 
 
 def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -45,6 +49,11 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
     family = templates / "guest" / plan.family
     values = _values(plan)
     files = {name: _render(family / f"{name}.j2", values) for name in ("user-data", "meta-data", "network-config")}
+    if plan.metadata:
+        from vmgr.node.cloudconfig import merge  # loads PyYAML, which few guests need
+
+        files["user-data"], stages = merge(files["user-data"], plan.metadata)
+        files["vtorque/stages"] = "".join(f"{stage}\n" for stage in stages).encode()
     common = templates / "guest" / "common"
     files["vtorque/guest"] = (common / "guest").read_bytes()
     files["vtorque/run"] = (common / "run").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import re
@@ -15,10 +16,14 @@ from typing import Any, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.process import dies_with
+from vmgr.node.terminal import Terminal
 
 RUNNER = "/run/vtorque/run"
 SSH_FAILED = 255
 """What `ssh` itself ends with when the connection fails (ssh(1)); a script may end with it too."""
+
+SSH_SECONDS = 2.0
+"""How long `ssh` may take to end when it is told to."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NOT_PASSED = {
@@ -47,52 +52,106 @@ _UNITS = {"c": 512, "f": 512, "n": 1, "t": 1}
 
 
 class GuestSession:
-    """The way into one guest. `attempt` names the files that are written for it in the job directory."""
+    """The way into one guest. `tag` makes the names of the files unique that are written for it in `directory`."""
 
-    def __init__(self, directory: Path, attempt: str, guest: str, port: int, host_key: str) -> None:
+    def __init__(self, directory: Path, tag: str, guest: str, port: int, host_key: str) -> None:
         self._directory = directory
-        self._attempt = attempt
         self._guest = guest
         self._port = int(port)
         self._child: Optional[asyncio.subprocess.Process] = None
+        self._hung_up = False
         kind, key = host_key.split()[:2]
-        self._ssh_log = directory / f"ssh.{attempt}"
-        self._known_hosts = directory / f"known_hosts.{attempt}"
+        self._run_file = directory / f"run.{tag}"
+        self._status_file = directory / f"ended.{tag}"
+        self._ssh_log = directory / f"ssh.{tag}"
+        self._known_hosts = directory / f"known_hosts.{tag}"
         self._known_hosts.write_text(f"{guest} {kind} {key}\n")
 
-    async def run(self, described: str, script: Path) -> int:
+    async def run(self, described: str, script: Path, arguments: str = "") -> int:
         """Run `script` in the guest as the batch system would run it; gives its exit status.
 
-        `described` is what `run_file` made. Raises VTorqueError (VT-CONNECT) when the connection fails.
+        `described` is what `run_file` made, `arguments` text for the job's shell. Raises VTorqueError (VT-CONNECT)
+        when the connection fails.
         """
-        status_file = self._directory / f"ended.{self._attempt}"
-        run = self._directory / f"run.{self._attempt}"
-        status_file.unlink(missing_ok=True)
-        run.write_text(f"{described}VT_JOB_SCRIPT={shlex.quote(os.fspath(script))}\n", errors="surrogateescape")
-        parent = os.getpid()
+        self._describe(described, script, arguments)
         self._child = await asyncio.create_subprocess_exec(
-            *self._command(run, status_file),
+            *self._command("-T", f"{RUNNER} {self._words()}"),
             stdin=asyncio.subprocess.PIPE,
             # a session of its own: the batch system signals the job's, and the guest is told by us
             start_new_session=True,
-            preexec_fn=dies_with(parent),
+            preexec_fn=dies_with(os.getpid()),
         )
-        status = await self._child.wait()
-        self._child = None
-        if status == SSH_FAILED and not status_file.exists():
+        try:
+            return self._ended(await self._child.wait())
+        finally:
+            self._child = None
+
+    async def run_on_terminal(self, described: str, script: Optional[Path], arguments: str, terminal: Terminal) -> int:
+        """Run `script`, or a login shell, on `terminal`; gives its exit status.
+
+        Keys and sizes reach it through `ssh`, which is gone, and the terminal as it was found, when this returns or is
+        given up. Raises VTorqueError (VT-CONNECT) when the connection fails.
+        """
+        self._describe(described, script, arguments)
+        child = await asyncio.create_subprocess_exec(
+            # by exec: the runner has to lead the terminal's session in the guest
+            *self._command("-tt", f"exec {RUNNER} -i {self._words()}"),
+            start_new_session=True,
+            preexec_fn=dies_with(os.getpid()),
+        )
+        self._child = child
+        if self._hung_up:  # while it was being started
+            self.hang_up()
+        try:
+            return self._ended(await child.wait())
+        finally:
+            self._child = None
+            await _end(child)
+            terminal.restore()
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Pass a signal on to what runs in the guest: by the runner, or, where that has a terminal, by `hang_up`."""
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.write(f"{sig.name[3:]}\n".encode())
+
+    def resized(self) -> None:
+        """Tell `ssh` that its terminal has another size."""
+        self._tell_ssh(signal.SIGWINCH)
+
+    def hang_up(self) -> None:
+        """Break the connection: what runs on the terminal in the guest is hung up, then killed."""
+        self._hung_up = True
+        self._tell_ssh(signal.SIGTERM)
+
+    def _tell_ssh(self, sig: int) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(sig)
+
+    def _describe(self, described: str, script: Optional[Path], arguments: str) -> None:
+        """Write the file that the runner reads, and make sure that it has left no status yet."""
+        self._status_file.unlink(missing_ok=True)
+        values = {"VT_JOB_SCRIPT": "" if script is None else os.fspath(script), "VT_JOB_ARGUMENTS": arguments}
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in values.items()]
+        self._run_file.write_bytes(os.fsencode(described + "".join(lines)))
+
+    def _words(self) -> str:
+        return " ".join(shlex.quote(os.fspath(path)) for path in (self._run_file, self._status_file))
+
+    def _ended(self, status: int) -> int:
+        """The exit status of what ran in the guest, from that of `ssh`: where that failed, the runner's word counts."""
+        if status != SSH_FAILED and status >= 0:
+            return status
+        try:
+            return int(self._status_file.read_bytes()[:8]) & 0xFF
+        except (OSError, ValueError):
             said = _last_line(self._ssh_log)
             raise VTorqueError(
                 f"the connection to the guest {self._guest} failed or broke{': ' + said if said else ''}",
                 code=Code.CONNECT,
-            )
-        return 128 - status if status < 0 else status
+            ) from None
 
-    def signal(self, sig: signal.Signals) -> None:
-        """Pass a signal on to what runs in the guest."""
-        if self._child is not None and self._child.stdin is not None:
-            self._child.stdin.write(f"{sig.name[3:]}\n".encode())
-
-    def _command(self, run: Path, status_file: Path) -> list[str]:
+    def _command(self, tty: str, command: str) -> list[str]:
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
@@ -105,6 +164,7 @@ class GuestSession:
             "ConnectTimeout": "60",
             "ServerAliveInterval": "30",
             "ServerAliveCountMax": "10",
+            "EscapeChar": "none",
             "LogLevel": "ERROR",
             "ClearAllForwardings": "yes",
             "Port": self._port,
@@ -112,12 +172,23 @@ class GuestSession:
         return [
             "ssh",
             "-F", "none",
-            "-T",
+            tty,
             "-E", os.fspath(self._ssh_log),
             *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
             "127.0.0.1",
-            f"{RUNNER} {shlex.quote(os.fspath(run))} {shlex.quote(os.fspath(status_file))}",
+            command,
         ]  # fmt: skip
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """End `ssh` if it is still there: gently, so that it leaves its terminal in order, then surely."""
+    for act in (child.terminate, child.kill):
+        if child.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            act()
+        waiting = asyncio.ensure_future(child.wait())
+        await asyncio.wait([waiting], timeout=SSH_SECONDS)
 
 
 def _last_line(log: Path) -> str:

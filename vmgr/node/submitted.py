@@ -4,6 +4,8 @@
 shell between the two would be ended by the first signal, and with it the job. A batch system gives a job's shell the
 path of its copy of the submitted script, on standard input or as an argument; its last line names the program with
 the job directory. Where the submitted script is run in some other way, that line runs the program with the directory.
+An interactive job's shell gets `-c` and the command of `qsub -x`, which is the path of such a script in the job
+directory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from vmgr.errors import Code, VTorqueError
 
 MAX_SUBMITTED_BYTES = 64 * 1024
+MAX_LINE_BYTES = 16 * 1024
 
 
 def job_directory(argv: Sequence[str]) -> str:
@@ -24,7 +27,7 @@ def job_directory(argv: Sequence[str]) -> str:
 
     Raises VTorqueError (VT-SPEC).
     """
-    named = argv[0] if argv and argv[0] != "-l" else _first_line()
+    named = _named([word for word in argv if word != "-l"])
     try:
         if stat.S_ISDIR(os.stat(named).st_mode):
             return named
@@ -40,7 +43,20 @@ def job_directory(argv: Sequence[str]) -> str:
     return words[2]
 
 
+def _named(words: Sequence[str]) -> str:
+    if words[:1] == ["-c"]:
+        return _path(" ".join(words[1:2]))
+    return words[0] if words else _path(_first_line())
+
+
 def _first_line() -> str:
-    line = sys.stdin.buffer.readline(4096).decode("utf-8", "surrogateescape").strip()
-    words = shlex.split(line) if line else [""]
-    return words[-1]
+    return sys.stdin.buffer.readline(MAX_LINE_BYTES).decode("utf-8", "surrogateescape")
+
+
+def _path(command: str) -> str:
+    """The path in a shell's command, which arguments of the script's may follow."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return next((word for word in words if word != "exec"), "")

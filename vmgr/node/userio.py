@@ -15,7 +15,7 @@ import pwd
 import re
 import signal
 import stat
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.process import dies_with
@@ -57,6 +57,14 @@ def look_up(name: str) -> User:
         shell=entry.pw_shell or "/bin/sh",
         groups=tuple((_group_name(gid), gid) for gid in gids),
     )
+
+
+def primary_group(user: User) -> Optional[str]:
+    """The name of the user's primary group exactly as the node's name service has it, None when it knows none."""
+    try:
+        return grp.getgrgid(user.gid).gr_name
+    except KeyError:
+        return None
 
 
 def _group_name(gid: int) -> str:

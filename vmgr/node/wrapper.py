@@ -1,21 +1,18 @@
 """The job wrapper: runs as the job, in the batch system's own process tree, and stands for the script in the guest.
 
 It waits for the guest, runs the user's VM prologue, the script and the user's VM epilogue in it over SSH, passes
-streams, signals and the exit status through, and tells the agent when the job is over. Whatever goes wrong is said
-here, in one line on the job's own error stream, with an exit status from 70 to 79.
+streams, signals and the exit status through, and tells the agent when the job is over. An interactive job has the
+batch system's terminal, and shows on it what it waits for. Whatever goes wrong is said here, in one line on the job's
+own error stream, with an exit status from 70 to 79.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
-import shutil
 import signal
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,16 +20,21 @@ from vmgr.config import Config, load_config
 from vmgr.errors import REFUSED, Code, VTorqueError
 from vmgr.jobspec import parse_job_directory
 from vmgr.node.client import AgentLink, failure, no_agent
+from vmgr.node.jobfiles import JobFiles, own_name
+from vmgr.node.process import given_environment
 from vmgr.node.session import GuestSession, run_file
 from vmgr.node.submitted import job_directory
+from vmgr.node.terminal import Terminal
+from vmgr.node.terminfo import terminfo_lines
 from vmgr.paths import installation
 
 PASSED_ON = tuple(
     getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP", "CONT")
 )
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What ends a session on a terminal; all other signals are keys there."""
+
 MAX_SCRIPT_BYTES = 1 << 27
-REMOVE_TRIES = 40
-REMOVE_PAUSE_SECONDS = 0.025
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(installation())
         return asyncio.run(_run_job(config, job_id, job_directory(argv)))
     except VTorqueError as err:
-        print(err, file=sys.stderr)
+        _say(err)
         return _status(err)
 
 
@@ -55,6 +57,19 @@ def _status(problem: VTorqueError) -> int:
     return problem.code.status if problem.code.status > REFUSED else Code.SPEC.status
 
 
+def _say(text: object) -> None:
+    """Say a line on the job's own error stream, which may be a terminal that has been hung up.
+
+    Nothing is kept in a buffer, which could not be written at the program's end either, and change its status.
+    """
+    data = memoryview(f"{text}\n".encode("utf-8", "replace"))
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:
+        pass
+
+
 class JobWrapper:
     """One run of a job."""
 
@@ -62,36 +77,54 @@ class JobWrapper:
         self._config = config
         self._job_id = job_id
         self._directory = Path(directory)
-        self._path = parse_job_directory(directory)
+        path = parse_job_directory(directory)
+        self._files = JobFiles(path, job_id) if path is not None else None
+        self._terminal = Terminal.open()
         self._snapshot: dict[str, Any] = {}
         self._changed = asyncio.Event()
         self._session: Optional[GuestSession] = None
         self._signalled: Optional[signal.Signals] = None
+        self._on_terminal = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for sig in PASSED_ON:
             loop.add_signal_handler(sig, self._signal, sig)
+        sizes = self._follow_sizes()
         status, code = 0, None
         try:
             status = await self._run()
         except VTorqueError as err:
-            print(err, file=sys.stderr, flush=True)
+            _say(err)
             status, code = _status(err), err.code.text
         except Exception as err:  # a full quota, a program that is missing: it has a reason and a status too
             problem = VTorqueError(f"fault in the job wrapper: {err}", code=Code.INTERNAL)
-            print(problem, file=sys.stderr, flush=True)
+            _say(problem)
             status, code = _status(problem), problem.code.text
+        finally:
+            if sizes is not None:
+                sizes.cancel()
         self._leave(status, code)
         return status
 
+    def _follow_sizes(self) -> Optional[asyncio.Task[None]]:
+        if self._terminal is None:
+            return None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, self._resized)
+        return asyncio.ensure_future(self._terminal.follow_size(self._directory, self._resized))
+
+    def _resized(self) -> None:
+        if self._session is not None:
+            self._session.resized()
+
     async def _run(self) -> int:
-        if self._path is None:
+        if self._files is None:
             raise VTorqueError(f"{str(self._directory)!r} is no job directory", code=Code.SPEC)
         link = await AgentLink.open(self._config.paths, self._job_id)
         watcher = asyncio.ensure_future(self._watch(link))
         try:
             await self._until("ready", "running")
+            self._end_progress()
             if self._signalled:
                 return 128 + self._signalled
             if self._snapshot["directory"] != str(self._directory):
@@ -105,7 +138,7 @@ class JobWrapper:
         problem = failure(self._snapshot)
         if problem is not None:
             self._print_output()
-            print(problem, file=sys.stderr, flush=True)
+            _say(problem)
             return status or _status(problem)
         return status
 
@@ -114,27 +147,47 @@ class JobWrapper:
         spec, ssh = self._snapshot["spec"], self._snapshot["ssh"]
         for name in ("script", "vm_prologue", "vm_epilogue"):
             self._check_file(name, spec[name])
+        tag = own_name(self._snapshot["node"], self._job_id, self._snapshot["attempt"])
         self._session = session = GuestSession(
-            self._directory, self._snapshot["attempt"], self._snapshot["guest"], ssh["port"], ssh["host_key"]
+            self._directory, tag, self._snapshot["guest"], ssh["port"], ssh["host_key"]
         )
-        described = run_file(spec, os.environ)
+        described = run_file(spec, given_environment())
         if spec["vm_prologue"]:
             status = await self._alive(session.run(described, self._directory / "vm_prologue"))
             if status:
                 raise VTorqueError(f"the VM prologue of the job's own ended with status {status}", code=Code.HOOK)
         link.send("started")
-        status = await self._alive(session.run(described, self._directory / "script"))
+        status = await self._job(session, spec, described)
         if spec["vm_epilogue"]:
             ended = await self._alive(session.run(described, self._directory / "vm_epilogue"))
             if ended:
-                print(
-                    VTorqueError(f"the VM epilogue of the job's own ended with status {ended}", code=Code.HOOK),
-                    file=sys.stderr,
-                )
+                _say(VTorqueError(f"the VM epilogue of the job's own ended with status {ended}", code=Code.HOOK))
                 status = status or Code.HOOK.status
         return status
 
-    async def _alive(self, running: Any) -> int:
+    async def _job(self, session: GuestSession, spec: dict[str, Any], described: str) -> int:
+        """The job itself: its script, or for an interactive job a login shell. Gives its exit status."""
+        script = self._directory / "script"
+        if not spec["interactive"]:
+            return await self._alive(session.run(described, script, spec["arguments"]))
+        if self._terminal is None:
+            raise VTorqueError("an interactive job needs a terminal", code=Code.SPEC, hint="submit it by vsub -I")
+        described += terminfo_lines(os.environ)
+        self._on_terminal = True
+        named = script if spec["script"] else None
+        try:
+            status = await self._alive(session.run_on_terminal(described, named, spec["arguments"], self._terminal))
+        except VTorqueError as err:
+            if self._signalled is None or err.code is not Code.CONNECT:
+                raise
+        finally:
+            self._on_terminal = False
+        if self._signalled is not None:
+            _say(f"vtorque: the session was ended by {self._signalled.name}")
+            return 128 + self._signalled
+        return status
+
+    async def _alive(self, running: Coroutine[Any, Any, int]) -> int:
         """The status of something that runs in the guest; raises when the guest, or its agent, dies first."""
         task = asyncio.ensure_future(running)
         death = asyncio.ensure_future(self._until("failed", ""))
@@ -146,7 +199,8 @@ class JobWrapper:
                 return int(await task)
             except VTorqueError:
                 # the connection broke: the agent knows soon whether that was because the guest died
-                await asyncio.wait([death], timeout=2.0)
+                if self._signalled is None:
+                    await asyncio.wait([death], timeout=2.0)
                 if death.done():
                     death.result()
                 raise
@@ -159,6 +213,8 @@ class JobWrapper:
         try:
             async for snapshot in link.follow("attach"):
                 self._snapshot = snapshot
+                if self._terminal is not None:
+                    self._terminal.progress(snapshot)
                 self._wake()
             self._snapshot = {**self._snapshot, "state": ""}  # the agent is gone
         except VTorqueError as err:
@@ -181,17 +237,23 @@ class JobWrapper:
         if not quiet:
             self._raise_failure()
 
+    def _end_progress(self) -> None:
+        if self._terminal is not None:
+            self._terminal.end_progress()
+
     def _raise_failure(self) -> None:
         if self._snapshot.get("state") == "":
+            self._end_progress()
             raise no_agent(f"the node agent of job {self._job_id} has ended")
         problem = failure(self._snapshot)
         if problem is not None:
+            self._end_progress()
             self._print_output()
             raise problem
 
     def _print_output(self) -> None:
         if self._snapshot.get("output"):
-            print(str(self._snapshot["output"]).rstrip("\n"), file=sys.stderr, flush=True)
+            _say(str(self._snapshot["output"]).rstrip("\n"))
             self._snapshot = {**self._snapshot, "output": ""}
 
     def _check_file(self, name: str, sha256: Optional[str]) -> None:
@@ -207,31 +269,20 @@ class JobWrapper:
             raise VTorqueError(f"{path} was altered after submission", code=Code.SPEC, hint="submit again by vsub")
 
     def _signal(self, sig: signal.Signals) -> None:
-        if self._session is not None:
+        if self._session is None:
+            if sig not in (signal.SIGTSTP, signal.SIGCONT):
+                self._signalled = sig
+                self._wake()
+        elif not self._on_terminal:
             self._session.signal(sig)
-        elif sig not in (signal.SIGTSTP, signal.SIGCONT):
+        elif sig in ENDING:
             self._signalled = sig
-            self._wake()
+            self._session.hang_up()
 
     def _leave(self, status: int, code: Optional[str]) -> None:
-        """Take the job directory away, or leave the result in it for the `vsub --wait` that follows the job."""
-        if self._path is None:
-            return
-        if self._snapshot.get("spec", {}).get("keep"):
+        """Take the job directory away, or leave the result in it for the `vsub` that follows the job."""
+        if self._files is not None:
             try:
-                temporary = self._directory / f".result.{os.getpid()}"
-                temporary.write_text(json.dumps({"v": 1, "status": status, "code": code}))
-                temporary.replace(self._directory / "result.json")
+                self._files.leave(status, code)
             except OSError as err:
-                print(f"vtorque: cannot write the result: {err}", file=sys.stderr)
-            return
-        _remove(self._directory.parent)
-
-
-def _remove(folder: Path) -> None:
-    """Take a job's folder away. The agent may be writing its last status into it, so it can take a second try."""
-    for _ in range(REMOVE_TRIES):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.lexists(folder):
-            return
-        time.sleep(REMOVE_PAUSE_SECONDS)
+                _say(f"vtorque: cannot write the result: {err}")

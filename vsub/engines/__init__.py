@@ -1,19 +1,21 @@
 """Batch systems that vsub can submit to: one module each, behind one small interface.
 
-An engine says three things: which program submits (it takes TORQUE's `qsub` options; a batch system that
-does not gets a translation in its own module), how far a job is, and how to wait for its end. It also
-documents where a hook finds the job's facts, which is all that the node side knows of a batch system:
+An engine translates (what a job asks of its nodes; the arguments with which a guest job is submitted), says which
+program submits, how far a job is, and how to wait for its end. Where a hook finds the job's facts is all that the
+node side knows of a batch system:
 
 - `torque`: arguments and environment of the hooks, `mom_priv/jobs/<prefix>.JB`; the specification's path
   comes as the first item of the resource list, `prologue=…`, in argument 5 of a prologue.
 - `local`: the embedded one. It calls the same hooks with the same arguments, environment, order and rules.
+
+What OpenPBS and Slurm would need is written down in docs/engines.md.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, Union
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
@@ -22,6 +24,9 @@ from vmgr.paths import Installation
 if TYPE_CHECKING:
     import socket
 
+    from vsub.fit import Fitted
+    from vsub.hostrequest import HostRequest
+    from vsub.options import Option
 
 PHASES = {
     "Q": "queued",
@@ -53,6 +58,24 @@ class JobState(NamedTuple):
         return self.phase in ("completed", "gone")
 
 
+class GuestJob(NamedTuple):
+    """What the submission of a guest job has to carry to the batch system.
+
+    `options` are the user's, in the language of qsub, directives first; `fitted` is what the guests need of the
+    nodes. `directory` is the job directory, whose path must reach root on every node; `program` stands for the job's
+    shell. `job_name` is the name of a job whose user gives none; `node_access` is who may share the nodes, None for
+    whoever the batch system lets.
+    """
+
+    options: tuple[Option, ...]
+    fitted: Fitted
+    directory: str
+    program: str
+    job_name: str
+    interactive: bool
+    node_access: Optional[str]
+
+
 class Engine(Protocol):
     """One batch system."""
 
@@ -60,8 +83,17 @@ class Engine(Protocol):
     def qsub(self) -> str:
         """The program that submits, an absolute path."""
 
+    def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
+        """What a job's options ask of its nodes. Raises VTorqueError for what no guest job can ask for."""
+
+    def guest_arguments(self, job: GuestJob) -> list[str]:
+        """The arguments of the submitting program for a guest job."""
+
     def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """How far a job is; asks the batch system, and may take seconds: `unknown` after `timeout_s`."""
+
+    def check_state(self) -> None:
+        """Raise VTorqueError (VT-ENGINE) when `state` could never answer, so that nobody waits for it."""
 
     def completion(self, job_id: str) -> Optional[socket.socket]:
         """A socket that becomes readable at the job's end with one line for `read_completion`.
@@ -94,7 +126,7 @@ def checked_qsub(program: str, install: Installation) -> str:
         ) from None
     if not os.access(program, os.X_OK):
         raise VTorqueError(f"{program} cannot be executed", code=Code.ENGINE, hint="set submit.qsub")
-    for own in (f"{install.root}/bin/vsub", os.path.realpath(sys.argv[0] or ".")):
+    for own in (f"{install.prefix}/bin/vsub", os.path.realpath(sys.argv[0] or ".")):
         try:
             if os.path.samestat(found, os.stat(own)):
                 raise VTorqueError(
@@ -103,6 +135,35 @@ def checked_qsub(program: str, install: Installation) -> str:
         except OSError:
             continue
     return program
+
+
+def for_this_host(setting: Union[str, dict[str, str]], key: str) -> str:
+    """A setting, or the one of the first pattern that fits this host. Raises VTorqueError (VT-ENGINE)."""
+    if isinstance(setting, str):
+        return setting
+    for pattern, value in setting.items():
+        if is_this_host([pattern]):
+            return value
+    raise VTorqueError(
+        f"{key} names no program for the host {host_name()}",
+        code=Code.ENGINE,
+        hint=f"patterns: {', '.join(setting) or 'none'}",
+    )
+
+
+def is_this_host(patterns: list[str]) -> bool:
+    """Whether a pattern fits this host's name, whole or up to the first dot."""
+    if not patterns:
+        return False
+    from fnmatch import fnmatchcase  # most sites have no patterns
+
+    name = host_name()
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name.partition(".")[0], pattern) for pattern in patterns)
+
+
+def host_name() -> str:
+    """This host's name."""
+    return os.uname().nodename
 
 
 def shell_status(status: int) -> int:

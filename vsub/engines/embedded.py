@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Optional
 from vmgr.config import Config
 from vmgr.paths import Installation
 from vsub.engines import PHASES, JobState, shell_status
+from vsub.engines.pbs import QsubDialect
 
 if TYPE_CHECKING:
     import socket
 
 
-class Embedded:
+class Embedded(QsubDialect):
     """The batch server of this machine, reached through its own `qsub` and its socket."""
 
     def __init__(self, config: Config, install: Installation) -> None:
         self._socket = config.local.socket
-        self._qsub = str(install.libexec / "local" / "qsub")
+        self._qsub = install.local_qsub
 
     @property
     def qsub(self) -> str:
@@ -36,6 +37,9 @@ class Embedded:
             return JobState("gone")
         status = None if found.exit_status is None else shell_status(found.exit_status)
         return JobState(PHASES.get(found.letter, "unknown"), status)
+
+    def check_state(self) -> None:
+        """The daemon is asked when the job is there: without it, there is none."""
 
     def completion(self, job_id: str) -> Optional[socket.socket]:
         """The daemon's word when the job is complete and its output delivered; None when it cannot be reached."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from vmgr.config import Config
-from vsub.engines import PHASES, JobState, shell_status
+from vmgr.errors import Code, VTorqueError
+from vsub.engines import PHASES, JobState, for_this_host, shell_status
+from vsub.engines.pbs import QsubDialect
 
 if TYPE_CHECKING:
     import socket
@@ -18,7 +20,7 @@ _UNKNOWN_JOB = 153
 _QSTAT_TIMEOUT_S = 60
 
 
-class Torque:
+class Torque(QsubDialect):
     """One TORQUE server, reached through its own commands."""
 
     def __init__(self, config: Config) -> None:
@@ -26,7 +28,7 @@ class Torque:
 
     @property
     def qsub(self) -> str:
-        return self._submit.qsub
+        return for_this_host(self._submit.qsub, "submit.qsub")
 
     def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """The state of a job, from `qstat -f`."""
@@ -35,7 +37,7 @@ class Torque:
 
         try:
             done = subprocess.run(
-                [self._submit.qstat, "-f", job_id],
+                [for_this_host(self._submit.qstat, "submit.qstat"), "-f", job_id],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_QSTAT_TIMEOUT_S if timeout_s is None else timeout_s,
@@ -46,6 +48,14 @@ class Torque:
         if done.returncode == _UNKNOWN_JOB or b"Unknown Job Id" in done.stderr:
             return JobState("gone")
         return parse_qstat(done.stdout.decode(errors="replace")) if done.returncode == 0 else JobState("unknown")
+
+    def check_state(self) -> None:
+        """Refuse a qstat that cannot be run. Raises VTorqueError (VT-ENGINE)."""
+        import os  # as above
+
+        qstat = for_this_host(self._submit.qstat, "submit.qstat")
+        if not os.access(qstat, os.X_OK):
+            raise VTorqueError(f"cannot run {qstat} to wait for the job", code=Code.ENGINE, hint="set submit.qstat")
 
     def completion(self, job_id: str) -> Optional[socket.socket]:
         return None

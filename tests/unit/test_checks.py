@@ -1,0 +1,240 @@
+"""What is asked for, held against the site's policy: by vsub, and by root again in a specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_jobspec import SPEC
+from vsubsite import Site
+
+from vmgr.checks import Checker, check_spec, choose_image, guest_features, guest_group, visible_in_guest
+from vmgr.config import Config, Mount, load_config
+from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import Disk, GuestGroup, Iocm, Pinning
+from vmgr.policy import Subject
+from vmgr.request import Request, parse_vm
+
+CAROL = Subject("carol", "users", None)
+GROUP = GuestGroup("micro", 1, 1, 512)
+
+
+@pytest.fixture
+def config(site: Site) -> Config:
+    return load_config(site.install)
+
+
+def request(text: str) -> Request:
+    found = parse_vm(text, "here")
+    assert found is not None
+    return found
+
+
+def checker(config: Config, request: Request | None = None) -> Checker:
+    return Checker(config, config.policy_for(CAROL), {key: asked.source for key, asked in (request or {}).items()})
+
+
+def test_defaults(config: Config) -> None:
+    assert guest_group({}, checker(config)) == GROUP
+    asked = request("img=debian-12,vcpus=8,ram=4G")
+    assert guest_group(asked, checker(config, asked)) == GuestGroup("debian-12", 1, 8, 4096)
+
+
+def test_default_features(config: Config) -> None:
+    features = guest_features({}, checker(config))
+    assert features._asdict() == {
+        "pinning": "auto",
+        "fs_type": "overlay",
+        "disk": None,
+        "mounts": ("home", "opt-hpc"),
+        "network": "user",
+        "iocm": None,
+        "vrdma": False,
+        "unclot_mib": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"vcpus": 9}, "vcpus=9 (here) is above the maximum 8; 1 to 8 is allowed"),
+        ({"vcpus": 0}, "vcpus=0 (here) is below the minimum 1"),
+        ({"ram_mib": 127}, "ram=127M (here) is below the minimum 128M"),
+        ({"ram_mib": 4097}, "ram=4097M (here) is above the maximum 4G"),
+        ({"per_node": 2}, "vms_per_node=2 (here) is above the maximum 1"),
+        ({"image": "suse"}, "img=suse (here): unknown image"),
+    ],
+)
+def test_root_refuses_the_same_in_a_specification(config: Config, fields: dict[str, Any], text: str) -> None:
+    group = GuestGroup("micro", 1, 2, 512)._replace(**fields)
+    with pytest.raises(VTorqueError) as caught:
+        check_spec(SPEC._replace(groups=(group,)), config, CAROL, "here")
+    assert text in str(caught.value)
+
+
+def test_specification(config: Config) -> None:
+    spec = SPEC._replace(mounts=("home", "opt-hpc"))
+    assert check_spec(spec, config, CAROL, "here").name == "micro"
+    assert check_spec(spec._replace(mounts=("home",)), config, CAROL, "here").name == "micro"
+
+
+OPEN = """\
+components: {iocm: true, vrdma: true, unclot: true}
+policy:
+  img: {default: micro}
+  vcpus: {max: 8}
+  vms_per_node: {max: 4}
+  fs_type: {allowed: [overlay, ramdisk]}
+  network: {allowed: [user, job]}
+  disk: {enabled: true, max: 10G}
+  metadata: {allowed: [packages]}
+  iocm_max_cores: {max: 4}
+  unclot_shmem: {max: 128M}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "text"),
+    [
+        ({"groups": (GROUP, GROUP)}, Code.POLICY, "here asks for 2 guest groups; 1 is allowed"),
+        ({"mounts": ("home", "secret")}, Code.POLICY, "mounts=home+secret names secret, which the site has not"),
+        ({"distro": "redhat"}, Code.IMAGE, "distro=redhat (here) does not describe the image micro"),
+        ({"arch": "arm64"}, Code.IMAGE, "arch=arm64 (here) does not describe the image micro; it is x86_64"),
+        ({"fs_type": "sharedfs"}, Code.POLICY, "fs_type=sharedfs is not allowed; allowed: overlay, ramdisk"),
+        ({"network": "bridge"}, Code.POLICY, "network=bridge is not allowed; allowed: user, job"),
+        ({"disk": Disk(None, 10241)}, Code.POLICY, "disk=10241M is too large; at most 10G"),
+        ({"iocm": Iocm(0, 5)}, Code.POLICY, "iocm_max_cores=5 is above the maximum 4; 0 to 4 is allowed"),
+        ({"iocm": Iocm(4, 3)}, Code.POLICY, "iocm_min_cores=4 is above iocm_max_cores=3"),
+        ({"unclot_mib": 129}, Code.POLICY, "unclot_shmem=129M is above the maximum 128M"),
+        ({"pinning": Pinning("map", (("0",),))}, Code.POLICY, "here does not bind each vCPU of each guest"),
+        ({"pinning": Pinning("map", (("0", "1"), ("2", "3")))}, Code.POLICY, "does not bind each vCPU"),
+        ({"metadata": {"runcmd": ["true"]}}, Code.POLICY, "metadata=runcmd is not allowed; allowed: packages"),
+        ({"metadata": {"packages": ["gcc"]}}, Code.IMAGE, "metadata needs cloud-init, which the image micro has not"),
+        ({"groups": (GuestGroup("debian-12", 1, 1, 256),)}, Code.POLICY, "ram=256M (here) is less than the image"),
+    ],
+)
+def test_what_a_hand_written_specification_cannot_get(
+    site: Site, fields: dict[str, Any], code: Code, text: str
+) -> None:
+    site.configure(OPEN)
+    config = load_config(site.install)
+    check_spec(
+        SPEC._replace(
+            groups=(GuestGroup("micro", 4, 8, 512),), fs_type="ramdisk", network="job", disk=Disk(None, 10240),
+            iocm=Iocm(1, 4), vrdma=True, unclot_mib=128, pinning=Pinning("map", (("0-7",) * 8,) * 4),
+        ), config, CAROL, "here",
+    )  # fmt: skip
+    with pytest.raises(VTorqueError) as caught:
+        check_spec(SPEC._replace(**fields), config, CAROL, "here")
+    assert caught.value.code is code and text in str(caught.value)
+
+
+@pytest.mark.parametrize("component", ["iocm", "vrdma", "unclot"])
+def test_components_that_the_site_has_not(config: Config, component: str) -> None:
+    fields: dict[str, Any] = {"iocm": Iocm(1, 1), "vrdma": True, "unclot_mib": 64}
+    field = "unclot_mib" if component == "unclot" else component
+    with pytest.raises(VTorqueError, match=f"{component}=true is not available on this site; components.{component}"):
+        check_spec(SPEC._replace(**{field: fields[field]}), config, CAROL, "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "fields"),
+    [
+        ("vm_prologue", {"vm_prologue": "0" * 64}),
+        ("vm_epilogue", {"vm_epilogue": "0" * 64}),
+        ("metadata", {"metadata": {"packages": []}}),
+        ("disk", {"disk": Disk(None, 1)}),
+        ("vcpu_pinning", {"pinning": Pinning("off", None)}),
+        ("mounts", {"mounts": ("home",)}),
+        ("iocm", {"iocm": Iocm(1, 1)}),
+        ("vrdma", {"vrdma": True}),
+        ("unclot", {"unclot_mib": 64}),
+    ],
+)
+def test_features_that_are_switched_off(site: Site, key: str, fields: dict[str, Any]) -> None:
+    site.configure(f"components: {{iocm: true, vrdma: true, unclot: true}}\npolicy: {{{key}: {{enabled: false}}}}\n")
+    with pytest.raises(VTorqueError) as caught:
+        check_spec(SPEC._replace(**{"mounts": ("home", "opt-hpc"), **fields}), load_config(site.install), CAROL, "here")
+    assert caught.value.code is Code.POLICY
+    assert f" is refused; {key} is switched off here (policy.{key}.enabled, {site.install.config} line 4)" in str(
+        caught.value
+    )
+
+
+def test_a_default_needs_no_permission(site: Site) -> None:
+    site.configure(
+        "components: {vrdma: true}\n"
+        "policy: {vrdma: {enabled: false, default: true}, vcpu_pinning: {enabled: false, default: off},\n"
+        "  mounts: {enabled: false, default: [home]}}\n"
+    )
+    config = load_config(site.install)
+    features = guest_features({}, checker(config))
+    assert (features.vrdma, features.pinning, features.mounts) == (True, "off", ("home",))
+    spec = SPEC._replace(vrdma=True, pinning=Pinning("off", None), mounts=("home",))
+    assert check_spec(spec, config, CAROL, "here").name == "micro"
+
+
+def test_overrides_hold_on_the_node_too(site: Site) -> None:
+    site.configure("policy: {vcpus: {max: 1}, users: {carol: {vcpus: {max: 2}}}}\n")
+    config = load_config(site.install)
+    spec = SPEC._replace(mounts=("home", "opt-hpc"))
+    assert check_spec(spec, config, CAROL, "here").name == "micro"
+    with pytest.raises(VTorqueError, match=r"vcpus=2 \(here\) is above the maximum 1; 1 to 1 is allowed \(.* line 3\)"):
+        check_spec(spec, config, Subject("dave", "users", None), "here")
+
+
+def test_allowed_images(site: Site) -> None:
+    site.configure("policy: {img: {default: micro, allowed: [micro]}}\n")
+    with pytest.raises(VTorqueError, match=r"img=debian-12 is not allowed; allowed: micro \(.* line 3\)"):
+        checker(load_config(site.install)).group(GuestGroup("debian-12", 1, 1, 512))
+
+
+@pytest.mark.parametrize("distro", [None, "SLG", "slg", "micro", "MICRO"])
+def test_distro_asserts(config: Config, distro: str | None) -> None:
+    assert choose_image(GROUP, distro, None, checker(config)).name == "micro"
+
+
+@pytest.mark.parametrize("arch", [None, "x86_64", "amd64", "AMD64"])
+def test_arch_asserts(config: Config, arch: str | None) -> None:
+    assert choose_image(GROUP, None, arch, checker(config)).name == "micro"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "default"),
+    [
+        ("", ("home", "opt-hpc", "data")),
+        ("mounts: {allowed: [data, home]}, ", ("home", "data")),
+        ("mounts: {default: [data]}, ", ("data",)),
+        ("mounts: {default: []}, ", ()),
+        ("mounts: {allowed: []}, ", ()),
+    ],
+)
+def test_default_shares(site: Site, mounts: str, default: tuple[str, ...]) -> None:
+    site.configure(
+        "mounts:\n- {name: home, source: '{home}', target: '{home}'}\n"
+        "- {name: opt-hpc, source: /opt, target: /opt-hpc}\n"
+        f"- {{name: data, source: /data, target: /data}}\npolicy: {{{mounts}img: {{default: micro}}}}\n"
+    )
+    assert guest_features({}, checker(load_config(site.install))).mounts == default
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"),
+    [
+        ("/home/carol", True),
+        ("/home/carol/x", True),
+        ("/home/carolyn", False),
+        ("/home", False),
+        ("/", False),
+        ("/opt", False),
+        ("/opt-hpc", False),
+        ("/data/a", True),
+    ],
+)
+def test_visible_in_guest(path: str, seen: bool) -> None:
+    mounts = (
+        Mount("home", "9p", "{home}", "{home}", False).for_home("/home/carol"),
+        Mount("opt", "9p", "/opt", "/opt-hpc", True),
+        Mount("data", "9p", "/data/", "/data/", False),
+    )
+    assert visible_in_guest(path, mounts) is seen

@@ -1,0 +1,90 @@
+"""What nodes cannot do yet: refused by name on the node, and named to administrators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from nodesite import a_spec
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import Disk, GuestGroup, Iocm
+from vmgr.node.abilities import beyond_nodes, check
+from vmgr.schema import check_config
+
+
+def test_a_plain_job_is_possible() -> None:
+    check(a_spec())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"groups": (GuestGroup("micro", 2, 1, 512),)}, "vms_per_node=2"),
+        ({"groups": (GuestGroup("micro", 1, 1, 512), GuestGroup("micro", 3, 1, 512))}, "vms_per_node=3"),
+        ({"fs_type": "ramdisk"}, "fs_type=ramdisk"),
+        ({"fs_type": "sharedfs"}, "fs_type=sharedfs"),
+        ({"disk": Disk(None, 1024)}, "disk"),
+        ({"disk": Disk("data.qcow2", None)}, "disk"),
+        ({"network": "bridge"}, "network=bridge"),
+        ({"network": "job"}, "network=job"),
+        ({"iocm": Iocm(0, 0)}, "iocm"),
+        ({"vrdma": True}, "vrdma"),
+        ({"unclot_mib": 64}, "unclot"),
+    ],
+)
+def test_what_is_not_possible_yet_is_refused_by_name(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(VTorqueError, match=said) as caught:
+        check(a_spec(**fields))
+    assert caught.value.code is Code.NODE and "possible now: " in str(caught.value)
+
+
+def notes(policy: dict[str, Any], **components: bool) -> list[str]:
+    tree = check_config({"policy": policy, "components": components})
+    return beyond_nodes(tree["policy"], tree["components"])
+
+
+def test_nodes_can_do_what_is_built_in() -> None:
+    assert notes({}) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"nodes": {"max": 4}}, "policy.nodes.max is 4: "),
+        ({"vms_per_node": {"max": 2}}, "policy.vms_per_node.max is 2: "),
+        ({"vms_per_node": {"max": 2, "default": 2, "enabled": False}}, "policy.vms_per_node.default is 2: "),
+        ({"fs_type": {"allowed": ["overlay", "ramdisk"]}}, "policy.fs_type.allowed has ramdisk: "),
+        ({"fs_type": {"allowed": ["ramdisk"], "default": "ramdisk", "enabled": False}}, "policy.fs_type.default is "),
+        ({"network": {"allowed": ["user", "bridge", "job"]}}, "policy.network.allowed has bridge, job: "),
+        ({"metadata": {"allowed": ["runcmd", "users", "hostname"]}}, "policy.metadata.allowed has users, hostname: "),
+        ({"disk": {"enabled": True}}, "policy.disk.enabled is true: "),
+        ({"queues": {"io": {"disk": {"enabled": True}}}}, "policy.queues.io.disk.enabled is true: "),
+        ({"groups": {"chem": {"nodes": {"max": 2}}}}, "policy.groups.chem.nodes.max is 2: "),
+        ({"users": {"carol": {"network": {"allowed": ["user", "job"]}}}}, "policy.users.carol.network.allowed has job"),
+    ],
+)
+def test_what_a_configuration_allows_beyond_that(policy: dict[str, Any], said: str) -> None:
+    (line,) = notes(policy)
+    assert line.startswith(said)
+
+
+def test_what_nobody_may_ask_for_is_no_news() -> None:
+    assert notes({"fs_type": {"allowed": ["overlay", "ramdisk"], "enabled": False}}) == []
+    assert notes({"metadata": {"allowed": ["users"], "enabled": False}}) == []
+    assert notes({"metadata": {"allowed": ["runcmd", "write_files"]}}) == []
+    assert notes({"vms_per_node": {"max": 2, "enabled": False}}) == []
+
+
+def test_an_override_says_only_what_is_its_own() -> None:
+    overrides = {"fast": {"vcpus": {"max": 2}}, "big": {"nodes": {"max": 8}}, "same": {"nodes": {"max": 4}}}
+    lines = notes({"nodes": {"max": 4}, "queues": overrides})
+    assert [line.partition(" ")[0] for line in lines] == ["policy.nodes.max", "policy.queues.big.nodes.max"]
+
+
+def test_components_count_where_the_site_has_them() -> None:
+    assert notes({"iocm": {"default": True}, "unclot": {"default": True}}) == []
+    lines = notes({"vrdma": {"enabled": False}, "unclot": {"default": True}}, iocm=True, vrdma=True, unclot=True)
+    assert [line.partition(" ")[0] for line in lines] == ["policy.iocm.enabled", "policy.unclot.default"]
+    (line,) = notes({"iocm": {"enabled": False}, "users": {"carol": {"iocm": {"enabled": True}}}}, iocm=True)
+    assert line.startswith("policy.users.carol.iocm.enabled is true")

@@ -1,0 +1,65 @@
+"""Whose policy the agent holds a specification against, and what it refuses after that."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+from typing import Any, Optional
+
+import pytest
+from nodesite import a_spec, a_user, make_node, short_folder
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import Spec, SpecPath, dump_spec, spec_hash
+from vmgr.node import agent
+from vmgr.node.userio import primary_group
+from vmgr.policy import Subject
+
+
+def specification(spec: Spec, monkeypatch: pytest.MonkeyPatch, **call: Any) -> list[Subject]:
+    """Let an agent read `spec`; gives the subjects whose policy it asked for."""
+    subjects = []
+    data = dump_spec(spec)
+
+    async def read_file(*_: object, **__: object) -> bytes:
+        return data
+
+    monkeypatch.setattr(agent, "read_file", read_file)
+    monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source: subjects.append(subject))
+    facts = {"job_id": "12.host", "user": "carol", "node_index": 0, "queue": None, **call}
+
+    async def work() -> None:
+        found = agent.Call(directory=SpecPath("/home/carol", "0" * 16, spec_hash(data)), **facts)
+        node = make_node(base)
+        attempt = agent.Agent(node.config, base, node.place(), found, None)
+        await attempt._specification(a_user())
+
+    with short_folder() as base:
+        asyncio.run(work())
+    return subjects
+
+
+def named(name: Optional[str]) -> Any:
+    def look(gid: int) -> grp.struct_group:
+        if name is None:
+            raise KeyError(gid)
+        return grp.struct_group((name, "x", gid, []))
+
+    return look
+
+
+@pytest.mark.parametrize("group", ["chem", "domain users", None])
+def test_the_subject_is_the_user_with_the_group_of_the_password_database(
+    group: Optional[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grp, "getgrgid", named(group))
+    assert primary_group(a_user()) == group
+    assert specification(a_spec(), monkeypatch, queue="fast") == [Subject("carol", group, "fast")]
+    assert specification(a_spec(), monkeypatch) == [Subject("carol", group, None)]
+
+
+def test_what_nodes_cannot_do_is_refused_after_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for refused in ({"spec": a_spec(vrdma=True)}, {"spec": a_spec(), "node_index": 1}):
+        with pytest.raises(VTorqueError) as caught:
+            specification(monkeypatch=monkeypatch, **refused)  # type: ignore[arg-type]
+        assert caught.value.code is Code.NODE and "yet" in str(caught.value)

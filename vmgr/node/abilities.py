@@ -1,0 +1,87 @@
+"""What nodes of this version cannot do yet: refused on the node by name, and told to administrators beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import Spec
+from vmgr.policy import LAYERS, overridden
+from vmgr.request import COMPONENTS
+
+PER_NODE = 1
+FS_TYPES = ("overlay",)
+NETWORKS = ("user",)
+
+_COMPONENTS = {
+    "iocm": "the I/O core manager (iocm)",
+    "vrdma": "virtual RDMA devices (vrdma)",
+    "unclot": "shared memory between guests (unclot)",
+}
+
+
+def check(spec: Spec) -> None:
+    """Refuse what is legal, and asked for, but not possible yet. Raises VTorqueError (VT-NODE)."""
+    per_node = max(group.per_node for group in spec.groups)
+    for beyond, what, possible in (
+        (per_node > PER_NODE, f"vms_per_node={per_node}", f"{PER_NODE} guest on a node"),
+        (spec.fs_type not in FS_TYPES, f"fs_type={spec.fs_type}", f"fs_type={' or '.join(FS_TYPES)}"),
+        (spec.disk is not None, "a persistent disk (disk)", "a disk that goes with the job"),
+        (spec.network not in NETWORKS, f"network={spec.network}", f"network={' or '.join(NETWORKS)}"),
+        (spec.iocm is not None, _COMPONENTS["iocm"], "guests without it"),
+        (spec.vrdma, _COMPONENTS["vrdma"], "guests without them"),
+        (spec.unclot_mib is not None, _COMPONENTS["unclot"], "guests without it"),
+    ):
+        if beyond:
+            raise VTorqueError(
+                f"the nodes of this version cannot do this yet: {what}",
+                code=Code.NODE,
+                hint=f"possible now: {possible}",
+            )
+
+
+def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool]) -> list[str]:
+    """A line for each thing that a configuration allows and nodes refuse, with its key. For `vmgr config check`.
+
+    `policy` is the checked tree below `policy`, overrides and all, `components` the one below `components`. What an
+    override shares with the general policy is said once.
+    """
+    general = {key: value for key, value in policy.items() if key not in LAYERS}
+    found = dict(_beyond(general, components))
+    lines = [f"policy.{key} {text}" for key, text in found.items()]
+    for layer in LAYERS:
+        for name, override in policy[layer].items():
+            for key, text in _beyond(overridden(general, override), components):
+                if found.get(key) != text:
+                    lines.append(f"policy.{layer}.{name}.{key} {text}")
+    return lines
+
+
+def _beyond(policy: Mapping[str, Any], components: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+    """The leaf and the text of each thing in one variant of the policy."""
+    if policy["nodes"]["max"] > 1:
+        yield "nodes.max", f"is {policy['nodes']['max']}: nodes refuse guest jobs of more than one node yet"
+    per_node = policy["vms_per_node"]
+    leaf = "max" if per_node["enabled"] else "default"
+    if max(per_node["min"], per_node[leaf]) > PER_NODE:
+        yield f"vms_per_node.{leaf}", f"is {per_node[leaf]}: nodes refuse more than {PER_NODE} guest yet"
+    for key, possible in (("fs_type", FS_TYPES), ("network", NETWORKS)):
+        asked = policy[key]["allowed"] if policy[key]["enabled"] else []
+        refused = [word for word in asked if word not in possible]
+        if refused:
+            yield f"{key}.allowed", f"has {', '.join(refused)}: nodes refuse all but {', '.join(possible)} yet"
+        elif policy[key]["default"] not in possible:
+            yield f"{key}.default", f"is {policy[key]['default']}: nodes refuse all but {', '.join(possible)} yet"
+    if policy["disk"]["enabled"]:
+        yield "disk.enabled", "is true: nodes refuse persistent disks yet"
+    if policy["metadata"]["enabled"]:
+        from vmgr.node.cloudconfig import KEYS  # loads PyYAML, which an agent can do without
+
+        refused = [key for key in policy["metadata"]["allowed"] if key not in KEYS]
+        if refused:
+            yield "metadata.allowed", f"has {', '.join(refused)}: nodes refuse these keys of cloud-config"
+    for key in COMPONENTS:
+        leaf = "default" if policy[key]["default"] else "enabled"
+        if components[key] and policy[key][leaf]:
+            yield f"{key}.{leaf}", f"is true, and components.{key} too: nodes refuse {_COMPONENTS[key]} yet"

@@ -1,0 +1,72 @@
+"""The dialect of TORQUE's `qsub`: what a job asks of its nodes, and the arguments with which a guest job is submitted.
+
+Both batch systems that speak it use this class: `torque`, and `local`, which imitates it.
+"""
+
+from __future__ import annotations
+
+from vsub.attributes import read_attributes
+from vsub.engines import GuestJob
+from vsub.hostrequest import HostRequest, chooses_node_access, read_host_request
+from vsub.options import Option
+from vsub.resources import replace_items
+
+_OURS = frozenset("CSxzI")
+"""Options that the wrapper is submitted with in its own way; of `-z` vsub takes care itself, for it needs the id."""
+
+
+class QsubDialect:
+    """Requests in the language of `qsub`."""
+
+    def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
+        """What a job asks of its nodes. Raises VTorqueError (VT-USAGE, VT-OPTION)."""
+        return read_host_request(options)
+
+    def guest_arguments(self, job: GuestJob) -> list[str]:
+        """qsub's arguments for the wrapper in the job directory.
+
+        The prologue is the first resource of all, for resources that do not fit are dropped from the end.
+        The wrapper holds no directives (`-C ''`), and the job's shell is the program that it names, so that no
+        shell stands between the batch system's signals and it; the script's own shell is in the specification.
+        Directives come before the user's options: the last one wins. What was fitted to the guests comes last. An
+        interactive job starts the wrapper on the user's terminal (`-I -x`).
+        """
+        arguments = [
+            "-C", "",
+            "-l", f"prologue={job.directory}/prologue",
+            "-S", job.program,
+        ]  # fmt: skip
+        if job.interactive:
+            arguments += ["-I", "-x"]
+        if not any(option.letter == "N" for option in job.options):
+            arguments += ["-N", job.job_name]
+        for option in self._options(job):
+            arguments += option.argv()
+        for resource in self._resources(job):
+            arguments += ["-l", resource]
+        return [*arguments, f"{job.directory}/job"]
+
+    def _options(self, job: GuestJob) -> list[Option]:
+        """The user's own options, without what vsub takes for itself or has changed."""
+        fitted = job.fitted
+        dropped = {"prologue", *(name for name, _ in fitted.memory)}
+        if fitted.nodes is not None:
+            dropped |= {"nodes", "procs", "ncpus"}
+        inner = {attribute.option for attribute in read_attributes(job.options) if attribute.letter == "I"}
+        ours = _OURS if job.interactive else _OURS | {"F"}
+        kept = []
+        for option in replace_items(job.options, frozenset(dropped)):
+            if option.letter == "L" and fitted.tasks is not None:
+                option = option._replace(value=str(fitted.tasks))
+            if option.letter not in ours and option not in inner:
+                kept.append(option)
+        return kept
+
+    def _resources(self, job: GuestJob) -> list[str]:
+        """What the guests need of the nodes, beside what the user asked for."""
+        fitted = job.fitted
+        resources = [] if fitted.nodes is None else [f"nodes={fitted.nodes}"]
+        resources += [f"{name}={mib}mb" for name, mib in fitted.memory]
+        if job.node_access is not None and not chooses_node_access(job.options):
+            resources.append(f"naccesspolicy={job.node_access}")
+        return resources
