@@ -17,7 +17,6 @@ from vsub.resources import Resource, last_of, read_resources
 
 MEMORY = ("mem", "pmem", "vmem", "pvmem")
 """Resources that bound a job's memory: of the job, of a process, and the same as virtual memory."""
-CHANGED = frozenset(("nodes", "procs", "ncpus", "prologue", "naccesspolicy", *MEMORY))
 
 _SIZE = r"([0-9]{1,15})([kmgtp]?)([bw]?)"
 _SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}

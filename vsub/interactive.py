@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.node.terminal import WINSIZE
 from vsub.jobdir import remove_tree
 from vsub.process import spawn, wait_status
 from vsub.report import debug, say
 from vsub.status import read_result, read_statuses
 from vsub.submission import Submission
 
-WINDOW_SIZE = "winsize"
-"""File in the job directory with the terminal's size: rows and columns, in a line."""
 RESULT_WITHIN_S = 5.0
 """How long the result of a session may take to show on a shared file system after the session's end."""
 PAUSE_S = 0.05
@@ -111,13 +110,13 @@ def _terminal_size() -> Optional[os.terminal_size]:
 
 def write_size(directory: str, size: os.terminal_size) -> None:
     """Leave a terminal's size in the job directory, whole. Raises OSError."""
-    temporary = f"{directory}/.{WINDOW_SIZE}.{os.getpid()}"
+    temporary = f"{directory}/.{WINSIZE}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, f"{size.lines} {size.columns}\n".encode())
     finally:
         os.close(descriptor)
-    os.rename(temporary, f"{directory}/{WINDOW_SIZE}")
+    os.rename(temporary, f"{directory}/{WINSIZE}")
 
 
 def _result(directory: str) -> Optional[int]:

@@ -53,7 +53,6 @@ class Plan(NamedTuple):
     metadata: Optional[dict[str, Any]]
     image: Image
     hooks: dict[str, bytes]
-    asked_of_nodes: HostRequest
     fitted: Fitted
 
     def last(self, letter: str) -> Optional[Option]:
@@ -107,7 +106,6 @@ def make_plan(
         metadata=_metadata(request, image, checker),
         image=image,
         hooks={key: read_user_file(str(request[key].value), key) for key in HOOKS if key in request},
-        asked_of_nodes=asked_of_nodes,
         fitted=fitted._replace(notes=(*fitted.notes, *note)),
     )
 

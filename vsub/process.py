@@ -97,7 +97,7 @@ def let_signals_in() -> None:
 
 def _read_all(descriptor: int, parts: list[bytes], held: Optional[Iterable[int]] = None) -> None:
     """Read to the end. Signals are blocked, but while it waits, when the mask is `held`: what was read is not lost."""
-    import select
+    import select  # a job that goes to qsub at once does without
 
     ready = select.poll()
     ready.register(descriptor, select.POLLIN)

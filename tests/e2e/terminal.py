@@ -75,3 +75,15 @@ def terminal(
         yield made
     finally:
         made.child.close(force=True)
+
+
+def check_size_and_keys(tty: Terminal) -> None:
+    """A shell on a terminal of 33 by 101 has that size, follows a new one, and Ctrl-C ends what it runs, not itself."""
+    tty.run("stty size", r"33 101\s")
+    tty.expect(SHELL)
+    tty.resize(44, 120)
+    tty.run('until [ "$(stty size)" = \'44 120\' ]; do sleep 0.2; done; echo re""sized', "resized")
+    tty.expect(SHELL)
+    tty.run('echo sleep""ing; sleep 1000', "sleeping\r?\n")
+    tty.type("\x03")
+    tty.expect(SHELL)

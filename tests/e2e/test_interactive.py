@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .conftest import Site, User, eventually
-from .terminal import SHELL, terminal
+from .terminal import SHELL, check_size_and_keys, terminal
 
 
 @pytest.mark.parametrize("image", ["micro", "debian-12"])
@@ -25,14 +25,7 @@ def test_the_terminal_ends_up_in_the_guest(site: Site, user: User, image: str) -
             rf"job={job_id} env=PBS_INTERACTIVE term=xterm-256color",
         )
         tty.expect(SHELL)
-        tty.run("stty size", r"33 101\s")
-        tty.expect(SHELL)
-        tty.resize(44, 120)
-        tty.run('until [ "$(stty size)" = \'44 120\' ]; do sleep 0.2; done; echo re""sized', "resized")
-        tty.expect(SHELL)
-        tty.run('echo sleep""ing; sleep 1000', "sleeping\r?\n")
-        tty.type("\x03")
-        tty.expect(SHELL)
+        check_size_and_keys(tty)
         tty.run("echo still=here", "still=here\r?\n")
         tty.expect(SHELL)
         tty.type("exit 7\r")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import CONFIG, PATIENCE_S, POOL, REPOSITORY, Site, User, eventually
-from .terminal import SHELL, terminal
+from .terminal import SHELL, check_size_and_keys, terminal
 
 QSUB, HOME = os.environ.get("VTORQUE_TEST_QSUB"), os.environ.get("VTORQUE_TEST_TORQUE_HOME")
 pytestmark = pytest.mark.skipif(
@@ -110,14 +110,7 @@ def test_an_interactive_job(site: Site, user: User) -> None:
         tty.expect(r"qsub: job \S+ ready")
         tty.expect("waiting for the guest: booted")
         tty.expect(SHELL)
-        tty.run("stty size", r"33 101\s")
-        tty.expect(SHELL)
-        tty.resize(44, 120)
-        tty.run('until [ "$(stty size)" = \'44 120\' ]; do sleep 0.2; done; echo re""sized', "resized")
-        tty.expect(SHELL)
-        tty.run('echo sleep""ing; sleep 1000', "sleeping\r?\n")
-        tty.type("\x03")
-        tty.expect(SHELL)
+        check_size_and_keys(tty)
         tty.type("exit 7\r")
         assert tty.end() == 7, tty.seen
 
