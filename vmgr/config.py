@@ -45,6 +45,7 @@ class Resources(NamedTuple):
 class Local(NamedTuple):
     spool: str
     socket: str
+    nodes: int
 
 
 class Paths(NamedTuple):

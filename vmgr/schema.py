@@ -53,6 +53,7 @@ SCHEMA: dict[str, Any] = {
     "local": {
         "spool": Key(path, "/var/spool/vtorque-local", "state of the embedded batch system"),
         "socket": Key(path, "/run/vtorque-local.sock", "where its clients reach it"),
+        "nodes": Key(number(1, 16), 1, "nodes that it simulates on this machine; 1: the machine itself is the node"),
     },
     "paths": {
         "spool": Key(path, "/var/spool/vtorque", "records, seeds and host keys of running jobs, one folder a job"),

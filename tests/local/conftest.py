@@ -20,7 +20,7 @@ from typing import NamedTuple, Optional
 
 import pytest
 
-from vsub.engines.local import client, daemon, protocol, qsub
+from vsub.engines.local import client, daemon, network, protocol, qsub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAEMON = (
@@ -221,8 +221,11 @@ class Gate:
 class System:
     """A daemon with a spool of its own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nodes: int = 1) -> None:
         self.root = root
+        self.own = root / "own"
+        self.volatile = root / "volatile"
+        self._nodes = ["--nodes", str(nodes), "--private", str(self.own), "--volatile", str(self.volatile)]
         self.spool = root / "spool"
         self.mom_priv = self.spool / "mom_priv"
         self.record = root / "record"
@@ -246,12 +249,13 @@ class System:
         if command != "stop":
             arguments += ["--socket", self.socket]
         if command == "start":
-            arguments += ["--settings", os.fspath(self.settings)]
+            arguments += ["--settings", os.fspath(self.settings), *self._nodes]
         return subprocess.run([*arguments, *more], capture_output=True, text=True, timeout=60, check=False)
 
     def start(self) -> None:
         """Start it from a fork of this process, which saves the time of an interpreter."""
         arguments = ["--spool", str(self.spool), "--socket", self.socket, "--settings", str(self.settings)]
+        arguments += self._nodes
         pid = os.fork()
         if pid == 0:
             status = 99
@@ -287,6 +291,28 @@ class System:
         gate = Gate(self.record / name)
         self._gates.append(gate)
         return gate
+
+    def enter(self, node: str, *command: str) -> str:
+        """The output of a command of root's in a simulated node; it must succeed."""
+        arguments = [sys.executable, "-I", "-c", DAEMON, "enter", "--spool", str(self.spool), node, *command]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def node_spools(self) -> list[Path]:
+        """The spool directories of simulated nodes."""
+        return sorted((self.spool / "nodes").glob("n[0-9]*"))
+
+    def traces(self) -> list[str]:
+        """What simulated nodes would leave on the machine: links, and mounts or namespaces of processes."""
+        found = [link.name for link in Path("/sys/class/net").iterdir() if link.name == network.link_name(self.spool)]
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(self.root) in (process / "mountinfo").read_text():
+                    found.append(f"mounts of {process.name}")
+            except OSError:
+                pass  # it has ended
+        return found
 
     def hook(self, name: str, extra: str = "", *, mode: int = 0o755, directory: Optional[Path] = None) -> Path:
         """A hook that records its call and then runs `extra`."""
@@ -336,7 +362,8 @@ class System:
 
     def leftovers(self) -> list[str]:
         """Files of jobs that should be gone."""
-        layout = [self.mom_priv / "jobs", self.spool / "aux", self.spool / "spool"]
+        spools = [self.spool, *self.node_spools()]
+        layout = [spool / name for spool in spools for name in ("mom_priv/jobs", "aux", "spool")]
         found = [path for directory in layout for path in directory.iterdir()]
         found += [path for path in (self.spool / "server_priv" / "jobs").iterdir() if path.suffix != ".json"]
         return [str(path) for path in found]
@@ -362,18 +389,28 @@ def _processes_with(text: str) -> list[str]:
 @pytest.fixture
 def system() -> Iterator[System]:
     """A running daemon; afterwards nothing of it is left."""
+    yield from _systems(1)
+
+
+@pytest.fixture
+def cluster() -> Iterator[System]:
+    """Likewise with three simulated nodes."""
+    yield from _systems(3)
+
+
+def _systems(nodes: int) -> Iterator[System]:
     root = Path(tempfile.mkdtemp(prefix="vtorque-local-", dir="/var/tmp"))
     root.chmod(0o755)
-    made = System(root)
+    made = System(root, nodes)
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        left, running = made.leftovers(), _processes_with(str(root))
+        left, running, traces = made.leftovers(), _processes_with(str(root)), made.traces()
         made.close()
         shutil.rmtree(root)
-    assert (left, running) == ([], [])
+    assert (left, running, traces) == ([], [], [])
 
 
 @pytest.fixture
