@@ -170,6 +170,11 @@ class Config:
         folder = self._tree["guest"]["vm_hooks"]
         return Path(folder) if folder else None
 
+    @property
+    def mac_prefix(self) -> str:
+        """The first bytes of guests' MAC addresses."""
+        return str(self._tree["network"]["mac_prefix"])
+
     @cached_property
     def hypervisor(self) -> Hypervisor:
         return Hypervisor(**self._tree["hypervisor"])

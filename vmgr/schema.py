@@ -13,6 +13,7 @@ from vmgr.fields import (
     check,
     choice,
     flag,
+    mac_prefix,
     name,
     nullable,
     number,
@@ -93,6 +94,9 @@ SCHEMA: dict[str, Any] = {
     ),
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
+    },
+    "network": {
+        "mac_prefix": Key(mac_prefix, "02", "first one to three bytes of the guests' MAC addresses, such as 02:56"),
     },
     "timeouts": {
         "user_file": Key(number(1, 120), 5, "seconds for reading a file of the user's"),

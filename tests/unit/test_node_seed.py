@@ -25,7 +25,8 @@ MOUNTS = (Mount("home", "9p", "/home/carol", "/home/carol", False), Mount("opt-h
 PLAN = SeedPlan(
     instance="12.host-1", hostname="vn1-1", family="micro", user=a_user(),
     ssh_public_key="ssh-ed25519 AAAA",
-    host_key="-----BEGIN-----\nabc\n-----END-----\n", host_key_pub="ssh-ed25519 BBBB vtorque", mounts=MOUNTS, vcpus=2,
+    host_key="-----BEGIN-----\nabc\n-----END-----\n", host_key_pub="ssh-ed25519 BBBB vtorque", mounts=MOUNTS,
+    slots=(("vn1-1", 2), ("vn2-1", 2)),
     environment={"DISTRO": "SLG", "VTORQUE_JOBID": "12.host"},
     metadata=None,
 )  # fmt: skip
@@ -150,7 +151,9 @@ def test_the_real_templates(family: str) -> None:
         assert isinstance(parsed(files["user-data"]), dict)
     else:
         subprocess.run(["sh", "-n"], input=files["user-data"], check=True)
-    assert files["vtorque/nodefile"] == b"vn1-1\nvn1-1\n" and b"10.0.2.15 vn1-1\n" in files["vtorque/hosts"]
+    assert (
+        files["vtorque/nodefile"] == b"vn1-1\nvn1-1\nvn2-1\nvn2-1\n" and b"10.0.2.15 vn1-1\n" in files["vtorque/hosts"]
+    )
     assert files["vtorque/prologue"] == b"#!/bin/sh\n" and "vtorque/epilogue" not in files
     assert files["vtorque/ssh_host_ed25519_key"] == PLAN.host_key.encode()
 
@@ -201,16 +204,20 @@ def test_nothing_in_the_way_is_followed_or_overwritten(kind: str, tmp_path: Path
 
 
 def test_the_sites_hooks(tmp_path: Path) -> None:
-    assert site_hooks(tmp_path) == {}
+    assert site_hooks(tmp_path, 0) == {}
     with pytest.raises(VTorqueError, match=r"VT-STAGE: .*absent \(guest\.vm_hooks\) is not there"):
-        site_hooks(tmp_path / "absent")
+        site_hooks(tmp_path / "absent", 1)
     (tmp_path / "prologue").write_bytes(b"#!/bin/sh\n\xff")
     (tmp_path / "other").write_text("x")
-    assert site_hooks(tmp_path) == {"prologue": b"#!/bin/sh\n\xff"}
+    assert site_hooks(tmp_path, 0) == {"prologue": b"#!/bin/sh\n\xff"}
+    assert site_hooks(tmp_path, 1) == {}
+    (tmp_path / "epilogue.parallel").write_bytes(b"#!/bin/sh\nexit 3\n")
+    assert site_hooks(tmp_path, 7) == {"epilogue": b"#!/bin/sh\nexit 3\n"}
+    assert "epilogue" not in site_hooks(tmp_path, 0)
 
 
 def test_half_a_hook_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "epilogue").write_bytes(b"#" * (MAX_HOOK_BYTES + 1))
     with pytest.raises(VTorqueError, match="larger than") as caught:
-        site_hooks(tmp_path)
+        site_hooks(tmp_path, 0)
     assert caught.value.code is Code.STAGE

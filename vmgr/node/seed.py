@@ -28,6 +28,8 @@ MAX_HOOK_BYTES = 1 << 20
 class SeedPlan(NamedTuple):
     """What the seed of one guest says. Keys are texts in OpenSSH's formats; `environment` is what the job sees.
 
+    `slots` are the names of all guests of the job, by rank, and the vCPUs of each.
+
     `metadata` is cloud-config of the user's own.
     """
 
@@ -39,7 +41,7 @@ class SeedPlan(NamedTuple):
     host_key: str
     host_key_pub: str
     mounts: tuple[Mount, ...]
-    vcpus: int
+    slots: tuple[tuple[str, int], ...]
     environment: Mapping[str, str]
     metadata: Optional[Mapping[str, Any]]
 
@@ -59,20 +61,24 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
     files["vtorque/run"] = (common / "run").read_bytes()
     files["vtorque/guest.env"] = os.fsencode(_guest_env(plan))
     files["vtorque/hosts"] = f"127.0.0.1 localhost\n::1 localhost\n10.0.2.15 {plan.hostname}\n".encode()
-    files["vtorque/nodefile"] = (plan.hostname + "\n").encode() * plan.vcpus
+    files["vtorque/nodefile"] = "".join(f"{name}\n" * vcpus for name, vcpus in plan.slots).encode()
     files["vtorque/ssh_host_ed25519_key"] = plan.host_key.encode()
     files["vtorque/ssh_host_ed25519_key.pub"] = plan.host_key_pub.encode()
     files.update({f"vtorque/{name}": data for name, data in hooks.items()})
     return files
 
 
-def site_hooks(folder: Path) -> dict[str, bytes]:
-    """The site's VM prologue and epilogue, those that are there. Raises VTorqueError when others could change them."""
+def site_hooks(folder: Path, rank: int) -> dict[str, bytes]:
+    """The site's VM prologue and epilogue for the guest of this rank, those that are there.
+
+    They are the site's `prologue` and `epilogue` in the guest that runs the job, rank 0, and `prologue.parallel` and
+    `epilogue.parallel` in all others. Raises VTorqueError when others could change them.
+    """
     if not folder.is_dir():
         raise VTorqueError(f"the folder of VM hooks {folder} (guest.vm_hooks) is not there", code=Code.STAGE)
     hooks = {}
     for name in ("prologue", "epilogue"):
-        path = folder / name
+        path = folder / (f"{name}.parallel" if rank else name)
         if path.exists():
             check_trusted(path)
             hooks[name] = path.read_bytes()
