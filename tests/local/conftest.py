@@ -33,15 +33,17 @@ SETTINGS = {"prologalarm_s": 2, "kill_delay_s": 0.4, "deliver_timeout_s": 1.5, "
 RECORDER = """#!/bin/sh
 # notes how it was called, then does what the test wants
 me=$(basename "$0")
+stdout=$(readlink /proc/$$/fd/1)
 out=$(mktemp "@RECORD@/$me.XXXXXX")
 {
     echo "uid=$(id -u)"; echo "gid=$(id -g)"; echo "cwd=$(pwd -P)"; echo "umask=$(umask)"; echo "count=$#"
     echo "session=$(cut -d' ' -f6 /proc/$$/stat)"; echo "pid=$$"; echo "stdin=$(readlink /proc/$$/fd/0)"
+    echo "host=$(uname -n)"; echo "stdout=$stdout"; echo "stderr=$(readlink /proc/$$/fd/2)"
     sed -n 's/^SigIgn:[[:space:]]*/sigign=/p' /proc/$$/status
     i=1; for a; do echo "arg$i=$a"; i=$((i + 1)); done
     env | sed 's/^/env:/'
 } > "$out"
-echo "$me $1" >> "@RECORD@/order"
+echo "$me $1 $(uname -n)" >> "@RECORD@/order"
 @EXTRA@
 exit 0
 """
@@ -324,6 +326,11 @@ class System:
     def order(self) -> list[str]:
         """Names of the hooks that ran, in order."""
         return [line.split()[0] for line in (self.record / "order").read_text().splitlines()]
+
+    def order_on_nodes(self) -> list[str]:
+        """`node:hook` for each hook that ran, in order."""
+        lines = [line.split() for line in (self.record / "order").read_text().splitlines()]
+        return [f"{node}:{name}" for name, _, node in lines]
 
     def calls(self, name: str) -> list[dict[str, str]]:
         """What was recorded of each call of a hook."""

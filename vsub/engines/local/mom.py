@@ -216,7 +216,7 @@ class Attempt:
         job.script_started, job.session, job.started, job.used = False, 0, None, {}
         job.exit_status, job.reason = None, ""
         self._advance(Phase.PROLOGUE)
-        workspace.make(self._superior, job, lines)
+        workspace.make(self._cluster.layout.records, self._superior, job, lines)
         self._open_streams()
 
     def _open_streams(self) -> None:

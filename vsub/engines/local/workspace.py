@@ -14,13 +14,13 @@ from vsub.engines.local.process import Streams
 from vsub.engines.local.records import write_whole
 
 
-def make(machine: Machine, job: Job, nodes: list[str]) -> None:
-    """The script, which an interactive job has not, and the node file. Raises OSError."""
+def make(records: Path, machine: Machine, job: Job, nodes: list[str]) -> None:
+    """The script, which an interactive job has not, from the server's records, and the node file. Raises OSError."""
     layout = machine.layout
     if not job.asked.interactive:
         script = layout.jobs / f"{job.prefix}.SC"
         script.unlink(missing_ok=True)
-        stored = layout.records / f"{job.array_id or job.id}.SC"
+        stored = records / f"{job.array_id or job.id}.SC"
         _copy_owned(os.fspath(stored), os.fspath(script), job.owner.uid, job.owner.gid)
     node_file = hooks.node_file(machine, job)
     node_file.write_text("".join(f"{line}\n" for line in nodes), encoding="ascii")
