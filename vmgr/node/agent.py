@@ -129,10 +129,11 @@ class Agent:
         server = await control.serve(listener)
         publisher = asyncio.ensure_future(self._publish(user))
         await self._live_and_tell(user)
+        await self._hear_of_the_end()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         record.note_end(self.config.paths, self.call.job_id, self.place)
-        await self._part()
+        await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
         await asyncio.gather(publisher, return_exceptions=True)
         server.close()
@@ -148,20 +149,24 @@ class Agent:
             path = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.progress.facts['node'])}"
             await publish(self.progress, user, path, timeout_s=self.config.timeouts.user_file)
 
-    async def _part(self) -> None:
-        """Tell the other nodes that nothing is left here, and hear the same from them."""
-        if self.fellows is None:
-            return
-        if self.fellows.leads:
+    async def _hear_of_the_end(self) -> None:
+        """On the mother superior: wait until nothing is left on the other nodes.
+
+        The record is still there, so that an epilogue that comes meanwhile ends the waiting.
+        """
+        if self.fellows is not None and self.fellows.leads:
             await self.fellows.call_over()
             timeouts = self.config.timeouts
             problem = await self.fellows.all_gone(timeouts.vm_epilogue + timeouts.shutdown)
             if problem is not None:
                 self.progress.fail(problem)
-        else:
-            said = self.progress.public()
-            await self.fellows.tell("gone", {key: said[key] for key in ("code", "reason", "output")})
-        await self.fellows.close()
+
+    async def _tell_of_the_end(self) -> None:
+        """On a sister: tell that nothing is left here."""
+        if self.fellows is not None:
+            if not self.fellows.leads:
+                await self.fellows.tell("gone", self.progress.failure())
+            await self.fellows.close()
 
     async def _live_and_tell(self, user: User) -> None:
         """Live; after a failure stay for as long as the job, so that its wrapper learns the reason."""
@@ -173,8 +178,11 @@ class Agent:
         except Exception as err:
             LOGGER.exception("fault")
             self.progress.fail(VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL))
-        if self.fellows is not None and not self.fellows.leads:
-            await self.fellows.tell_failure(self.progress)
+        if self.fellows is not None:
+            if self.fellows.leads:
+                await self.fellows.call_over()
+            else:
+                await self.fellows.tell("failed", self.progress.failure())
         try:
             await first(self._unattended(), self.job_over.wait())
         except VTorqueError as err:

@@ -12,7 +12,6 @@ from vmgr.errors import VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import meeting
 from vmgr.node.allocation import Allocation, short
-from vmgr.node.state import Progress
 from vmgr.node.userio import User
 
 
@@ -47,11 +46,6 @@ class Fellows:
             )  # fmt: skip
         except VTorqueError as err:
             LOGGER.warning("the other nodes were not told that this one is %s: %s", kind, err)
-
-    async def tell_failure(self, progress: Progress) -> None:
-        """Report why this node has failed."""
-        said = progress.public()
-        await self.tell("failed", {key: said[key] for key in ("code", "reason", "output")})
 
     async def all_ready(self) -> None:
         """On the mother superior: wait until every node is ready. Raises VTorqueError, the first that a node tells."""

@@ -45,18 +45,18 @@ class Progress:
             LOGGER.error("%s", error)
             self.stage("failed")
 
-    def public(self) -> dict[str, Any]:
-        """What the job's owner may see anywhere."""
+    def failure(self) -> dict[str, Any]:
+        """The reason of the failure, with its code and the output that goes with it; None and empty for none."""
         error = self.error
         return {
-            "v": 1,
-            **self.facts,
-            "state": self.state,
             "code": error.code.text if error else None,
             "reason": error.detail if error else None,
             "output": error.output if error else "",
-            "stages": self.stages,
         }
+
+    def public(self) -> dict[str, Any]:
+        """What the job's owner may see anywhere."""
+        return {"v": 1, **self.facts, "state": self.state, **self.failure(), "stages": self.stages}
 
     def full(self) -> dict[str, Any]:
         """What the job's own wrapper gets over the agent's socket."""
