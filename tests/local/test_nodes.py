@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Optional
 
 import pytest
 
@@ -49,14 +48,9 @@ def links() -> set[str]:
     return set(os.listdir("/sys/class/net"))  # noqa: PTH208
 
 
-def namespaces(pids: Optional[list[int]] = None) -> set[str]:
-    """Every namespace that these or any processes are in, but for those that the tests are in."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*") if pids is None else [Path(f"/proc/{pid}") for pid in pids]:
-        try:
-            found |= {str(link.readlink()) for link in (process / "ns").iterdir()}
-        except OSError:
-            pass  # it has ended
+def namespaces(pids: list[int]) -> set[str]:
+    """The namespaces that these processes are in, but for those that the tests are in."""
+    found = {str(link.readlink()) for pid in pids for link in Path(f"/proc/{pid}/ns").iterdir()}
     return found - {str(link.readlink()) for link in Path("/proc/self/ns").iterdir()}
 
 
@@ -501,12 +495,11 @@ def test_stop_leaves_nothing(cluster: System, user: User) -> None:
     cluster.run(user, "-l", "nodes=2")
     gate.wait()
     pids = processes_of(cluster)
-    spaces = namespaces(pids)
-    assert (len(pids), len(spaces)) == (4, 3 * 4) and spaces <= namespaces()
+    assert (len(pids), len(namespaces(pids))) == (4, 3 * 4) and len(cluster.traces()) == 1 + 4
     assert network.link_name(cluster.spool) in links()
     cluster.stop()
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
-    assert spaces & namespaces() == set()
+    assert cluster.traces() == []
     assert network.link_name(cluster.spool) not in links() and mounts() == before
 
 
@@ -522,9 +515,8 @@ def test_killed_daemon_leaves_nothing_and_the_next_one_goes_on(cluster: System, 
     while words.count("in") < 2:
         words += gate.wait()
     pids = processes_of(cluster)
-    spaces = namespaces(pids)
     pidfds = [os.pidfd_open(pid) for pid in pids]
-    assert len(pids) >= 6 and len(spaces) == 3 * 4
+    assert len(pids) >= 6 and len(namespaces(pids)) == 3 * 4
     news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     with news:
         news.settimeout(PATIENCE_S)
@@ -535,7 +527,7 @@ def test_killed_daemon_leaves_nothing_and_the_next_one_goes_on(cluster: System, 
             os.close(pidfd)
         while network.link_name(cluster.spool) in links():
             news.recv(65536)
-    assert spaces & namespaces() == set() and mounts() == before
+    assert cluster.traces() == [] and mounts() == before
     assert user.processes() == []
     cluster.start()
     assert cluster.result(job)["exit_status"] == -4
