@@ -58,14 +58,13 @@ class Checker:
     def bounded(self, key: str, value: int) -> None:
         """Refuse a number or size outside of its bounds."""
         bounds = self.policy.bounds(key)
-        for side, bound, broken in (("min", bounds.min, value < bounds.min), ("max", bounds.max, value > bounds.max)):
-            if broken:
-                relation = "below the minimum" if side == "min" else "above the maximum"
-                low, high = show(key, bounds.min), show(key, bounds.max)
-                raise self.refused(
-                    key, value, f"is {relation} {show(key, bound)}",
-                    f"{low} to {high} is allowed ({self.policy.origin(key, side)})",
-                )  # fmt: skip
+        side = bounds.broken_by(value)
+        if side is not None:
+            low, high = show(key, bounds.min), show(key, bounds.max)
+            relation = f"below the minimum {low}" if side == "min" else f"above the maximum {high}"
+            raise self.refused(
+                key, value, f"is {relation}", f"{low} to {high} is allowed ({self.policy.origin(key, side)})"
+            )  # fmt: skip
 
     def chosen(self, key: str, value: str) -> None:
         """Refuse a word that is not among what is allowed."""
@@ -319,13 +318,13 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str) -> Ima
 def check_nodes(nodes: int, policy: Policy) -> None:
     """Root's check of how many nodes the batch system gave to a guest job. Raises VTorqueError (VT-POLICY)."""
     bounds = policy.bounds("nodes")
-    for side, broken in (("min", nodes < bounds.min), ("max", nodes > bounds.max)):
-        if broken:
-            raise VTorqueError(
-                f"the job has {nodes} nodes",
-                code=Code.POLICY,
-                hint=f"{bounds.min} to {bounds.max} are allowed ({policy.origin('nodes', side)})",
-            )
+    side = bounds.broken_by(nodes)
+    if side is not None:
+        raise VTorqueError(
+            f"the job has {nodes} nodes",
+            code=Code.POLICY,
+            hint=f"{bounds.min} to {bounds.max} are allowed ({policy.origin('nodes', side)})",
+        )
 
 
 def visible_in_guest(path: str, mounts: tuple[Mount, ...]) -> bool:

@@ -30,6 +30,10 @@ class Bounds(NamedTuple):
     max: int
     default: int
 
+    def broken_by(self, value: int) -> Optional[str]:
+        """The bound that `value` breaks, `min` or `max`; None when it lies within both."""
+        return "min" if value < self.min else "max" if value > self.max else None
+
 
 class Policy:
     """What holds, by request key and leaf (`min`, `max`, `default`, `allowed`, `enabled`), and where it was set."""

@@ -145,8 +145,8 @@ def _check_interactive(options: tuple[Option, ...], interactive: bool, array: Op
 def _check_nodes(asked: HostRequest, policy: Policy) -> None:
     """Refuse more nodes than the policy has for a guest job."""
     bounds, count = policy.bounds("nodes"), asked.nodes.number
-    if not bounds.min <= count <= bounds.max:
-        side = "min" if count < bounds.min else "max"
+    side = bounds.broken_by(count)
+    if side is not None:
         what = f"{asked.option} ({asked.option.source})" if asked.option else "the job"
         raise VTorqueError(
             f"{what} asks for {count} nodes with guests",

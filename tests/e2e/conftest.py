@@ -254,22 +254,35 @@ echo "root-{name} $(id -u) $(hostname)" >>"$VT_HOME/hooks"
 
 @pytest.fixture(scope="session")
 def _user(site: Site) -> Iterator[User]:
-    user = User(site)
-    yield user
-    user.remove()
+    with account(site) as user:
+        yield user
 
 
 @pytest.fixture(scope="session")
 def other(site: Site) -> Iterator[User]:
     """A second user."""
-    user = User(site)
-    yield user
-    user.remove()
+    with account(site) as user:
+        yield user
 
 
 @pytest.fixture
 def user(_user: User, site: Site) -> Iterator[User]:
     """The job's user, with a home as after `useradd`; nothing of a job may be left on the node afterwards."""
-    yield _user
+    with clean_after(_user, site):
+        yield _user
+
+
+@contextmanager
+def account(site: Site) -> Iterator[User]:
+    """A user of an installation."""
+    user = User(site)
+    yield user
+    user.remove()
+
+
+@contextmanager
+def clean_after(user: User, site: Site) -> Iterator[None]:
+    """One test's use of a user: nothing of a job is left on the nodes afterwards, and the home is as it was."""
+    yield
     site.assert_clean()
-    _user.clear_home()
+    user.clear_home()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, Site, User, eventually, installed
+from .conftest import CONFIG, Site, User, account, clean_after, eventually, installed
 
 NODES = ("n1", "n2", "n3")
 FOUR = "-l", "nodes=2:ppn=2", "-vm", "vms_per_node=2"
@@ -29,10 +31,9 @@ class Cluster(Site):
             if "vtorque-local" not in " ".join(process.cmdline())
         ]
         for node in NODES:
-            own = self.root / "local" / "nodes" / node
             for place in ("spool/jobs", "overlays"):
-                left += [str(path) for path in (own / "own" / str(self.root)[1:] / place).glob("*")]
-            left += [str(path) for path in (own / "mom_priv" / "jobs").glob("*")]
+                left += [str(path) for path in (self.own(node) / place).glob("*")]
+            left += [str(path) for path in (self.root / "local" / "nodes" / node / "mom_priv" / "jobs").glob("*")]
             for place in ("jobs", "tombstones", "ended"):
                 done = self.enter(node, "sh", "-c", f"ls {self.run}/{place} 2>/dev/null || :")
                 left += [f"{node} {self.run}/{place}/{name}" for name in done.split()]
@@ -40,21 +41,23 @@ class Cluster(Site):
 
     def enter(self, node: str, *command: str) -> str:
         """What a command in a node says."""
-        import subprocess
-
         local = str(self.prefix / "libexec" / "vtorque-local")
         done = subprocess.run([local, "enter", node, *command], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def own(self, node: str) -> Path:
+        """What a node has in place of the installation's folder, where that is each node's own."""
+        return self.root / "local" / "nodes" / node / "own" / str(self.root)[1:]
+
     def log(self, node: str) -> str:
         """The log of a node."""
-        path = self.root / "local" / "nodes" / node / "own" / str(self.root)[1:] / "log" / "node.log"
+        path = self.own(node) / "log" / "node.log"
         return path.read_text() if path.exists() else ""
 
     def wait_on(self, node: str, job_id: str, stage: str) -> None:
         """Wait until a node's log says that a job has passed a stage there."""
-        eventually(lambda: f"job {job_id}: {stage} after" in self.log(node), f"{job_id} on {node}: {stage}")
+        eventually(lambda: self.reached(node, job_id, stage), f"{job_id} on {node}: {stage}")
 
     def reached(self, node: str, job_id: str, stage: str) -> bool:
         return f"job {job_id}: {stage} after" in self.log(node)
@@ -68,16 +71,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def _member(cluster: Cluster) -> Iterator[User]:
-    member = User(cluster)
-    yield member
-    member.remove()
+    with account(cluster) as member:
+        yield member
 
 
 @pytest.fixture
 def user(_member: User, cluster: Cluster) -> Iterator[User]:
-    yield _member
-    cluster.assert_clean()
-    _member.clear_home()
+    with clean_after(_member, cluster):
+        yield _member
 
 
 def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:

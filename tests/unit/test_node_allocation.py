@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nodesite import FUZZ
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.node import allocation
+from vmgr.node import allocation, folders
 from vmgr.node.allocation import (
     Allocation,
     TaskFile,
@@ -131,11 +131,7 @@ def test_an_attempt_is_over_when_its_file_goes_or_changes(
     path, key = tmp_path / "12.host.JB", COOKIE[:16].lower()
     if not events:
         monkeypatch.setattr(allocation, "LOOK_AGAIN_SECONDS", 0.05)
-
-        def none(**_: object) -> None:
-            raise OSError("too many")
-
-        monkeypatch.setattr(allocation, "INotify", none)
+        monkeypatch.setattr(folders, "_watch", lambda *_: None)
 
     async def work() -> None:
         for change in (path.unlink, lambda: path.write_text(task_file(cookie="F" * 32))):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ
 
-from vmgr.node import terminal
+from vmgr.node import folders, terminal
 from vmgr.node.terminal import Size, Terminal, parse_size, read_size
 
 
@@ -143,7 +143,7 @@ def test_a_terminal_that_has_been_hung_up_is_no_error(ends: tuple[int, int]) -> 
 @pytest.mark.parametrize("told", [True, False], ids=["inotify", "a look a second"])
 def test_sizes_are_followed(told: bool, ends: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not told:
-        monkeypatch.setattr(terminal, "_watch", lambda _: None)
+        monkeypatch.setattr(folders, "_watch", lambda *_: None)
         monkeypatch.setattr(terminal, "LOOK_AGAIN_SECONDS", 0.05)
     else:
         monkeypatch.setattr(terminal, "LOOK_AGAIN_SECONDS", 60.0)

@@ -23,7 +23,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
 from vmgr.node import abilities, process, record
-from vmgr.node.allocation import Allocation, find, guest_name, over
+from vmgr.node.allocation import Allocation, find, guest_name, over, short
 from vmgr.node.boot import Crew, Job, boot
 from vmgr.node.control import Control
 from vmgr.node.fellows import Fellows
@@ -116,7 +116,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(sig, self.job_over.set)
-        self._name_guests(Allocation((os.uname().nodename,), 0, ""), 1)
+        self._name_guests(short(os.uname().nodename), 1)
         self.progress.stage("agent")
         self._undo_older()
         try:
@@ -139,9 +139,9 @@ class Agent:
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
 
-    def _name_guests(self, allocation: Allocation, per_node: int) -> None:
-        names = [guest_name(allocation.name, number) for number in range(1, per_node + 1)]
-        self.progress.facts.update(node=allocation.name, guest=names[0], guests=names)
+    def _name_guests(self, node: str, per_node: int) -> None:
+        names = [guest_name(node, number) for number in range(1, per_node + 1)]
+        self.progress.facts.update(node=node, guest=names[0], guests=names)
 
     async def _publish(self, user: User) -> None:
         """Keep the status file of the job current: the mother superior's, which knows of all nodes' failures."""
@@ -154,7 +154,7 @@ class Agent:
 
         The record is still there, so that an epilogue that comes meanwhile ends the waiting.
         """
-        if self.fellows is not None and self.fellows.leads:
+        if self.fellows is not None:
             await self.fellows.call_over()
             timeouts = self.config.timeouts
             problem = await self.fellows.all_gone(timeouts.vm_epilogue + timeouts.shutdown)
@@ -207,14 +207,14 @@ class Agent:
         allocation = await find(
             call.task_file, call.node_file, call.node_index, self.place.attempt, timeout_s=timeouts.boot
         )
-        self._name_guests(allocation, 1)
+        self._name_guests(allocation.name, 1)
         self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
         watchers = [asyncio.ensure_future(self._note_over(fellows.over()))]
         if len(allocation.nodes) > 1 and call.task_file is not None:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
         try:
             job = await self._job(user, allocation)
-            self._name_guests(allocation, job.group.per_node)
+            self._name_guests(allocation.name, job.group.per_node)
             self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
             self.progress.stage("spec", "staging")
             with ExitStack() as logs_of_consoles:

@@ -12,13 +12,11 @@ import asyncio
 import os
 import re
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from inotify_simple import INotify, flags
-
 from vmgr.errors import Code, VTorqueError
+from vmgr.node.folders import COMES_OR_GOES, changes
 
 MAX_FILE_BYTES = 1 << 22
 MAX_NODES = 100_000
@@ -120,7 +118,7 @@ async def find(
 async def over(task_file: str, key: str) -> None:
     """Return when the file about the attempt `key` is gone, or tells of another attempt: then this one is over."""
     path = Path(task_file)
-    async for _ in _changes(path.parent):
+    async for _ in changes(path.parent, COMES_OR_GOES, LOOK_AGAIN_SECONDS):
         data = _read(path)
         found = None if data is None else parse_task_file(data)
         if data is None or (found is not None and found.cookie[:KEY_DIGITS] != key):
@@ -128,42 +126,11 @@ async def over(task_file: str, key: str) -> None:
 
 
 async def _appears(path: Path) -> TaskFile:
-    async for _ in _changes(path.parent):
+    async for _ in changes(path.parent, COMES_OR_GOES, LOOK_AGAIN_SECONDS):
         found = parse_task_file(_read(path) or b"")
         if found is not None:
             return found
     raise AssertionError
-
-
-async def _changes(folder: Path) -> AsyncIterator[None]:
-    """Yield now, after each change in a folder of the batch system's, and from time to time."""
-    loop = asyncio.get_running_loop()
-    changed = asyncio.Event()
-    try:
-        watch = INotify(nonblocking=True)
-    except OSError:  # too many watches on this node
-        while True:
-            yield
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-
-    def read() -> None:
-        watch.read(timeout=0)
-        changed.set()
-
-    try:
-        watch.add_watch(folder, flags.CREATE | flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE)
-        loop.add_reader(watch.fileno(), read)
-        while True:
-            changed.clear()
-            yield
-            waiting = asyncio.ensure_future(changed.wait())
-            try:
-                await asyncio.wait([waiting], timeout=LOOK_AGAIN_SECONDS)
-            finally:
-                waiting.cancel()
-    finally:
-        loop.remove_reader(watch.fileno())
-        watch.close()
 
 
 def _read(path: Path) -> Optional[bytes]:

@@ -1,4 +1,4 @@
-"""From a checked specification to a node's running, pinned guests: plan, stage, seed, connect, launch, pin."""
+"""From a checked specification to a node's running, pinned guests: plan, stage, seed, launch, pin."""
 
 from __future__ import annotations
 
@@ -101,12 +101,13 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
     guests: list[RunningGuest] = []
     monitors: list[socket.socket] = []
     try:
-        seeds = [_write_seed(job, member, config, templates, host_key) for member in own]
+        mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
+        seeds = [_write_seed(job, member, config, templates, host_key, mounts) for member in own]
         progress.stage("staged")
         together = Together(progress, len(own))
         accelerator, gid = choose_accelerator(config, kvm), kvm_gid() if kvm.works else None
         for each, seed in zip(staged, seeds):
-            plan = _guest_plan(job, config, each.member, accelerator)
+            plan = _guest_plan(job, each.member, accelerator, mounts)
             files = Files(seed, each.overlay, disk)
             guest, qmp = start(
                 config.hypervisor.qemu, plan, files, job.user, kvm_gid=gid, started=lambda pid: _note(place, pid)
@@ -128,7 +129,7 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
     return Crew(tuple(guests), host_key)
 
 
-def _guest_plan(job: Job, config: Config, member: Member, accelerator: str) -> GuestPlan:
+def _guest_plan(job: Job, member: Member, accelerator: str, mounts: tuple[Mount, ...]) -> GuestPlan:
     image = job.image
     return GuestPlan(
         name=f"{job.job_id}-{member.name}",
@@ -140,12 +141,8 @@ def _guest_plan(job: Job, config: Config, member: Member, accelerator: str) -> G
         cmdline=image.cmdline,
         disk_format=image.disk_format,
         mac=member.mac,
-        mounts=_mounts(job, config),
+        mounts=mounts,
     )
-
-
-def _mounts(job: Job, config: Config) -> tuple[Mount, ...]:
-    return tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
 
 
 def _note(place: record.Place, pid: int) -> None:
@@ -155,12 +152,14 @@ def _note(place: record.Place, pid: int) -> None:
         record.append(place, {"do": "process", "role": "qemu", **found._asdict()})
 
 
-def _write_seed(job: Job, member: Member, config: Config, templates: Path, host_key: HostKey) -> Path:
+def _write_seed(
+    job: Job, member: Member, config: Config, templates: Path, host_key: HostKey, mounts: tuple[Mount, ...]
+) -> Path:
     from vmgr.node.seed import seed_files, site_hooks, write_seed
 
     hooks = site_hooks(config.vm_hooks, member.rank) if config.vm_hooks else {}
     seed = job.place.folder / f"seed.{member.number}.iso"
-    write_seed(seed_files(_seed_plan(job, member, host_key, _mounts(job, config)), templates, hooks), seed)
+    write_seed(seed_files(_seed_plan(job, member, host_key, mounts), templates, hooks), seed)
     return seed
 
 

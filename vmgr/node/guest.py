@@ -19,16 +19,17 @@ CONSOLE_LINES = 5
 class RunningGuest:
     """One guest between its first instruction and its end.
 
-    `said` is called with the name of each stage that the guest has reached.
+    `said` is called with the guest's name and each stage that it says it has reached, as often as it says so.
     """
 
-    def __init__(self, name: str, guest: Guest, port: GuestPort, console: Console, said: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, guest: Guest, port: GuestPort, console: Console, said: Callable[[str, str], None]
+    ) -> None:
         self.name = name
         self._guest = guest
         self._port = port
         self._console = console
         self._said = said
-        self._told: set[str] = set()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ended = asyncio.ensure_future(guest.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
@@ -62,13 +63,8 @@ class RunningGuest:
             if event.name == "prologue" and event.status:
                 raise self._hook_error("prologue", event)
             if event.name in ("booted", "prologue"):
-                self._say(event.name)
+                self._said(self.name, event.name)
             self._is_ready = event.name == "ready"
-
-    def _say(self, name: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
-            self._said(name)
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""
@@ -91,7 +87,7 @@ class RunningGuest:
             while event is not None and event.name != "epilogue":
                 event = await self._next(deadline, dies=False)
             if event is not None:
-                self._say("epilogue")
+                self._said(self.name, "epilogue")
                 await asyncio.wait([self._ended], timeout=timeouts.shutdown)
             await self.kill()
             if event is not None and event.status:

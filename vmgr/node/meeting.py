@@ -167,7 +167,8 @@ class Barrier:
     async def _all(self, kind: str, indexes: range, *, fails: bool = True) -> None:
         while True:
             changed = self._changed
-            for index, said in self._said["failed"].items() if fails else ():
+            if fails and self._said["failed"]:
+                index, said = next(iter(self._said["failed"].items()))
                 name = self._nodes[index]
                 raise parse_failure(said, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
             if all(index in self._said[kind] for index in indexes):

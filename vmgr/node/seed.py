@@ -28,9 +28,8 @@ MAX_HOOK_BYTES = 1 << 20
 class SeedPlan(NamedTuple):
     """What the seed of one guest says. Keys are texts in OpenSSH's formats; `environment` is what the job sees.
 
-    `slots` are the names of all guests of the job, by rank, and the vCPUs of each.
-
-    `metadata` is cloud-config of the user's own.
+    `slots` are the names of all guests of the job, by rank, and the vCPUs of each. `metadata` is
+    cloud-config of the user's own.
     """
 
     instance: str

@@ -80,13 +80,15 @@ class Together:
     def __init__(self, progress: Progress, guests: int) -> None:
         self._progress = progress
         self._guests = guests
-        self._said: dict[str, int] = {}
+        self._said: dict[str, set[str]] = {}
 
-    def said(self, name: str) -> None:
-        """Note that one more guest has said `name`."""
-        self._said[name] = self._said.get(name, 0) + 1
-        if self._said[name] == self._guests:
-            self._progress.stage(name)
+    def said(self, guest: str, name: str) -> None:
+        """Note that a guest has said `name`; again counts for nothing."""
+        guests = self._said.setdefault(name, set())
+        if guest not in guests:
+            guests.add(guest)
+            if len(guests) == self._guests:
+                self._progress.stage(name)
 
 
 async def publish(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:

@@ -6,7 +6,6 @@ the job directory, in the file `winsize` (`ROWS COLUMNS`), which `vsub` renames 
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import re
@@ -123,47 +122,12 @@ class Terminal:
 
         A size is applied once: who else changes the terminal's size is not contradicted.
         """
-        changed = asyncio.Event()
+        from vmgr.node.folders import RENAMED_IN, changes  # batch jobs do without
+
         applied: Optional[Size] = None
-        watch = _watch(directory)
-        loop = asyncio.get_running_loop()
-        if watch is not None:
-
-            def drain() -> None:
-                watch.read(timeout=0)
-                changed.set()
-
-            loop.add_reader(watch.fileno(), drain)
-        try:
-            while True:
-                changed.clear()
-                size = read_size(directory / WINSIZE)
-                if size is not None and size != applied:
-                    applied = size
-                    self.resize(size)
-                    resized()
-                waiting = asyncio.ensure_future(changed.wait())
-                try:
-                    await asyncio.wait([waiting], timeout=LOOK_AGAIN_SECONDS)
-                finally:
-                    waiting.cancel()
-        finally:
-            if watch is not None:
-                loop.remove_reader(watch.fileno())
-                watch.close()
-
-
-def _watch(directory: Path) -> Any:
-    """A watch for files that are renamed into `directory`, None where the kernel gives none."""
-    from inotify_simple import INotify, flags  # batch jobs do without
-
-    try:
-        watch = INotify()
-    except OSError:
-        return None
-    try:
-        watch.add_watch(str(directory), flags.MOVED_TO | flags.CLOSE_WRITE)
-    except OSError:
-        watch.close()
-        return None
-    return watch
+        async for _ in changes(directory, RENAMED_IN, LOOK_AGAIN_SECONDS):
+            size = read_size(directory / WINSIZE)
+            if size is not None and size != applied:
+                applied = size
+                self.resize(size)
+                resized()

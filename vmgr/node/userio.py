@@ -142,13 +142,7 @@ class Stream:
 
 async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
     """Start a child with the user's credentials for `work`, which writes to the descriptor that it is given."""
-    results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(out, True)
-    dies = dies_with(os.getpid())
-    pid = os.fork()
-    if pid == 0:
-        _child(user, work, out, dies)
-    os.close(out)
+    pid, results = _start(user, work)
     reader = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
     loop = asyncio.get_running_loop()
@@ -173,13 +167,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit: int, timeout_s: float) -> bytes:
     """What `work` wrote to its descriptor, run in a child with the user's credentials."""
-    results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(out, True)
-    dies = dies_with(os.getpid())
-    pid = os.fork()
-    if pid == 0:
-        _child(user, work, out, dies)
-    os.close(out)
+    pid, results = _start(user, work)
     try:
         data = await asyncio.wait_for(_drain(results, limit + 4096), timeout_s)
     except asyncio.TimeoutError:
@@ -195,6 +183,18 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
         reason = verdict.decode("utf-8", "replace") if verdict else "the reading process died"
         raise VTorqueError(f"{path} cannot be used: {reason}", code=Code.SPEC, hint="submit again by vsub")
     return body
+
+
+def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
+    """Start `work` in a child with the user's credentials: its pid, and where to read what it writes."""
+    results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(out, True)
+    dies = dies_with(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        _child(user, work, out, dies)
+    os.close(out)
+    return pid, results
 
 
 def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:

@@ -26,6 +26,7 @@ from vmgr.node.process import boot_id, start_ticks
 from vsub.engines.local import protocol
 from vsub.engines.local.clients import Clients
 from vsub.engines.local.machine import Cluster, Layout, Machine, require_private
+from vsub.engines.local.process import Streams, set_streams
 from vsub.engines.local.records import write_whole
 from vsub.engines.local.recovery import recover
 from vsub.engines.local.server import Server
@@ -211,15 +212,8 @@ def _be_daemon(arguments: argparse.Namespace, tell: int) -> None:
         arguments.log = arguments.log.absolute() if arguments.log else None
         arguments.settings = str(Path(arguments.settings).absolute()) if arguments.settings else None
         os.chdir("/")
-        null = os.open("/dev/null", os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
-            if int(entry) > 2 and int(entry) != tell:
-                try:
-                    os.close(int(entry))
-                except OSError:
-                    pass  # the descriptor of the listing itself
+        null = os.open(os.devnull, os.O_RDWR)
+        set_streams(Streams(null, null, null), (tell,))
 
         def ready() -> None:
             os.write(tell, b"ready")

@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from vsub.engines.local import namespaces
 from vsub.engines.local.namespaces import Place
+from vsub.engines.local.process import Streams, set_streams
 
 
 class Own(NamedTuple):
@@ -103,7 +104,8 @@ def _be_first(plan: Plan, go: int, tell: int) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         namespaces.set_name(f"vtorque-{plan.name}")
-        _keep_only(go, tell)
+        null = os.open(os.devnull, os.O_RDWR)
+        set_streams(Streams(null, null, null), (go, tell))
         namespaces.unshare(namespaces.NEWNS | namespaces.NEWNET | namespaces.NEWUTS)
         namespaces.mount("none", "/", flags=namespaces.MS_REC | namespaces.MS_PRIVATE)
         os.write(tell, b"r")
@@ -122,19 +124,6 @@ def _be_first(plan: Plan, go: int, tell: int) -> NoReturn:
         os.write(tell, f"node {plan.name}: {error}".encode("utf-8", "replace"))
     finally:
         os._exit(1)
-
-
-def _keep_only(*wanted: int) -> None:
-    """Standard streams that lead nowhere, and no other descriptors but these."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for target in (0, 1, 2):
-        os.dup2(null, target)
-    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        if int(entry) not in {0, 1, 2, *wanted}:
-            try:
-                os.close(int(entry))
-            except OSError:
-                pass  # the descriptor of the listing itself
 
 
 def _reap() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from vmgr.node.process import boot_id, start_ticks
+from vmgr.node.process import Process, identify
 from vsub.engines.local import network
 from vsub.engines.local.machine import Layout, Machine
 from vsub.engines.local.namespaces import Place, new_network
@@ -73,17 +73,7 @@ class Nodes:
         log.info("nodes %s to %s on %s, link %s", names[0], names[-1], subnet.network, self._link)
 
     def _note(self, subnet: Subnet) -> None:
-        boot = boot_id()
-        noted = [
-            {
-                "name": node.name,
-                "address": subnet.node(index),
-                "pid": node.process,
-                "start": start_ticks(node.process),
-                "boot": boot,
-            }
-            for index, node in enumerate(self._nodes)
-        ]
+        noted = [(node.name, subnet.node(index), identify(node.process)) for index, node in enumerate(self._nodes)]
         write_whole(self._layout.node_list, json.dumps(noted).encode())
 
     def close(self) -> None:
@@ -137,12 +127,8 @@ def known(layout: Layout) -> list[Known]:
         noted = json.loads(layout.node_list.read_bytes())
     except FileNotFoundError:
         return []
-    boot = boot_id()
-    return [
-        Known(
-            node["name"],
-            node["address"],
-            node["pid"] if node["boot"] == boot and start_ticks(node["pid"]) == node["start"] else None,
-        )
-        for node in noted
-    ]
+    return [Known(name, address, _living(process and Process(*process))) for name, address, process in noted]
+
+
+def _living(process: Optional[Process]) -> Optional[int]:
+    return process.pid if process is not None and identify(process.pid) == process else None

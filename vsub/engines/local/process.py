@@ -295,7 +295,7 @@ def _run_child(
         os.close(go_write)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if os.read(go_read, 1) == b"g":
-            _set_streams(streams, keep if place is None else (*keep, *place.descriptors))
+            set_streams(streams, keep if place is None else (*keep, *place.descriptors))
             if place is not None:
                 place.enter()
             os.setgroups(identity.groups)
@@ -315,7 +315,7 @@ def complain(text: str) -> None:
         pass
 
 
-def _set_streams(streams: Streams, keep: Sequence[int]) -> None:
+def set_streams(streams: Streams, keep: Sequence[int]) -> None:
     """Make the three standard descriptors, close all others but `keep`."""
     saved = [os.dup(descriptor) for descriptor in streams]
     for target, descriptor in enumerate(saved):
