@@ -9,6 +9,8 @@ from pathlib import Path
 
 from vmgr.config import Config
 from vmgr.node import record
+from vmgr.node.network import nft
+from vmgr.node.network.undo import stale_tables, tables_of
 from vmgr.node.undo import undo
 
 MARK_SECONDS = 3600
@@ -16,11 +18,12 @@ HALF_MADE_SECONDS = 60
 
 
 def reap(config: Config, *, dry_run: bool = False) -> list[str]:
-    """Undo every attempt whose lock nobody holds, and remove overlays and sockets that no record names.
+    """Undo every attempt whose lock nobody holds, and remove overlays, sockets and packet filters that no record names.
 
     Gives a line for each thing that was, or with `dry_run` would be, removed, and for each that could not be.
     """
     said = []
+    tables = tables_of(config.paths.spool)
     for place in record.places(config.paths):
         if not record.is_held(place):
             said.append(f"attempt {place.folder.parent.name} {place.attempt}")
@@ -38,6 +41,10 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
         said.append(str(path))
         if not dry_run:
             _remove(path)
+    for table in stale_tables(tables, steps):
+        said.append(f"packet filter {table.family} {table.name}")
+        if not dry_run:
+            nft.remove(table)
     return said
 
 
