@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,9 +24,10 @@ from nodesite import REPOSITORY
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
-from vmgr.node.network import links, nft
+from vmgr.node.network import links, nft, rules
 from vmgr.node.network.plan import NetworkPlan
-from vmgr.node.network.wires import Wires
+from vmgr.node.network.undo import undo_network
+from vmgr.node.network.wires import Wires, connect
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
 from vmgr.node.userio import User
@@ -121,6 +125,7 @@ def forged(job: Job) -> dict[str, bytes]:
         "IPv6": ethernet(me.mac, BROADCAST, net.IPV6, b"\x60" + bytes(5) + b"\x3b\x40" + bytes(32)),
         "a frame of another kind": ethernet(me.mac, BROADCAST, 0x88B5, bytes(46)),
         "a frame of a bridge": ethernet(me.mac, BROADCAST, 20, b"\x42\x42\x03" + bytes(43)),
+        "a DHCP server's answer": ethernet(me.mac, BROADCAST, net.IPV4, packet(own, body=udp(67, 68, bytes(16)))),
         "UDP to the VXLAN port": ethernet(me.mac, BROADCAST, net.IPV4, packet(own, body=udp(9, PORT, bytes(16)))),
     }
     return {name: frame + name.encode() for name, frame in frames.items()}
@@ -280,14 +285,22 @@ def test_source_ports_beyond_nat_are_never_trusted_ones(outside: list[Node], gue
             assert source[0] == here.address and source[1] >= 1024
 
 
-def test_other_protocols_do_not_get_out(outside: list[Node], guest: Guest) -> None:
+def test_other_protocols_do_not_get_out(outside: list[Node], wired: Any, guest: Guest) -> None:
+    node, _, plan = wired
     there = outside[2]
     server = listening(there, socket.SOCK_DGRAM, there.address)
     raw = listening(there, socket.SOCK_RAW, there.address, proto=47)
     with server, raw, guest.socket(socket.SOCK_DGRAM) as me, guest.socket(socket.SOCK_RAW, proto=47) as forger:
-        forger.sendto(bytes(16), (there.address, 0))
-        me.sendto(b"later", server.getsockname())
-        assert server.recv(100) == b"later" and not has_something(raw)
+
+        def arrives() -> bool:
+            forger.sendto(bytes(16), (there.address, 0))
+            me.sendto(b"later", server.getsockname())
+            assert server.recv(100) == b"later"
+            return has_something(raw)
+
+        assert not arrives()
+        node.do(lambda: nft.run([{"flush": {"chain": {"family": "inet", "table": plan.table, "name": "forward"}}}]))
+        assert arrives()
 
 
 def test_a_guest_does_not_reach_the_nodes_own_services(
@@ -393,6 +406,27 @@ def test_nat_needs_forwarding(outside: list[Node]) -> None:
 # refusals, and what is left
 
 
+def test_a_job_that_ends_while_its_network_is_made_leaves_nothing(nodes: list[Node]) -> None:
+    node, plan = nodes[0], net.plan_for(nodes[0], "12.s", NAMES)
+    place = node.place("12.s")
+
+    async def start_and_end() -> None:
+        connecting = asyncio.ensure_future(connect(plan, 0, NAMES, node.config, place))
+        await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert connecting.cancelled()
+
+    node.run(start_and_end())
+    assert node.tables() == set() and node.links() == set()
+
+
+def test_user_networking_needs_no_wires(nodes: list[Node]) -> None:
+    wires = nodes[0].wire(net.plan_for(nodes[0], "12.s", ["n1"], 1, kind="user"), ["n1"])
+    assert wires.taps == () and wires.mtu is None and wires.addresses == []
+    nodes[0].run(wires.close())
+
+
 def test_a_number_in_use_is_refused(job: Job, nodes: list[Node]) -> None:
     plan = net.plan_for(nodes[0], "12.s", NAMES)
     refusals = [
@@ -449,8 +483,6 @@ def test_a_subnet_that_the_node_routes_is_refused(nodes: list[Node]) -> None:
     ],
 )
 def test_nodes_must_be_known_by_their_addresses(nodes: list[Node], nodes_of_job: list[str], message: str) -> None:
-    from vmgr.node.network.wires import connect
-
     node, plan = nodes[0], net.plan_for(nodes[0], "12.s", nodes_of_job)
     with pytest.raises(VTorqueError, match=message) as caught:
         node.run(connect(plan, 0, nodes_of_job, node.config, node.place("12.s")))
@@ -516,8 +548,6 @@ def test_an_older_attempts_undoing_spares_a_newer_one_of_the_same_job(nodes: lis
     new = old._replace(folder=old.folder.with_name(f"{old.attempt}-again"))
     record.make_folder(new.folder, 0o700)
     wires = node.wire(plan, ["n1"], new)
-    from vmgr.node.network.undo import undo_network
-
     node.do(lambda: undo_network(step))
     assert node.tables() == {plan.table}
     node.run(wires.close())
@@ -530,13 +560,185 @@ def test_the_janitor_removes_tables_that_no_record_names(nodes: list[Node], job:
     tables = [nft.Table("inet", "vtorque-00ff00", mine), nft.Table("netdev", "vtorque-00ff01", "of-0badcafe-1")]
 
     def add() -> None:
-        from vmgr.node.network.rules import create
-
         for table in tables:
-            nft.run(create(table))
+            nft.run(rules.create(table))
 
     node.do(add)
     assert node.do(lambda: reap(node.config, dry_run=True)) == ["packet filter inet vtorque-00ff00"]
     assert node.do(lambda: reap(node.config)) == ["packet filter inet vtorque-00ff00"]
     assert node.tables() == {job.plan.table, "vtorque-00ff01"}  # of another spool: somebody else's
     node.do(lambda: nft.remove(tables[1]))
+
+
+# a bridge of the site's
+
+SITE = {"name": "br0", "addresses": "pool", "pool": {"n1": "10.66.0.20-10.66.0.23/24"}, "gateway": "10.66.0.22"}
+
+
+@pytest.fixture
+def site(base: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Node, socket.socket]]:
+    """A node with a bridge, and a socket that hears every frame on the site's Ethernet."""
+    with cluster(base, ["n1"], bridge=request.param) as (node,):
+
+        def make() -> None:
+            with links.netlink() as ip:
+                ip.link("add", ifname="br0", kind="bridge", br_stp_state=0, br_forward_delay=0)
+                ip.link("add", ifname="port", kind="veth", peer={"ifname": "site"})
+                bridge = links.index_of(ip, "br0")
+                links.up(ip, links.index_of(ip, "port"), master=bridge)
+                links.up(ip, links.index_of(ip, "site"))
+                links.up(ip, bridge)
+
+        node.do(lambda: net.in_thread(make))
+        wire = node.do(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+        with wire:
+            wire.bind(("site", 0))
+            wire.settimeout(10)
+            yield node, wire
+
+
+def heard(wire: socket.socket, last: bytes) -> list[bytes]:
+    frames = []
+    while not frames or not frames[-1].endswith(last):
+        frames.append(wire.recv(65536))
+    return frames
+
+
+ROUTER_ADVERTISEMENT = b"\x86\0\0\0" + bytes(12)
+
+
+def of_a_guest(mac: str, address: str) -> dict[str, bytes]:
+    """Frames of a guest that calls itself so, each with its name at its end."""
+
+    def v4(source: str, sport: int, dport: int) -> bytes:
+        return ethernet(mac, BROADCAST, net.IPV4, ipv4(source, "255.255.255.255", net.UDP, udp(sport, dport, b"")))
+
+    def v6(protocol: int, body: bytes) -> bytes:
+        head = struct.pack("!IHBB", 6 << 28, len(body), protocol, 255)
+        return ethernet(mac, BROADCAST, net.IPV6, head + bytes(15) + b"\1" + bytes(15) + b"\2" + body)
+
+    frames = {
+        "IPv4": v4(address, 9, 9),
+        "ARP": arp(mac, mac, address, "10.66.0.1"),
+        "DHCP question": v4("0.0.0.0", 68, 67),
+        "IPv6": v6(net.UDP, udp(9, 9, bytes(8))),
+        "DHCP answer": v4(address, 67, 68),
+        "DHCPv6 answer": v6(net.UDP, udp(547, 546, bytes(8))),
+        "router advertisement": v6(58, ROUTER_ADVERTISEMENT),
+        "UDP to the VXLAN port": v4(address, 9, PORT),
+        "UDP over IPv6 to the VXLAN port": v6(net.UDP, udp(9, PORT, bytes(8))),
+        "ARP about another MAC": arp(mac, "02:00:00:00:00:99", address, "10.66.0.1"),
+        "VLAN": ethernet(mac, BROADCAST, net.VLAN, b"\0\5\x08\0" + v4(address, 9, 9)[14:]),
+    }
+    return {name: frame + name.encode() for name, frame in frames.items()}
+
+
+@pytest.mark.parametrize("site", [{"name": "br0"}], indirect=True)
+def test_a_guest_with_dhcp_asks_but_does_not_answer(site: tuple[Node, socket.socket]) -> None:
+    node, wire = site
+    plan = net.plan_for(node, "12.s", ["n1"], kind="bridge")
+    wires = node.wire(plan, ["n1"])
+    try:
+        assert wires.addresses == [None, None] and wires.mtu == 1500
+        frames = of_a_guest(plan.members[0].mac, "10.66.0.77")
+        wrong = {f"{name}, forged": frame[:6] + net.mac(plan.members[1].mac) + frame[12:] + b", forged"
+                 for name, frame in frames.items()}  # fmt: skip
+        for frame in [*wrong.values(), *frames.values(), frames["IPv4"] + b", the last one"]:
+            send(wires.taps[0], frame)
+        seen = heard(wire, b", the last one")
+        assert came({**frames, **wrong}, seen) == {"IPv4", "ARP", "DHCP question", "IPv6"}
+        node.do(lambda: nft.run([{"delete": {"table": {"family": "netdev", "name": plan.table}}}]))
+        for frame in [*wrong.values(), *frames.values(), frames["IPv4"] + b", the last one"]:
+            send(wires.taps[0], frame)
+        untagged = {name for name in {**frames, **wrong} if not name.startswith("VLAN")}
+        assert came({**frames, **wrong}, heard(wire, b", the last one")) >= untagged
+    finally:
+        node.run(wires.close())
+
+
+@pytest.mark.parametrize("site", [SITE], indirect=True)
+def test_guests_have_addresses_of_the_pool_and_keep_to_them(site: tuple[Node, socket.socket]) -> None:
+    node, wire = site
+    plan, other = (net.plan_for(node, job, ["n1"], kind="bridge") for job in ("12.s", "13.s"))
+    wires = node.wire(plan, ["n1"])
+    try:
+        assert wires.addresses == ["10.66.0.20/24", "10.66.0.21/24"] and wires.gateways == ["10.66.0.22"] * 2
+        with pytest.raises(VTorqueError, match="only 1 are free for 2 guests") as caught:
+            node.wire(other, ["n1"])  # .22 is the gateway's, .23 is left
+        assert caught.value.code == Code.NODE
+        mac = plan.members[0].mac
+        own, foreign = of_a_guest(mac, "10.66.0.20"), of_a_guest(mac, "10.66.0.21")
+        for frames in (foreign, own):
+            for frame in frames.values():
+                send(wires.taps[0], frame)
+        send(wires.taps[0], own["IPv4"] + b", the last one")
+        seen = [frame for frame in heard(wire, b", the last one") if frame[12:14] != b"\x81\0"]
+        assert {name for name in own if own[name] in seen} == {"IPv4", "ARP"}
+        assert not {name for name in foreign if foreign[name] in seen}
+    finally:
+        node.run(wires.close())
+
+
+SCRIPT = "#!/bin/sh\necho 10.66.0.1$3/24 10.66.0.1\n"
+
+
+@pytest.mark.parametrize("site", [{"name": "br0", "addresses": "command", "command": "/nonexistent"}], indirect=True)
+def test_the_sites_program_gives_addresses(site: tuple[Node, socket.socket], base: Path) -> None:
+    node, _ = site
+    plan = net.plan_for(node, "12.s", ["n1"], kind="bridge")
+    command = base / "addresses"
+    network = node.config.network
+    node.config.__dict__["network"] = network._replace(bridge=network.bridge._replace(command=str(command)))
+    for script, message in (
+        ("#!/bin/sh\nexit 3\n", r"\(n1 2 1\) ends with status 3"),
+        ("#!/bin/sh\necho no\n", r"\(n1 2 1\): one line `address/prefix"),
+        ("#!/bin/sh\nexec yes\n", "prints more than 4096 bytes"),
+        ("#!/bin/sh\necho 10.66.0.9/24\n", "two guests would have the same address"),
+    ):
+        command.write_text(script)
+        command.chmod(0o755)
+        with pytest.raises(VTorqueError, match=message) as caught:
+            node.wire(plan, ["n1"])
+        assert caught.value.code == Code.NODE
+    command.write_text(SCRIPT)
+    command.chmod(0o777)
+    with pytest.raises(VTorqueError, match="is writable by others") as caught:
+        node.wire(plan, ["n1"])
+    assert caught.value.code == Code.TRUST and node.tables() == set()
+    command.chmod(0o755)
+    wires = node.wire(plan, ["n1"])
+    assert wires.addresses == ["10.66.0.11/24", "10.66.0.12/24"] and wires.gateways == ["10.66.0.1"] * 2
+    node.run(wires.close())
+
+
+@pytest.mark.parametrize("site", [SITE], indirect=True)
+def test_who_holds_a_tap_changes_nothing_on_the_node(site: tuple[Node, socket.socket]) -> None:
+    node, _ = site
+    plan = net.plan_for(node, "12.s", ["n1"], kind="bridge")
+    wires = node.wire(plan, ["n1"])
+    own = {f"vt{plan.name}-1", f"vt{plan.name}-2"}
+    assert own < node.links()
+    held = os.dup(wires.taps[0])
+    try:
+        router = "02:00:00:00:77:01"  # both need no privilege of the descriptor's holder
+        fcntl.ioctl(held, 0x8924, struct.pack("16sH6s8x", b"tap1", 1, net.mac(router)))  # SIOCSIFHWADDR
+        fcntl.ioctl(held, 0x400454CB, 1)  # TUNSETPERSIST
+
+        def known() -> set[str]:
+            with links.netlink() as ip:
+                return {entry.get_attr("NDA_LLADDR") for entry in ip.fdb("dump")}
+
+        assert router not in node.do(lambda: net.in_thread(known))
+        node.run(wires.close())
+        assert not own & node.links() and node.tables() == set()
+    finally:
+        os.close(held)
+    assert not own & node.links()
+
+
+@pytest.mark.parametrize("site", [{"name": "br7"}], indirect=True)
+def test_a_bridge_that_is_not_there_is_refused(site: tuple[Node, socket.socket]) -> None:
+    node, _ = site
+    with pytest.raises(VTorqueError, match=r"no bridge br7 \(network\.bridge\.name\)") as caught:
+        node.wire(net.plan_for(node, "12.s", ["n1"], kind="bridge"), ["n1"])
+    assert caught.value.code == Code.NODE and node.tables() == set()

@@ -1,7 +1,8 @@
-"""The plan of a job's network: addresses, numbers, what guests are told; the configuration's section about it."""
+"""The plan of a job's network: addresses, numbers, claims, what guests are told; the configuration's section."""
 
 from __future__ import annotations
 
+import json
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.fields import Problem
 from vmgr.netfields import parse_ports, parse_range
 from vmgr.node.members import plan_members
+from vmgr.node.network.claims import Claim, check, choose_pair, claim_of
+from vmgr.node.network.leases import Lease, from_pool, parse_lease
 from vmgr.node.network.plan import guest_net, plan_network
 from vmgr.schema import check_config
 
@@ -171,3 +174,103 @@ def test_ranges() -> None:
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(Problem, match="unknown key"):
         check_config({"network": {"job": {"natt": True}}})
+
+
+# addresses on the site's bridge
+
+
+@given(st.binary(max_size=60) | st.text(alphabet="0123456789./ \t\n", max_size=40).map(str.encode))
+def test_what_the_sites_program_prints_is_an_address_or_refused(output: bytes) -> None:
+    try:
+        lease = parse_lease(output)
+    except ValueError:
+        return
+    interface = IPv4Interface(lease.address)
+    assert interface.ip.compressed in output.decode()
+    assert lease.gateway is None or IPv4Address(lease.gateway) in interface.network
+
+
+@pytest.mark.parametrize(
+    ("output", "lease"),
+    [
+        (b"10.1.2.9/24\n", Lease("10.1.2.9/24", None)),
+        (b"10.1.2.9/24 10.1.2.1\n", Lease("10.1.2.9/24", "10.1.2.1")),
+        (b"10.1.2.0/31", Lease("10.1.2.0/31", None)),
+        (b"", None),
+        (b"10.1.2.9", None),
+        (b"10.1.2.9/24 10.1.3.1", None),
+        (b"10.1.2.9/24 10.1.2.9", None),
+        (b"10.1.2.0/24", None),
+        (b"10.1.2.255/24", None),
+        (b"127.0.0.1/8", None),
+        (b"224.0.0.1/8", None),
+        (b"10.1.2.9/33", None),
+        (b"10.1.2.9/24\n10.1.2.10/24\n", None),
+        (b"\xd9\xa1.1.2.9/24", None),
+    ],
+)
+def test_leases(output: bytes, lease: Any) -> None:
+    if lease is None:
+        with pytest.raises(ValueError):
+            parse_lease(output)
+    else:
+        assert parse_lease(output) == lease
+
+
+def test_pools() -> None:
+    pools = {"n[1-2]": "10.1.2.10-10.1.2.12/24", "m*": "10.1.3.10-10.1.3.12/24"}
+    assert from_pool(pools, None, "n1", 2, {"10.1.2.10"}) == [Lease("10.1.2.11/24", None), Lease("10.1.2.12/24", None)]
+    assert from_pool(pools["m*"], "10.1.3.10", "x", 1, ()) == [Lease("10.1.3.11/24", "10.1.3.10")]
+    with pytest.raises(VTorqueError, match=r"network\.bridge\.pool has no addresses for n3"):
+        from_pool(pools, None, "n3", 1, ())
+    with pytest.raises(VTorqueError, match="only 2 are free for 3 guests") as caught:
+        from_pool(pools, None, "n1", 3, {"10.1.2.10"})
+    assert caught.value.code == Code.NODE
+
+
+CLAIM = Claim(
+    "of-x", 7, "10.1.0.0/24", ("02:00:00:00:00:01",), ("10.1.2.9",), "169.254.1.0/30", (("inet", "t"),), ("l",)
+)
+
+
+def test_a_claim_is_read_as_it_was_recorded() -> None:
+    assert claim_of(json.loads(json.dumps(CLAIM.step()))) == CLAIM
+    assert CLAIM.step()["do"] == "network"
+    with pytest.raises(KeyError):
+        claim_of({"do": "network"})
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (CLAIM._replace(subnet=None, macs=(), addresses=()), "the number 7 of the job's network is in use"),
+        (CLAIM._replace(vni=8, subnet="10.1.0.128/25"), "the subnet 10.1.0.0/24 of the job's network is in use"),
+        (CLAIM._replace(vni=8, subnet=None), "the MAC address 02:00:00:00:00:01 of a guest is in use"),
+        (CLAIM._replace(vni=8, subnet="10.1.1.0/24", macs=()), "the address 10.1.2.9 of a guest is in use"),
+        (CLAIM._replace(vni=8, subnet="10.1.1.0/24", macs=(), addresses=()), None),
+    ],
+)
+def test_what_another_attempt_has_is_refused(other: Claim, message: Any) -> None:
+    if message is None:
+        check(CLAIM, [other], [IPv4Network("10.2.0.0/16")])
+        with pytest.raises(VTorqueError, match=r"overlaps the node's route to 10\.0\.0\.0/8; .*network\.job\.subnets"):
+            check(CLAIM, [other], [IPv4Network("10.0.0.0/8")])
+        with pytest.raises(VTorqueError, match="two guests would have the same address"):
+            check(CLAIM._replace(addresses=("10.1.2.9",) * 2), [other], [])
+    else:
+        with pytest.raises(VTorqueError, match=message) as caught:
+            check(CLAIM, [other], [])
+        assert caught.value.code == Code.NODE
+
+
+@given(st.integers(1, (1 << 24) - 1))
+def test_the_way_out_has_addresses_of_its_own(vni: int) -> None:
+    first = choose_pair(vni, [], [IPv4Network("169.254.0.0/16"), IPv4Network("10.0.0.0/8")])
+    second = choose_pair(vni, [CLAIM._replace(pair=str(first))], [])
+    assert first.prefixlen == second.prefixlen == 30 and not first.overlaps(second)
+    assert all(str(pair).split(".")[2] not in ("0", "169", "255") for pair in (first, second))
+
+
+def test_no_way_out_is_left() -> None:
+    with pytest.raises(VTorqueError, match="no addresses in"):
+        choose_pair(1, [], [IPv4Network("169.254.0.0/17"), IPv4Network("169.254.128.0/17")])

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from vmgr.config import Config
 from vmgr.node import record
-from vmgr.node.network import nft
-from vmgr.node.network.undo import stale_tables, tables_of
 from vmgr.node.undo import undo
 
 MARK_SECONDS = 3600
@@ -22,6 +20,9 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
 
     Gives a line for each thing that was, or with `dry_run` would be, removed, and for each that could not be.
     """
+    from vmgr.node.network import nft  # an agent that starts does without
+    from vmgr.node.network.undo import stale_tables, tables_of
+
     said = []
     tables = tables_of(config.paths.spool)
     for place in record.places(config.paths):

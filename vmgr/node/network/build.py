@@ -19,7 +19,7 @@ from vmgr.node import record
 from vmgr.node.network import claims, leases, links, nft, rules
 from vmgr.node.network.claims import Claim
 from vmgr.node.network.leases import Lease
-from vmgr.node.network.plan import NetworkPlan
+from vmgr.node.network.plan import Member, NetworkPlan
 from vmgr.node.network.undo import undo_network
 
 LOCK = "network"
@@ -69,8 +69,8 @@ class Builder:
         self.port = config.network.job.port
         self.mark = nft.mark_of(place)
 
-    def build(self, given: Optional[Sequence[Lease]]) -> Built:
-        """Make everything; `given` are addresses from the site's program. Raises VTorqueError (VT-NODE, VT-STAGE)."""
+    def build(self) -> Built:
+        """Make everything. Raises VTorqueError (VT-NODE, VT-STAGE; VT-TRUST for the site's program)."""
         if not nft.is_there():
             raise VTorqueError(
                 f"network={self.plan.kind} needs {nft.LIBRARY}, which this node has not", code=Code.NODE,
@@ -78,7 +78,7 @@ class Builder:
             )  # fmt: skip
         try:
             with links.netlink() as ip:
-                return self._job(ip) if self.plan.kind == "job" else self._bridge(ip, given)
+                return self._job(ip) if self.plan.kind == "job" else self._bridge(ip)
         except OSError as err:
             raise VTorqueError(f"the job's network cannot be made: {err}", code=Code.STAGE) from err
         except Exception as err:
@@ -115,36 +115,56 @@ class Builder:
 
     # network=bridge
 
-    def _bridge(self, ip: Any, given: Optional[Sequence[Lease]]) -> Built:
-        """Taps on the site's bridge."""
+    def _bridge(self, ip: Any) -> Built:
+        """Ports on the site's bridge, each with a tap behind it in a namespace of the job's own.
+
+        The job's user can take a tap's descriptor from QEMU, and whoever has it may give the tap another MAC address
+        (seen). A tap on the site's own bridge could so be given the router's, and the node's packets to it.
+        """
         name = self.config.network.bridge.name
         assert name is not None
         if not ip.link_lookup(ifname=name, kind="bridge"):
             raise VTorqueError(
                 f"this node has no bridge {name} (network.bridge.name)", code=Code.NODE, hint="ask the administrator"
             )
-        bridge = links.index_of(ip, name)
-        mtu = links.mtu_of(ip, bridge)
-        found = self._claim_bridge(given)
+        site = links.index_of(ip, name)
+        mtu = links.mtu_of(ip, site)
+        found = self._claim_bridge()
         table = nft.Table("netdev", self.plan.table, self.mark)
         nft.run(rules.create(table))
+        namespace = self._new_namespace()
         taps = []
         for member, lease in zip(self.own, found):
-            tap = f"vt{self.plan.name}-{member.number}"
-            taps.append(self._tap(tap))
-            links.set_if_there(f"ipv6/conf/{tap}/disable_ipv6", "1")
-            index = links.index_of(ip, tap)
-            links.sign(ip, index, self.mark)
+            port, inner = self._port(member), f"port{member.number}"
+            index = self._pair(ip, port, inner, namespace)
+            with links.inside(namespace):
+                taps.append(self._tap_behind(member.number, inner, mtu))
             address = None if lease is None else lease.address.partition("/")[0]
-            nft.run(rules.tap(table.name, tap, self.port, member.mac, address))
-            links.up(ip, index, mtu=mtu, master=bridge)
+            nft.run(rules.tap(table.name, port, self.port, member.mac, address))
+            links.up(ip, index, mtu=mtu, master=site)
         return Built(tuple(taps), mtu, found, None)
 
-    def _claim_bridge(self, given: Optional[Sequence[Lease]]) -> Sequence[Optional[Lease]]:
+    def _port(self, member: Member) -> str:
+        """The name of a guest's port on the site's bridge."""
+        return f"vt{self.plan.name}-{member.number}"
+
+    def _tap_behind(self, number: int, port: str, mtu: int) -> int:
+        """A guest's tap, joined to a port, in the namespace in which the thread is."""
+        fd = self._tap(f"tap{number}")
+        with links.netlink() as ip:
+            bridge = links.bridge(ip, f"guest{number}")
+            for name in (f"tap{number}", port):
+                links.up(ip, links.index_of(ip, name), mtu=mtu, master=bridge)
+            links.up(ip, bridge, mtu=mtu)
+        return fd
+
+    def _claim_bridge(self) -> Sequence[Optional[Lease]]:
         bridge = self.config.network.bridge
+        found: Sequence[Optional[Lease]] = [None] * len(self.own)
+        if bridge.addresses == "command" and bridge.command is not None:
+            found = leases.ask(bridge.command, self.nodes[self.index], len(self.own))
         with record.node_lock(self.config.paths, LOCK):
             others = self._others()
-            found: Sequence[Optional[Lease]] = given or [None] * len(self.own)
             if bridge.addresses == "pool":
                 used = {address for other in others for address in other.addresses}
                 found = leases.from_pool(bridge.pool, bridge.gateway, self.nodes[self.index], len(self.own), used)
@@ -156,7 +176,7 @@ class Builder:
                 addresses=tuple(lease.address.partition("/")[0] for lease in found if lease is not None),
                 pair=None,
                 tables=(("netdev", self.plan.table),),
-                links=tuple(f"vt{self.plan.name}-{member.number}" for member in self.own),
+                links=tuple(map(self._port, self.own)),
             )
             self._claim(claim, others, ())
         return found
@@ -170,9 +190,7 @@ class Builder:
         table = nft.Table("inet", self.plan.table, self.mark)
         peers = sorted({address for addresses in underlay.peers for address in addresses})
         nft.run([*rules.create(table), *rules.node(table, self.port, self.plan.vni, peers, nat)])
-        namespace = links.new_namespace()
-        self.stack.callback(os.close, namespace)
-        self.stack.callback(self._empty, namespace)
+        namespace = self._new_namespace()
         if nat is not None:
             self._way_out(ip, nat, namespace)
         try:
@@ -215,10 +233,7 @@ class Builder:
 
     def _way_out(self, ip: Any, nat: rules.Nat, namespace: int) -> None:
         """A pair of links, one end in the node's namespace."""
-        ip.link("add", ifname=nat.outer, kind="veth", peer={"ifname": nat.inner, "net_ns_fd": namespace})
-        index = links.index_of(ip, nat.outer)
-        links.sign(ip, index, self.mark)
-        links.set_if_there(f"ipv6/conf/{nat.outer}/disable_ipv6", "1")
+        index = self._pair(ip, nat.outer, nat.inner, namespace)
         ip.addr("add", index=index, address=nat.outer_address, prefixlen=30)
         links.up(ip, index)
 
@@ -229,8 +244,7 @@ class Builder:
         nft.run(rules.job(BRIDGE, plan.subnet, nat))
         nft.run([{"add": {"table": {"family": "netdev", "name": rules.JOB_TABLE}}}])
         with links.netlink() as ip:
-            ip.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0)
-            bridge, wire = links.index_of(ip, BRIDGE), links.index_of(ip, WIRE)
+            bridge, wire = links.bridge(ip, BRIDGE), links.index_of(ip, WIRE)
             remote = [member for member in plan.members if member.node != self.index]
             firsts = [addresses[0] for addresses in underlay.peers]
             links.lead(
@@ -255,16 +269,26 @@ class Builder:
                 links.set_if_there("ipv4/ip_forward", "1")
         return tuple(taps)
 
+    # what both are made of
+
+    def _new_namespace(self) -> int:
+        namespace = links.new_namespace()
+        self.stack.callback(os.close, namespace)
+        self.stack.callback(_empty, namespace)
+        return namespace
+
+    def _pair(self, ip: Any, outer: str, inner: str, namespace: int) -> int:
+        """Two joined links, `outer` in the node's namespace, signed; gives its number."""
+        ip.link("add", ifname=outer, kind="veth", peer={"ifname": inner, "net_ns_fd": namespace})
+        index = links.index_of(ip, outer)
+        links.sign(ip, index, self.mark)
+        links.set_if_there(f"ipv6/conf/{outer}/disable_ipv6", "1")
+        return index
+
     def _tap(self, name: str) -> int:
         fd = links.tap(name)
         self.stack.callback(os.close, fd)
         return fd
-
-    def _empty(self, namespace: int) -> None:
-        """Remove what is in the job's namespace now: the kernel does it later, and not as long as a tap is open."""
-        with links.inside(namespace):
-            for name in (INNER, WIRE, BRIDGE, *(f"tap{member.number}" for member in self.own)):
-                links.remove(name)
 
     def _underlay(self, ip: Any) -> Underlay:
         """Look up the nodes' addresses. Raises VTorqueError (VT-NODE)."""
@@ -300,3 +324,11 @@ class Builder:
                 hint="the nodes must be known by addresses at which they reach each other",
             )  # fmt: skip
         return usable
+
+
+def _empty(namespace: int) -> None:
+    """Remove what is in a namespace now: the kernel does it later, and not as long as a tap is open."""
+    with links.inside(namespace):
+        for _, name in socket.if_nameindex():
+            if name != "lo":
+                links.remove(name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
+import select
 import signal
+import subprocess
+import time
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Interface
@@ -13,10 +15,12 @@ from typing import NamedTuple, Optional, Union
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.netfields import parse_range
+from vmgr.node.process import dies_with
 from vmgr.trust import check_trusted
 
 MAX_OUTPUT_BYTES = 4096
-COMMAND_SECONDS = 20.0
+COMMAND_SECONDS = 10.0
+"""For all guests of a node together."""
 
 _LINE = re.compile(r"([0-9.]{7,15}/[0-9]{1,2})(?:[ \t]+([0-9.]{7,15}))?")
 
@@ -48,46 +52,59 @@ def parse_lease(output: bytes) -> Lease:
     return Lease(str(interface), None if gateway is None else str(gateway))
 
 
-async def ask(command: str, node: str, per_node: int, number: int) -> Lease:
-    """Run the site's program for guest `number` of a node, as root. Raises VTorqueError (VT-NODE, VT-TRUST)."""
+def ask(command: str, node: str, guests: int) -> Sequence[Lease]:
+    """Run the site's program, as root, for each guest of a node. Raises VTorqueError (VT-NODE, VT-TRUST)."""
     check_trusted(command)
+    deadline = time.monotonic() + COMMAND_SECONDS
+    return [_ask(command, [node, str(guests), str(number)], deadline) for number in range(1, guests + 1)]
+
+
+def _ask(command: str, arguments: list[str], deadline: float) -> Lease:
+    called = " ".join(arguments)
     try:
-        child = await asyncio.create_subprocess_exec(
-            command, node, str(per_node), str(number),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True, cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+        child = subprocess.Popen(
+            [command, *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            start_new_session=True, preexec_fn=dies_with(os.getpid()),
         )  # fmt: skip
     except OSError as err:
         raise _failed(command, f"cannot be run: {err.strerror}") from None
     assert child.stdout is not None
-    try:
-        output = await asyncio.wait_for(_bounded(child.stdout), COMMAND_SECONDS)
-        status = await asyncio.wait_for(child.wait(), COMMAND_SECONDS)
-    except asyncio.TimeoutError:
-        raise _failed(command, f"does not end within {COMMAND_SECONDS:g} s") from None
-    finally:
+    with child.stdout:
         try:
-            os.killpg(child.pid, signal.SIGKILL)  # what it left running, too
-        except ProcessLookupError:
-            pass
-        await child.wait()
+            output = _read(child.stdout.fileno(), deadline)
+            status = child.wait(max(0.0, deadline - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise _failed(command, f"({called}) does not end within {COMMAND_SECONDS:g} s") from None
+        except ValueError as err:
+            raise _failed(command, f"({called}) {err}") from None
+        finally:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)  # what it left running, too
+            except ProcessLookupError:
+                pass
+            child.wait()
     if status:
-        raise _failed(command, f"ends with status {status} for {node} {per_node} {number}")
+        raise _failed(command, f"({called}) ends with status {status}")
     try:
         return parse_lease(output)
     except ValueError as err:
-        raise _failed(command, f"for {node} {per_node} {number}: {err}") from None
+        raise _failed(command, f"({called}): {err}") from None
 
 
-async def _bounded(stream: asyncio.StreamReader) -> bytes:
-    """All of a stream up to one byte more than it may have."""
+def _read(fd: int, deadline: float) -> bytes:
+    """All that a program prints. Raises TimeoutError, and ValueError when it is too much."""
     output = b""
-    while len(output) <= MAX_OUTPUT_BYTES:
-        part = await stream.read(MAX_OUTPUT_BYTES + 1 - len(output))
-        if not part:
-            break
+    while True:
+        if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
+        part = os.read(fd, MAX_OUTPUT_BYTES + 1)
         output += part
-    return output
+        if len(output) > MAX_OUTPUT_BYTES:
+            raise ValueError(f"prints more than {MAX_OUTPUT_BYTES} bytes")
+        if not part:
+            return output
 
 
 def _failed(command: str, what: str) -> VTorqueError:

@@ -149,6 +149,12 @@ def tap(name: str) -> int:
     return fd
 
 
+def bridge(ip: Any, name: str) -> int:
+    """A bridge that forwards at once; gives its number."""
+    ip.link("add", ifname=name, kind="bridge", br_stp_state=0, br_forward_delay=0)
+    return index_of(ip, name)
+
+
 def vxlan(ip: Any, name: str, vni: int, port: int, local: str, namespace: int) -> None:
     """A VXLAN link in `namespace` whose packets go through the calling thread's. It learns nothing by itself."""
     ip.link(

@@ -40,11 +40,14 @@ class Nat(NamedTuple):
 def tap(table: str, device: str, port: int, mac: str, address: Optional[str]) -> list[Command]:
     """The chain for what a guest sends through a tap. Without an `address` it may have any, and ask for one by DHCP.
 
+    No guest answers as a DHCP server or a router of IPv6.
+
     The type of a frame is read from the frame itself: what the kernel calls its protocol leaves VLAN tags out.
     """
     rules = [
         [_match(_payload("ether", "saddr"), mac, "!="), DROP],
         [_match(_payload("udp", "dport"), port), DROP],
+        [_match(_payload("udp", "sport"), {"set": [_DHCP_SERVER, _DHCPV6_SERVER]}), DROP],
     ]
     arp = [
         _type(ARP),
@@ -61,7 +64,6 @@ def tap(table: str, device: str, port: int, mac: str, address: Optional[str]) ->
         ]
     else:
         rules += [
-            [_match(_payload("udp", "sport"), {"set": [_DHCP_SERVER, _DHCPV6_SERVER]}), DROP],
             [_match(_payload("icmpv6", "type"), {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}), DROP],
             [*arp, ACCEPT],
             [_type(IPV4), ACCEPT],

@@ -21,9 +21,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.netfields import parse_ports
 from vmgr.node import record
-from vmgr.node.network import leases
 from vmgr.node.network.build import Builder, Built
-from vmgr.node.network.leases import Lease
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.network.relay import Relay
 
@@ -37,12 +35,10 @@ async def connect(plan: NetworkPlan, index: int, nodes: Sequence[str], config: C
     """
     if plan.kind == "user":
         return Wires(config, None, Built((), None, (), None))
-    given = await _ask(plan, index, nodes, config)
     worker = Worker()
     stack = ExitStack()
     try:
-        build = Builder(plan, index, nodes, config, place, stack).build
-        built = await worker.do(lambda: build(given))
+        built = await worker.do(Builder(plan, index, nodes, config, place, stack).build)
     except BaseException:
         try:
             await worker.do(stack.close)
@@ -52,14 +48,6 @@ async def connect(plan: NetworkPlan, index: int, nodes: Sequence[str], config: C
             worker.end()
         raise
     return Wires(config, worker, built, stack)
-
-
-async def _ask(plan: NetworkPlan, index: int, nodes: Sequence[str], config: Config) -> Optional[Sequence[Lease]]:
-    """The addresses that the site's program gives, if it is asked."""
-    bridge, own = config.network.bridge, plan.own(index)
-    if plan.kind != "bridge" or bridge.addresses != "command" or bridge.command is None:
-        return None
-    return [await leases.ask(bridge.command, nodes[index], len(own), member.number) for member in own]
 
 
 class Worker:
