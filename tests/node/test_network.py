@@ -423,7 +423,7 @@ def test_a_job_that_ends_while_its_network_is_made_leaves_nothing(nodes: list[No
 
 def test_user_networking_needs_no_wires(nodes: list[Node]) -> None:
     wires = nodes[0].wire(net.plan_for(nodes[0], "12.s", ["n1"], 1, kind="user"), ["n1"])
-    assert wires.taps == () and wires.mtu is None and wires.addresses == []
+    assert wires.taps == () and wires.mtu is None and wires.addresses == wires.gateways == [None]
     nodes[0].run(wires.close())
 
 
@@ -535,7 +535,8 @@ def test_what_a_killed_agent_leaves_is_undone(outside: list[Node]) -> None:
     node.do(lambda: net.in_thread(again))
     assert node.tables() == {plan.table}
     (place,) = record.places(node.config.paths)
-    assert node.do(lambda: net.in_thread(lambda: undo(place))) == []
+    said = node.do(lambda: net.in_thread(lambda: reap(node.config)))
+    assert said == [f"attempt 12.s {place.attempt}"]
     assert node.tables() == set() and not place.folder.exists()
 
 

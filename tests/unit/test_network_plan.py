@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,9 @@ def test_the_way_out_has_addresses_of_its_own(vni: int) -> None:
 def test_no_way_out_is_left() -> None:
     with pytest.raises(VTorqueError, match="no addresses in"):
         choose_pair(1, [], [IPv4Network("169.254.0.0/17"), IPv4Network("169.254.128.0/17")])
+
+
+def test_what_every_hook_and_agent_loads_is_without_networks() -> None:
+    code = "import sys, vmgr.node.undo, vmgr.node.reap; print([m for m in sys.modules if 'node.network' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from vmgr.config import Config
 from vmgr.node import record
@@ -23,16 +24,19 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
     from vmgr.node.network import nft  # an agent that starts does without
     from vmgr.node.network.undo import stale_tables, tables_of
 
-    said = []
-    tables = tables_of(config.paths.spool)
+    said, tables = [], []
+    try:
+        tables = tables_of(config.paths.spool)
+    except OSError as err:
+        said.append(f"left: {err}")
+    recorded = _steps(config)
     for place in record.places(config.paths):
         if not record.is_held(place):
             said.append(f"attempt {place.folder.parent.name} {place.attempt}")
             said += [] if dry_run else [f"left: {failure}" for failure in undo(place)]
     overlays = sorted(path for path in record.listed(config.images.overlays) if path.suffix == ".qcow2")
     sockets = sorted(path for job in record.listed(config.paths.run / "jobs") for path in record.listed(job))
-    steps = [step for place in record.places(config.paths) for step in record.steps(place)]
-    named = {step.get("path") for step in steps}
+    named = {step.get("path") for step in _steps(config)}
     stale = [path for path in [*overlays, *sockets] if str(path) not in named]
     for marks in ("tombstones", "ended"):
         stale += [mark for mark in record.listed(config.paths.run / marks) if _age(mark) > MARK_SECONDS]
@@ -42,11 +46,15 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
         said.append(str(path))
         if not dry_run:
             _remove(path)
-    for table in stale_tables(tables, steps):
+    for table in stale_tables(tables, recorded):
         said.append(f"packet filter {table.family} {table.name}")
         if not dry_run:
             nft.remove(table)
     return said
+
+
+def _steps(config: Config) -> list[dict[str, Any]]:
+    return [step for place in record.places(config.paths) for step in record.steps(place)]
 
 
 def _age(path: Path) -> float:

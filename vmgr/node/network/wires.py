@@ -34,7 +34,7 @@ async def connect(plan: NetworkPlan, index: int, nodes: Sequence[str], config: C
     Raises VTorqueError: VT-NODE when this node refuses, VT-STAGE when something cannot be made; then nothing is left.
     """
     if plan.kind == "user":
-        return Wires(config, None, Built((), None, (), None))
+        return Wires(config, None, Built((), None, [None] * len(plan.own(index)), None))
     worker = Worker()
     stack = ExitStack()
     try:
@@ -120,8 +120,10 @@ class Wires:
 
     async def _socket(self) -> socket.socket:
         make = functools.partial(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-        if self._namespace is None or self._worker is None:
+        if self._namespace is None:
             return make()
+        if self._worker is None:
+            raise OSError("the network is closed")
         namespace = self._namespace
 
         def there() -> socket.socket:
@@ -137,7 +139,7 @@ class Wires:
         relays, self._relays = self._relays, []
         await asyncio.gather(*(relay.close() for relay in relays))
         worker, stack, self._worker, self._stack = self._worker, self._stack, None, None
-        self.taps, self._namespace = (), None
+        self.taps = ()
         if worker is None or stack is None:
             return
         try:
