@@ -81,6 +81,38 @@ class Mount(NamedTuple):
         return self._replace(source=self.source.replace("{home}", home), target=self.target.replace("{home}", home))
 
 
+class Bridge(NamedTuple):
+    """The site's bridge. `pool` is a range of addresses, or ranges by patterns of node names, the first that fits."""
+
+    name: Optional[str]
+    addresses: str
+    command: Optional[str]
+    pool: Union[str, dict[str, str], None]
+    gateway: Optional[str]
+
+
+class JobNetwork(NamedTuple):
+    """Networks of jobs' own; `peer` holds `{node}`."""
+
+    subnets: str
+    port: int
+    peer: str
+    nat: bool
+    ssh_ports: Optional[str]
+
+
+class Network(NamedTuple):
+    """How guests are connected, and what they are told about the site's network."""
+
+    mac_prefix: str
+    dns: tuple[str, ...]
+    domain: Optional[str]
+    search: tuple[str, ...]
+    ntp: tuple[str, ...]
+    bridge: Bridge
+    job: JobNetwork
+
+
 class Timeouts(NamedTuple):
     """Seconds."""
 
@@ -174,6 +206,12 @@ class Config:
     def mac_prefix(self) -> str:
         """The first bytes of guests' MAC addresses."""
         return str(self._tree["network"]["mac_prefix"])
+
+    @cached_property
+    def network(self) -> Network:
+        tree = self._tree["network"]
+        lists = {key: tuple(tree[key]) for key in ("dns", "search", "ntp")}
+        return Network(**{**tree, **lists, "bridge": Bridge(**tree["bridge"]), "job": JobNetwork(**tree["job"])})
 
     @cached_property
     def hypervisor(self) -> Hypervisor:

@@ -23,6 +23,18 @@ from vmgr.fields import (
     size,
     text,
 )
+from vmgr.netfields import (
+    address_range,
+    domain,
+    domains,
+    hosts,
+    ipv4,
+    ipv4s,
+    link_name,
+    peer,
+    ports,
+    subnets,
+)
 from vmgr.policyschema import POLICY, check_policy
 
 MAX_RUN_PATH = 30
@@ -97,6 +109,29 @@ SCHEMA: dict[str, Any] = {
     },
     "network": {
         "mac_prefix": Key(mac_prefix, "02", "first one to three bytes of the guests' MAC addresses, such as 02:56"),
+        "dns": Key(ipv4s, [], "the guests' name servers; none: those of DHCP, where there is DHCP"),
+        "domain": Key(nullable(domain), None, "the guests' domain"),
+        "search": Key(domains, [], "domains in which guests look up names without a dot"),
+        "ntp": Key(hosts, [], "the guests' time servers"),
+        "bridge": {
+            "name": Key(nullable(link_name), None, "the site's bridge on each node, for network=bridge"),
+            "addresses": Key(choice("dhcp", "command", "pool"), "dhcp", "where its guests have their addresses from"),
+            "command": Key(
+                nullable(path), None, "program that prints `address/prefix [gateway]`; see [networks.md](networks.md)"
+            ),
+            "pool": OneOf(
+                Key(nullable(address_range), None, "addresses for the guests of a node, or a range for each pattern"),
+                pattern,
+            ),
+            "gateway": Key(nullable(ipv4), None, "the guests' router, where addresses are not from DHCP"),
+        },
+        "job": {
+            "subnets": Key(subnets, "10.128.0.0/9", "where the subnets of jobs' own networks are taken from"),
+            "port": Key(number(1, 65535), 4789, "UDP port of the nodes for jobs' own networks (VXLAN)"),
+            "peer": Key(peer, "{node}", "name by which the address of a node is looked up that carries them"),
+            "nat": Key(flag, False, "whether guests in such a network reach out through their node"),
+            "ssh_ports": Key(nullable(ports), None, "ports of the node that lead to SSH of such guests from outside"),
+        },
     },
     "timeouts": {
         "user_file": Key(number(1, 120), 5, "seconds for reading a file of the user's"),
@@ -138,5 +173,13 @@ def check_config(tree: Any) -> dict[str, Any]:
                 path(mount[side].replace("{home}", "/home/user"))
             except ValueError as err:
                 raise Problem(("mounts", index, side), str(err)) from None
+    _check_network(checked["network"])
     check_policy(checked["policy"], tags)
     return checked
+
+
+def _check_network(network: dict[str, Any]) -> None:
+    """Refuse a source of addresses that is not told."""
+    source = network["bridge"]["addresses"]
+    if source != "dhcp" and network["bridge"][source] is None:
+        raise Problem(("network", "bridge", "addresses"), f"network.bridge.{source} must be set with this")

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from vmgr.config import Config
 from vmgr.node import record
@@ -16,19 +17,26 @@ HALF_MADE_SECONDS = 60
 
 
 def reap(config: Config, *, dry_run: bool = False) -> list[str]:
-    """Undo every attempt whose lock nobody holds, and remove overlays and sockets that no record names.
+    """Undo every attempt whose lock nobody holds, and remove overlays, sockets and packet filters that no record names.
 
     Gives a line for each thing that was, or with `dry_run` would be, removed, and for each that could not be.
     """
-    said = []
+    from vmgr.node.network import nft  # an agent that starts does without
+    from vmgr.node.network.undo import stale_tables, tables_of
+
+    said, tables = [], []
+    try:
+        tables = tables_of(config.paths.spool)
+    except OSError as err:
+        said.append(f"left: {err}")
+    recorded = _steps(config)
     for place in record.places(config.paths):
         if not record.is_held(place):
             said.append(f"attempt {place.folder.parent.name} {place.attempt}")
             said += [] if dry_run else [f"left: {failure}" for failure in undo(place)]
     overlays = sorted(path for path in record.listed(config.images.overlays) if path.suffix == ".qcow2")
     sockets = sorted(path for job in record.listed(config.paths.run / "jobs") for path in record.listed(job))
-    steps = [step for place in record.places(config.paths) for step in record.steps(place)]
-    named = {step.get("path") for step in steps}
+    named = {step.get("path") for step in _steps(config)}
     stale = [path for path in [*overlays, *sockets] if str(path) not in named]
     for marks in ("tombstones", "ended"):
         stale += [mark for mark in record.listed(config.paths.run / marks) if _age(mark) > MARK_SECONDS]
@@ -38,7 +46,15 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
         said.append(str(path))
         if not dry_run:
             _remove(path)
+    for table in stale_tables(tables, recorded):
+        said.append(f"packet filter {table.family} {table.name}")
+        if not dry_run:
+            nft.remove(table)
     return said
+
+
+def _steps(config: Config) -> list[dict[str, Any]]:
+    return [step for place in record.places(config.paths) for step in record.steps(place)]
 
 
 def _age(path: Path) -> float:

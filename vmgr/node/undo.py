@@ -54,3 +54,7 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
             raise OSError(f"pid {found.pid} ({step.get('role')}) does not end")
     elif kind in ("overlay", "socket"):
         Path(str(step["path"])).unlink(missing_ok=True)
+    elif kind == "network":
+        from vmgr.node.network.undo import undo_network  # few jobs have such a step
+
+        undo_network(step)
