@@ -19,13 +19,14 @@ from nodesite import FUZZ, TEMPLATES, a_user
 
 from vmgr.config import Mount
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.seed import MAX_HOOK_BYTES, SeedPlan, seed_files, site_hooks, write_seed
+from vmgr.node.seed import MAX_HOOK_BYTES, GuestNet, SeedPlan, seed_files, site_hooks, write_seed
 
 MOUNTS = (Mount("home", "9p", "/home/carol", "/home/carol", False), Mount("opt-hpc", "9p", "/opt", "/opt-hpc", True))
 PLAN = SeedPlan(
     instance="12.host-1", hostname="vn1-1", family="micro", user=a_user(),
     ssh_public_key="ssh-ed25519 AAAA",
-    host_key="-----BEGIN-----\nabc\n-----END-----\n", host_key_pub="ssh-ed25519 BBBB vtorque", mounts=MOUNTS, vcpus=2,
+    host_key="-----BEGIN-----\nabc\n-----END-----\n", host_key_pub="ssh-ed25519 BBBB vtorque", mounts=MOUNTS,
+    network=GuestNet(mac="52:54:00:00:00:01"), hosts=(("10.0.2.15", "vn1-1"),), slots=(("vn1-1", 2),),
     environment={"DISTRO": "SLG", "VTORQUE_JOBID": "12.host"},
     metadata=None,
 )  # fmt: skip
@@ -201,16 +202,16 @@ def test_nothing_in_the_way_is_followed_or_overwritten(kind: str, tmp_path: Path
 
 
 def test_the_sites_hooks(tmp_path: Path) -> None:
-    assert site_hooks(tmp_path) == {}
+    assert site_hooks(tmp_path, 0) == {}
     with pytest.raises(VTorqueError, match=r"VT-STAGE: .*absent \(guest\.vm_hooks\) is not there"):
-        site_hooks(tmp_path / "absent")
+        site_hooks(tmp_path / "absent", 0)
     (tmp_path / "prologue").write_bytes(b"#!/bin/sh\n\xff")
     (tmp_path / "other").write_text("x")
-    assert site_hooks(tmp_path) == {"prologue": b"#!/bin/sh\n\xff"}
+    assert site_hooks(tmp_path, 0) == {"prologue": b"#!/bin/sh\n\xff"}
 
 
 def test_half_a_hook_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "epilogue").write_bytes(b"#" * (MAX_HOOK_BYTES + 1))
     with pytest.raises(VTorqueError, match="larger than") as caught:
-        site_hooks(tmp_path)
+        site_hooks(tmp_path, 0)
     assert caught.value.code is Code.STAGE

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from vmgr.node.seed import SeedPlan
 
 CONSOLE_LOG_BYTES = 1 << 20
+QEMU_MAC = "52:54:00:12:34:56"
+"""What QEMU gives the first network device."""
+QEMU_ADDRESS = "10.0.2.15"
+"""What QEMU's user networking gives by DHCP."""
 
 
 class Job(NamedTuple):
@@ -66,7 +70,7 @@ async def boot(
 
     host_key, _, kvm = await staging
     mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
-    hooks = site_hooks(config.vm_hooks) if config.vm_hooks else {}
+    hooks = site_hooks(config.vm_hooks, rank=0) if config.vm_hooks else {}
     seed = place.folder / "seed.iso"
     write_seed(seed_files(_seed_plan(job, host_key, mounts), templates, hooks), seed)
     progress.stage("staged")
@@ -113,7 +117,7 @@ def _note_process(place: record.Place, pid: int) -> None:
 
 
 def _seed_plan(job: Job, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPlan:
-    from vmgr.node.seed import SeedPlan
+    from vmgr.node.seed import GuestNet, SeedPlan
 
     group = job.spec.groups[0]
     return SeedPlan(
@@ -125,7 +129,9 @@ def _seed_plan(job: Job, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPl
         host_key=host_key.private,
         host_key_pub=host_key.public,
         mounts=mounts,
-        vcpus=group.vcpus,
+        network=GuestNet(mac=QEMU_MAC),
+        hosts=((QEMU_ADDRESS, job.guest),),
+        slots=((job.guest, group.vcpus),),
         environment={
             "DISTRO": job.image.distro,
             "VTORQUE_DISTRO": job.image.family,
