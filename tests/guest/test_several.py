@@ -94,8 +94,8 @@ def test_the_network_is_what_the_seed_says(pair: tuple[Machine, Machine]) -> Non
         done = machine.ssh("cat /sys/class/net/eth?/mtu; ip -4 -o address show eth1; ip route show default")
         assert done.stdout.split()[:2] == ["1500", "1400"]
         assert f" {address}/24 brd 10.77.0.255 " in done.stdout and "default via 10.77.0.1 dev eth1" in done.stdout
-    answer = pair[0].ssh("ping -c 1 -s 1372 vn2-1")  # a whole packet
-    assert answer.returncode == 0 and "10.77.0.12" in answer.stdout, answer.stdout
+    sent = pair[0].ssh("head -c 100000 /dev/zero | ssh vn2-1 'wc -c'")  # whole packets
+    assert sent.stdout.strip() == "100000", sent.stderr
 
 
 def test_ssh_from_guest_to_guest_by_name_without_options(pair: tuple[Machine, Machine]) -> None:
@@ -120,7 +120,7 @@ def test_only_the_jobs_guests_are_meant(pair: tuple[Machine, Machine]) -> None:
 def test_keys_are_their_owners_alone(pair: tuple[Machine, Machine]) -> None:
     user = pair[0].setup.user
     done = pair[0].ssh("cd /run/vtorque; stat -c '%a %u %g' key ssh_host_ed25519_key; cat ssh_host_ed25519_key guest.env")
-    assert done.stdout.splitlines() == [f"600 {user.uid} {user.gid}", "600 0 0"]
+    assert done.stdout.splitlines() == [f"600 {user.uid} {user.gid}", "400 0 0"]
 
 
 def test_the_jobs_own_setting_wins_over_ours(pair: tuple[Machine, Machine]) -> None:
@@ -152,7 +152,6 @@ def test_hosts_are_awaited_before_the_prologue(setup_for: MakeSetup) -> None:
         assert machine.wait_for("up")["address"] == "10.0.2.15"
         machine.send("hosts", hosts="")
         assert machine.next_event() == {"v": 1, "event": "hosts", "status": 1}
-        assert machine.next_event()["event"] == "up"
         names = "".join(f"10.9.{n // 250}.{n % 250 + 1} vn{n}-1\n" for n in range(1000))
         machine.send("hosts", hosts=base64.b64encode(names.encode()).decode())
         assert machine.next_event() == {"v": 1, "event": "hosts", "status": 0}
