@@ -316,6 +316,18 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str) -> Ima
     return image
 
 
+def check_nodes(nodes: int, policy: Policy) -> None:
+    """Root's check of how many nodes the batch system gave to a guest job. Raises VTorqueError (VT-POLICY)."""
+    bounds = policy.bounds("nodes")
+    for side, broken in (("min", nodes < bounds.min), ("max", nodes > bounds.max)):
+        if broken:
+            raise VTorqueError(
+                f"the job has {nodes} nodes",
+                code=Code.POLICY,
+                hint=f"{bounds.min} to {bounds.max} are allowed ({policy.origin('nodes', side)})",
+            )
+
+
 def visible_in_guest(path: str, mounts: tuple[Mount, ...]) -> bool:
     """Whether a folder of the node is seen in the guest under the same path. `mounts` are those of one user."""
     return any(

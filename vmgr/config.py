@@ -45,6 +45,7 @@ class Resources(NamedTuple):
 class Local(NamedTuple):
     spool: str
     socket: str
+    nodes: int
 
 
 class Paths(NamedTuple):
@@ -168,6 +169,11 @@ class Config:
 
         folder = self._tree["guest"]["vm_hooks"]
         return Path(folder) if folder else None
+
+    @property
+    def mac_prefix(self) -> str:
+        """The first bytes of guests' MAC addresses."""
+        return str(self._tree["network"]["mac_prefix"])
 
     @cached_property
     def hypervisor(self) -> Hypervisor:

@@ -77,8 +77,11 @@ class VTorqueError(Exception):
     """A failure with a stable code, for the reader of the job's output.
 
     `message` says what went wrong, with the value and where it came from; `hint` what is allowed or what to do
-    next. `str()` gives one line whatever the parts contain.
+    next. `str()` gives one line whatever the parts contain. `output` is what a failed program printed, for the
+    reader to see before that line; empty unless there was one.
     """
+
+    output = ""
 
     def __init__(self, message: str, *, code: Code, hint: Optional[str] = None) -> None:
         super().__init__(message)

@@ -91,6 +91,20 @@ def flag(value: Any) -> bool:
     return value
 
 
+def mac_prefix(value: Any) -> str:
+    """The first bytes of MAC addresses of one's own: unicast, locally administered (IEEE 802)."""
+    if (
+        not isinstance(value, str)
+        or not re.fullmatch(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){0,2}", value)
+        or int(value[:2], 16) & 3 != 2
+    ):
+        raise ValueError(
+            'one to three bytes such as "02" or "02:56" (in quotes) are needed, the first with '
+            "2, 6, A or E as its second digit"
+        )
+    return value.lower()
+
+
 def size(value: Any) -> int:
     """A memory or disk size, as MiB."""
     mib = parse_size_mib(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None

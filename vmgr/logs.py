@@ -6,6 +6,7 @@ import fcntl
 import logging
 import logging.handlers
 import sys
+from glob import escape
 from pathlib import Path
 from typing import Optional
 
@@ -94,7 +95,7 @@ def drop_oldest(folder: Path, *, keep: int) -> None:
     """Remove the oldest logs of jobs, with the console beside each, so that with one more `keep` of them stay."""
     logs = sorted((_modified(log), log) for log in folder.glob("*.log"))
     for _, log in logs[: max(0, len(logs) - max(keep - 1, 0))]:
-        for path in (log, log.with_suffix(".console")):
+        for path in (log, log.with_suffix(".console"), *folder.glob(f"{escape(log.stem)}.[0-9]*.console")):
             path.unlink(missing_ok=True)
 
 

@@ -13,6 +13,7 @@ from vmgr.fields import (
     check,
     choice,
     flag,
+    mac_prefix,
     name,
     nullable,
     number,
@@ -53,6 +54,7 @@ SCHEMA: dict[str, Any] = {
     "local": {
         "spool": Key(path, "/var/spool/vtorque-local", "state of the embedded batch system"),
         "socket": Key(path, "/run/vtorque-local.sock", "where its clients reach it"),
+        "nodes": Key(number(1, 16), 1, "nodes that it simulates on this machine; 1: the machine itself is the node"),
     },
     "paths": {
         "spool": Key(path, "/var/spool/vtorque", "records, seeds and host keys of running jobs, one folder a job"),
@@ -92,6 +94,9 @@ SCHEMA: dict[str, Any] = {
     ),
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
+    },
+    "network": {
+        "mac_prefix": Key(mac_prefix, "02", "first one to three bytes of the guests' MAC addresses, such as 02:56"),
     },
     "timeouts": {
         "user_file": Key(number(1, 120), 5, "seconds for reading a file of the user's"),

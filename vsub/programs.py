@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from vmgr.config import load_config
+from vmgr.config import Config, load_config
 from vmgr.errors import VTorqueError
 from vmgr.paths import installation
 
 
 def local_daemon(argv: Sequence[str]) -> int:
-    """`vtorque-local start|stop|status [OPTION…]`."""
+    """`vtorque-local start|stop|status|enter [OPTION…]`."""
     from vsub.engines.local.daemon import main
 
-    local = load_config(installation()).local
+    config = load_config(installation())
+    local = config.local
     command, *options = argv or ["--help"]
     if command in ("start", "status"):
         options = ["--socket", local.socket, *options]
-    if command in ("start", "stop", "status"):
+    if command == "start":
+        options = [*_nodes(config), *options]
+    if command in ("start", "stop", "status", "enter"):
         options = ["--spool", local.spool, *options]
     return main([command, *options])
+
+
+def _nodes(config: Config) -> list[str]:
+    """The simulated nodes, and what vTorque keeps on a node, of which each has its own."""
+    private = [config.paths.spool, config.images.overlays]
+    if config.logging.file is not None:
+        private.append(Path(config.logging.file).parent)
+    options = ["--nodes", str(config.local.nodes), "--volatile", str(config.paths.run)]
+    return options + [word for folder in private for word in ("--private", str(folder))]
 
 
 def local_qsub(argv: Sequence[str]) -> int:

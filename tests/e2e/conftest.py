@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -119,6 +120,12 @@ class User:
         number = job_id.partition(".")[0]
         return Done(job_id, status, progress, self.output(f"{name}.o{number}"), self.output(f"{name}.e{number}"))
 
+    def clear_home(self) -> None:
+        """Leave the home as it is after `useradd`."""
+        for path in self.home.iterdir():
+            if path.name not in (".bashrc", ".profile", ".bash_logout"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
     def output(self, name: str) -> str:
         path = self.home / name
         return path.read_text() if path.exists() else ""
@@ -203,6 +210,13 @@ def eventually(condition: Callable[[], object], what: object, limit_s: float = P
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """vTorque installed by its own installer under a prefix of the tests, its batch system running."""
+    with installed(CONFIG) as here:
+        yield here
+
+
+@contextmanager
+def installed(text: str) -> Iterator[Site]:
+    """A whole installation with the configuration `text`, its batch system running; nothing of it stays."""
     word = secrets.token_hex(3)
     prefix, root = Path(f"/opt/vtorque-test-{word}"), Path(f"/var/lib/vtorque-test-{word}")
     here = Site(prefix, root)
@@ -210,11 +224,11 @@ def site() -> Iterator[Site]:
         for folder in (root, root / "opt", root / "vm", root / "log"):
             folder.mkdir(mode=0o755)
         (root / "opt" / "software").write_text("of the cluster\n")
-        for name in ("prologue", "epilogue"):
+        for name in ("prologue", "epilogue", "prologue.parallel", "epilogue.parallel"):
             (root / "vm" / name).write_text(VM_HOOK.format(name=name))
             (root / "vm" / name).chmod(0o755)
         config = root / "site.yaml"
-        config.write_text(CONFIG.format(root=root, run=here.run, pool=POOL))
+        config.write_text(text.format(root=root, run=here.run, pool=POOL))
         command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(config)]
         subprocess.run(command, check=True, timeout=PATIENCE_S)
         (root / "settings.json").write_text('{"kill_delay_s": 5}')
@@ -258,6 +272,4 @@ def user(_user: User, site: Site) -> Iterator[User]:
     """The job's user, with a home as after `useradd`; nothing of a job may be left on the node afterwards."""
     yield _user
     site.assert_clean()
-    for path in _user.home.iterdir():
-        if path.name not in (".bashrc", ".profile", ".bash_logout"):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    _user.clear_home()

@@ -153,7 +153,7 @@ def test_each_vcpu_has_a_cpu_of_its_own_and_ps_shows_the_guest(user: User, other
     assert (qemu.uids().real, qemu.gids().real) == (user.uid, user.gid)
     status = Path(f"/proc/{qemu.pid}/status").read_text()
     assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status and "CapEff:\t0000000000000000" in status
-    [seed] = (site.root / "spool" / "jobs").glob("*/*/seed.iso")
+    [seed] = (site.root / "spool" / "jobs").glob("*/*/seed.1.iso")
     assert (seed.stat().st_uid, seed.stat().st_mode & 0o777) == (0, 0o600)
     [held] = [fd.name for fd in Path(f"/proc/{qemu.pid}/fd").iterdir() if str(fd.readlink()) == str(seed)][:1]
     flags = int(Path(f"/proc/{qemu.pid}/fdinfo/{held}").read_text().split("flags:")[1].split()[0], 8)

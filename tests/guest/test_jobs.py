@@ -128,7 +128,7 @@ def test_the_guest_dies(jobs: Jobs) -> None:
         before = ready(job)
         (qemu,) = psutil.Process(job.agent).children()
         qemu.kill()
-        job.screen.expect("VT-GUEST: the guest ended while the job was running")
+        job.screen.expect("ended while the job was running")
         assert job.screen.state() == before
         assert job.ended()[0] == Code.GUEST.status
     result = json.loads((job.directory / "result.json").read_text())

@@ -51,7 +51,7 @@ def job_guest(base: Path, rank: int, wire: str) -> Machine:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Machine, Machine]]:
-    """Two guests of one job. Its key has signed the host key of the second alone; a stranger signed that of the first."""
+    """Two guests of one job, whose key has signed the host key of the second; a stranger's has signed the first's."""
     base = Path("/tmp") / f"vtorque-guest-pair-{os.getpid()}"
     base.mkdir()
     try:
@@ -119,7 +119,9 @@ def test_only_the_jobs_guests_are_meant(pair: tuple[Machine, Machine]) -> None:
 
 def test_keys_are_their_owners_alone(pair: tuple[Machine, Machine]) -> None:
     user = pair[0].setup.user
-    done = pair[0].ssh("cd /run/vtorque; stat -c '%a %u %g' key ssh_host_ed25519_key; cat ssh_host_ed25519_key guest.env")
+    done = pair[0].ssh(
+        "cd /run/vtorque; stat -c '%a %u %g' key ssh_host_ed25519_key; cat ssh_host_ed25519_key guest.env"
+    )
     assert done.stdout.splitlines() == [f"600 {user.uid} {user.gid}", "400 0 0"]
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Optional
 
 import pytest
 
-from vsub.engines.local import client, daemon, protocol, qsub
+from vsub.engines.local import client, daemon, network, protocol, qsub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAEMON = (
@@ -33,15 +33,17 @@ SETTINGS = {"prologalarm_s": 2, "kill_delay_s": 0.4, "deliver_timeout_s": 1.5, "
 RECORDER = """#!/bin/sh
 # notes how it was called, then does what the test wants
 me=$(basename "$0")
+stdout=$(readlink /proc/$$/fd/1)
 out=$(mktemp "@RECORD@/$me.XXXXXX")
 {
     echo "uid=$(id -u)"; echo "gid=$(id -g)"; echo "cwd=$(pwd -P)"; echo "umask=$(umask)"; echo "count=$#"
     echo "session=$(cut -d' ' -f6 /proc/$$/stat)"; echo "pid=$$"; echo "stdin=$(readlink /proc/$$/fd/0)"
+    echo "host=$(uname -n)"; echo "stdout=$stdout"; echo "stderr=$(readlink /proc/$$/fd/2)"
     sed -n 's/^SigIgn:[[:space:]]*/sigign=/p' /proc/$$/status
     i=1; for a; do echo "arg$i=$a"; i=$((i + 1)); done
     env | sed 's/^/env:/'
 } > "$out"
-echo "$me $1" >> "@RECORD@/order"
+echo "$me $1 $(uname -n)" >> "@RECORD@/order"
 @EXTRA@
 exit 0
 """
@@ -221,8 +223,11 @@ class Gate:
 class System:
     """A daemon with a spool of its own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, nodes: int = 1) -> None:
         self.root = root
+        self.own = root / "own"
+        self.volatile = root / "volatile"
+        self._nodes = ["--nodes", str(nodes), "--private", str(self.own), "--volatile", str(self.volatile)]
         self.spool = root / "spool"
         self.mom_priv = self.spool / "mom_priv"
         self.record = root / "record"
@@ -246,12 +251,13 @@ class System:
         if command != "stop":
             arguments += ["--socket", self.socket]
         if command == "start":
-            arguments += ["--settings", os.fspath(self.settings)]
+            arguments += ["--settings", os.fspath(self.settings), *self._nodes]
         return subprocess.run([*arguments, *more], capture_output=True, text=True, timeout=60, check=False)
 
     def start(self) -> None:
         """Start it from a fork of this process, which saves the time of an interpreter."""
         arguments = ["--spool", str(self.spool), "--socket", self.socket, "--settings", str(self.settings)]
+        arguments += self._nodes
         pid = os.fork()
         if pid == 0:
             status = 99
@@ -288,6 +294,28 @@ class System:
         self._gates.append(gate)
         return gate
 
+    def enter(self, node: str, *command: str) -> str:
+        """The output of a command of root's in a simulated node; it must succeed."""
+        arguments = [sys.executable, "-I", "-c", DAEMON, "enter", "--spool", str(self.spool), node, *command]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def node_spools(self) -> list[Path]:
+        """The spool directories of simulated nodes."""
+        return sorted((self.spool / "nodes").glob("n[0-9]*"))
+
+    def traces(self) -> list[str]:
+        """What simulated nodes would leave on the machine: links, and mounts or namespaces of processes."""
+        found = [link.name for link in Path("/sys/class/net").iterdir() if link.name == network.link_name(self.spool)]
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(self.root) in (process / "mountinfo").read_text():
+                    found.append(f"mounts of {process.name}")
+            except OSError:
+                pass  # it has ended
+        return found
+
     def hook(self, name: str, extra: str = "", *, mode: int = 0o755, directory: Optional[Path] = None) -> Path:
         """A hook that records its call and then runs `extra`."""
         path = (directory or self.mom_priv) / name
@@ -298,6 +326,11 @@ class System:
     def order(self) -> list[str]:
         """Names of the hooks that ran, in order."""
         return [line.split()[0] for line in (self.record / "order").read_text().splitlines()]
+
+    def order_on_nodes(self) -> list[str]:
+        """`node:hook` for each hook that ran, in order."""
+        lines = [line.split() for line in (self.record / "order").read_text().splitlines()]
+        return [f"{node}:{name}" for name, _, node in lines]
 
     def calls(self, name: str) -> list[dict[str, str]]:
         """What was recorded of each call of a hook."""
@@ -336,7 +369,8 @@ class System:
 
     def leftovers(self) -> list[str]:
         """Files of jobs that should be gone."""
-        layout = [self.mom_priv / "jobs", self.spool / "aux", self.spool / "spool"]
+        spools = [self.spool, *self.node_spools()]
+        layout = [spool / name for spool in spools for name in ("mom_priv/jobs", "aux", "spool")]
         found = [path for directory in layout for path in directory.iterdir()]
         found += [path for path in (self.spool / "server_priv" / "jobs").iterdir() if path.suffix != ".json"]
         return [str(path) for path in found]
@@ -362,18 +396,28 @@ def _processes_with(text: str) -> list[str]:
 @pytest.fixture
 def system() -> Iterator[System]:
     """A running daemon; afterwards nothing of it is left."""
+    yield from _systems(1)
+
+
+@pytest.fixture
+def cluster() -> Iterator[System]:
+    """Likewise with three simulated nodes."""
+    yield from _systems(3)
+
+
+def _systems(nodes: int) -> Iterator[System]:
     root = Path(tempfile.mkdtemp(prefix="vtorque-local-", dir="/var/tmp"))
     root.chmod(0o755)
-    made = System(root)
+    made = System(root, nodes)
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        left, running = made.leftovers(), _processes_with(str(root))
+        left, running, traces = made.leftovers(), _processes_with(str(root)), made.traces()
         made.close()
         shutil.rmtree(root)
-    assert (left, running) == ([], [])
+    assert (left, running, traces) == ([], [], [])
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_a_qemu_that_is_missing_is_said_and_not_remembered(base: Path, monkeypat
 
 # starting a hypervisor: fakes that run where QEMU would
 
-PLAN = GuestPlan("12.host-g", 1, 128, "tcg", Path("/k"), Path("/i"), "console=ttyS0", "qcow2", ())
+PLAN = GuestPlan("12.host-g", 1, 128, "tcg", Path("/k"), Path("/i"), "console=ttyS0", "qcow2", "02:00:00:00:00:01", ())
 
 FAKE_QMP = """\
 #!/usr/bin/python3 -IS

@@ -15,13 +15,12 @@ from vmgr.schema import check_config
 
 def test_a_plain_job_is_possible() -> None:
     check(a_spec())
+    check(a_spec(groups=(GuestGroup("micro", 3, 1, 512),)))
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"groups": (GuestGroup("micro", 2, 1, 512),)}, "vms_per_node=2"),
-        ({"groups": (GuestGroup("micro", 1, 1, 512), GuestGroup("micro", 3, 1, 512))}, "vms_per_node=3"),
         ({"fs_type": "ramdisk"}, "fs_type=ramdisk"),
         ({"fs_type": "sharedfs"}, "fs_type=sharedfs"),
         ({"disk": Disk(None, 1024)}, "disk"),
@@ -46,21 +45,19 @@ def notes(policy: dict[str, Any], **components: bool) -> list[str]:
 
 def test_nodes_can_do_what_is_built_in() -> None:
     assert notes({}) == []
+    assert notes({"nodes": {"max": 1024}, "vms_per_node": {"max": 16}}) == []
 
 
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ({"nodes": {"max": 4}}, "policy.nodes.max is 4: "),
-        ({"vms_per_node": {"max": 2}}, "policy.vms_per_node.max is 2: "),
-        ({"vms_per_node": {"max": 2, "default": 2, "enabled": False}}, "policy.vms_per_node.default is 2: "),
         ({"fs_type": {"allowed": ["overlay", "ramdisk"]}}, "policy.fs_type.allowed has ramdisk: "),
         ({"fs_type": {"allowed": ["ramdisk"], "default": "ramdisk", "enabled": False}}, "policy.fs_type.default is "),
         ({"network": {"allowed": ["user", "bridge", "job"]}}, "policy.network.allowed has bridge, job: "),
         ({"metadata": {"allowed": ["runcmd", "users", "hostname"]}}, "policy.metadata.allowed has users, hostname: "),
         ({"disk": {"enabled": True}}, "policy.disk.enabled is true: "),
         ({"queues": {"io": {"disk": {"enabled": True}}}}, "policy.queues.io.disk.enabled is true: "),
-        ({"groups": {"chem": {"nodes": {"max": 2}}}}, "policy.groups.chem.nodes.max is 2: "),
+        ({"groups": {"chem": {"disk": {"enabled": True}}}}, "policy.groups.chem.disk.enabled is true: "),
         ({"users": {"carol": {"network": {"allowed": ["user", "job"]}}}}, "policy.users.carol.network.allowed has job"),
     ],
 )
@@ -73,13 +70,13 @@ def test_what_nobody_may_ask_for_is_no_news() -> None:
     assert notes({"fs_type": {"allowed": ["overlay", "ramdisk"], "enabled": False}}) == []
     assert notes({"metadata": {"allowed": ["users"], "enabled": False}}) == []
     assert notes({"metadata": {"allowed": ["runcmd", "write_files"]}}) == []
-    assert notes({"vms_per_node": {"max": 2, "enabled": False}}) == []
 
 
 def test_an_override_says_only_what_is_its_own() -> None:
-    overrides = {"fast": {"vcpus": {"max": 2}}, "big": {"nodes": {"max": 8}}, "same": {"nodes": {"max": 4}}}
-    lines = notes({"nodes": {"max": 4}, "queues": overrides})
-    assert [line.partition(" ")[0] for line in lines] == ["policy.nodes.max", "policy.queues.big.nodes.max"]
+    some, more = {"network": {"allowed": ["user", "job"]}}, {"network": {"allowed": ["user", "job", "bridge"]}}
+    overrides = {"fast": {"vcpus": {"max": 2}}, "big": more, "same": some}
+    lines = notes({**some, "queues": overrides})
+    assert [line.partition(" ")[0] for line in lines] == ["policy.network.allowed", "policy.queues.big.network.allowed"]
 
 
 def test_components_count_where_the_site_has_them() -> None:

@@ -12,11 +12,16 @@ from nodesite import a_spec, a_user, make_node, short_folder
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec, SpecPath, dump_spec, spec_hash
 from vmgr.node import agent
+from vmgr.node.allocation import Allocation
 from vmgr.node.userio import primary_group
 from vmgr.policy import Subject
 
+ALONE = Allocation(("n1",), 0, "a" * 16)
 
-def specification(spec: Spec, monkeypatch: pytest.MonkeyPatch, **call: Any) -> list[Subject]:
+
+def specification(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch, *, allocation: Allocation = ALONE, policy: Any = None, **call: Any
+) -> list[Subject]:
     """Let an agent read `spec`; gives the subjects whose policy it asked for."""
     subjects = []
     data = dump_spec(spec)
@@ -30,9 +35,9 @@ def specification(spec: Spec, monkeypatch: pytest.MonkeyPatch, **call: Any) -> l
 
     async def work() -> None:
         found = agent.Call(directory=SpecPath("/home/carol", "0" * 16, spec_hash(data)), **facts)
-        node = make_node(base)
+        node = make_node(base, policy=policy or {})
         attempt = agent.Agent(node.config, base, node.place(), found, None)
-        await attempt._specification(a_user())
+        await attempt._job(a_user(), allocation)
 
     with short_folder() as base:
         asyncio.run(work())
@@ -59,7 +64,14 @@ def test_the_subject_is_the_user_with_the_group_of_the_password_database(
 
 
 def test_what_nodes_cannot_do_is_refused_after_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for refused in ({"spec": a_spec(vrdma=True)}, {"spec": a_spec(), "node_index": 1}):
-        with pytest.raises(VTorqueError) as caught:
-            specification(monkeypatch=monkeypatch, **refused)  # type: ignore[arg-type]
-        assert caught.value.code is Code.NODE and "yet" in str(caught.value)
+    with pytest.raises(VTorqueError) as caught:
+        specification(a_spec(vrdma=True), monkeypatch)
+    assert caught.value.code is Code.NODE and "yet" in str(caught.value)
+
+
+def test_more_nodes_than_the_policy_has_are_refused_by_root_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = Allocation(("n1", "n2", "n3"), 1, "b" * 16)
+    assert specification(a_spec(), monkeypatch, allocation=three, policy={"nodes": {"max": 3}})
+    with pytest.raises(VTorqueError, match=r"the job has 3 nodes; 1 to 2 are allowed \(.*vtorque.yaml line") as caught:
+        specification(a_spec(), monkeypatch, allocation=three, policy={"nodes": {"max": 2}})
+    assert caught.value.code is Code.POLICY

@@ -115,13 +115,13 @@ def test_the_cpus_of_this_node() -> None:
 def test_two_attempts_get_cpus_of_their_own(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "usable_cpus", lambda: {0: {0, 1, 2}})
     (first, lock), (second, other) = attempt(node, "12.host"), attempt(node, "13.host")
-    assert reserve(node.config, first, AUTO, 2) == [{0}, {1}]
-    assert reserve(node.config, second, AUTO, 1) == [{2}]
+    assert reserve(node.config, first, AUTO, 2, 1) == [[{0}, {1}]]
+    assert reserve(node.config, second, AUTO, 1, 1) == [[{2}]]
     third, last = attempt(node, "14.host")
     with pytest.raises(VTorqueError, match="0 of 3 CPUs"):
-        reserve(node.config, third, AUTO, 1)
+        reserve(node.config, third, AUTO, 1, 1)
     os.close(lock)  # the first one's agent dies
-    assert reserve(node.config, third, AUTO, 2) == [{0}, {1}]
+    assert reserve(node.config, third, AUTO, 1, 2) == [[{0}], [{1}]]
     for fd in (other, last):
         os.close(fd)
 
@@ -132,7 +132,9 @@ def test_attempts_at_once_share_nothing(node: Node, monkeypatch: pytest.MonkeyPa
     chosen: list[int] = []
 
     def take(place: record.Place) -> None:
-        chosen.extend(cpu for cpus_ in reserve(node.config, place, AUTO, 1) or [] for cpu in cpus_)
+        chosen.extend(
+            cpu for guest in reserve(node.config, place, AUTO, 1, 1) for cpus_ in guest or [] for cpu in cpus_
+        )
 
     threads = [threading.Thread(target=take, args=(place,)) for place, _ in held]
     for thread in threads:
@@ -205,13 +207,13 @@ def test_mapped_cpus_are_reserved_and_a_floating_guest_reserves_none(
     monkeypatch.setattr(cpus, "usable_cpus", lambda: {0: {0, 1}, 1: {2, 3}})
     held = [attempt(node, f"{n}.host") for n in range(4)]
     (first, _), (second, _), (third, _), (fourth, _) = held
-    assert reserve(node.config, first, OFF, 4) is None
-    assert reserve(node.config, second, mapped("1-2", "1"), 2) == [{1, 2}, {1}]
-    assert reserve(node.config, third, AUTO, 2) == [{0}, {3}]
+    assert reserve(node.config, first, OFF, 4, 2) == [None, None]
+    assert reserve(node.config, second, mapped("1-2", "1"), 2, 1) == [[{1, 2}, {1}]]
+    assert reserve(node.config, third, AUTO, 2, 1) == [[{0}, {3}]]
     for pinning in (mapped("2"), mapped("3"), AUTO):
         with pytest.raises(VTorqueError):
-            reserve(node.config, fourth, pinning, 1)
-    assert reserve(node.config, fourth, OFF, 1) is None
+            reserve(node.config, fourth, pinning, 1, 1)
+    assert reserve(node.config, fourth, OFF, 1, 1) == [None]
     assert [step for step in record.steps(fourth) if step.get("do") == "cpus"] == []
     for _, lock in held:
         os.close(lock)

@@ -15,6 +15,7 @@ from vmgr.node.hookargs import guest_job, member_index, parse_epilogue, parse_pr
 SHA = "0123456789abcdef" * 4
 DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
 WRAPPER = f"{DIRECTORY.directory}/prologue"
+TASK_FILE = "/var/spool/torque/mom_priv/jobs/63.head.cluster.JB"
 RESOURCES = f"nodes=2:ppn=1,mem=64mb,walltime=00:05:00,prologue={WRAPPER},other=vtorque:abc,neednodes=2:ppn=1"
 PROLOGUE = [
     "63.head.cluster", "carol", "chem", "job.sh", RESOURCES, "batch", "",
@@ -28,12 +29,20 @@ EPILOGUE = [
 
 def test_a_real_prologue() -> None:
     call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "1"})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 1, "batch")
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 1, "batch", TASK_FILE, None)
+
+
+def test_the_files_about_a_jobs_nodes() -> None:
+    call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "0", "PBS_NODEFILE": "/var/spool/torque/aux/63.head.cluster"})
+    assert call.node_file == "/var/spool/torque/aux/63.head.cluster" and call.task_file == TASK_FILE
+    for script in ("", "jobs/63.SC", "/jobs/63", "/jobs/63.JB"):
+        assert parse_prologue([*PROLOGUE[:7], script], {}).task_file is None
+    assert parse_prologue(PROLOGUE[:5], {"PBS_NODEFILE": ""})[-2:] == (None, None)
 
 
 def test_a_real_epilogue() -> None:
     call = parse_epilogue(EPILOGUE, {})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 0, "batch")
+    assert call == ("63.head.cluster", "carol", DIRECTORY, 0, "batch", None, None)
 
 
 @pytest.mark.parametrize("job_id", ["63-1.head", "63[].head", "63[7].head", "1.a", "12345678901234567890.head-1.x"])

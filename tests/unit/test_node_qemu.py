@@ -21,7 +21,7 @@ MOUNTS = (
 PLAN = GuestPlan(
     name="12.host-vn1-1", vcpus=2, ram_mib=512, accelerator="kvm", kernel=Path("/pool/a,b/vmlinuz"),
     initrd=Path("/pool/a,b/initrd"), cmdline="root=LABEL=root ro console=ttyS0,115200", disk_format="qcow2",
-    mounts=MOUNTS,
+    mac="02:56:00:00:00:01", mounts=MOUNTS,
 )  # fmt: skip
 
 START = shlex.split("""\
@@ -40,7 +40,7 @@ SEED = shlex.split("""\
 -blockdev driver=file,node-name=seed-file,filename=/dev/fdset/1,read-only=on
 -blockdev driver=raw,node-name=seed,file=seed-file,read-only=on
 -device virtio-blk-pci,drive=seed,serial=vtorque-seed
--netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22 -device virtio-net-pci,netdev=net0,romfile=
+-netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22 -device virtio-net-pci,netdev=net0,mac=02:56:00:00:00:01,romfile=
 """)
 DISK = shlex.split("""\
 -add-fd set=2,fd=15 -add-fd set=3,fd=16

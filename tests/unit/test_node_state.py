@@ -46,8 +46,10 @@ def test_states_stages_and_what_is_told() -> None:
 def test_the_first_failure_counts() -> None:
     async def work() -> None:
         progress = Progress(0, FACTS)
-        progress.fail(VTorqueError("no room", code=Code.STAGE, hint="see it"), "said\n")
-        progress.fail(VTorqueError("later", code=Code.BOOT), "other\n")
+        first = VTorqueError("no room", code=Code.STAGE, hint="see it")
+        first.output = "said\n"
+        progress.fail(first)
+        progress.fail(VTorqueError("later", code=Code.BOOT))
         told = progress.public()
         assert (told["state"], told["code"], told["reason"], told["output"]) == (
             "failed",

@@ -214,7 +214,9 @@ def test_front_and_python_agree(
         raise Became(argv[1:])
 
     monkeypatch.setattr(vsub.cli, "become", become)
-    monkeypatch.setattr(vsub.cli, "read_standard_input", lambda: vsub.cli.Script(b"", "standard input", "STDIN", True))
+    monkeypatch.setattr(
+        vsub.cli, "read_standard_input", lambda **_: vsub.cli.Script(b"", "standard input", "STDIN", True)
+    )
     monkeypatch.setattr(vsub.cli, "feed_standard_input", lambda _: None)
     monkeypatch.setattr(vsub.cli, "installation", lambda: front.site.install)
     monkeypatch.chdir(front.site.work)

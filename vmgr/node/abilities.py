@@ -10,7 +10,6 @@ from vmgr.jobspec import Spec
 from vmgr.policy import LAYERS, overridden
 from vmgr.request import COMPONENTS
 
-PER_NODE = 1
 FS_TYPES = ("overlay",)
 NETWORKS = ("user",)
 
@@ -23,12 +22,10 @@ _COMPONENTS = {
 
 def check(spec: Spec) -> None:
     """Refuse what is legal, and asked for, but not possible yet. Raises VTorqueError (VT-NODE)."""
-    per_node = max(group.per_node for group in spec.groups)
     for beyond, what, possible in (
-        (per_node > PER_NODE, f"vms_per_node={per_node}", f"{PER_NODE} guest on a node"),
         (spec.fs_type not in FS_TYPES, f"fs_type={spec.fs_type}", f"fs_type={' or '.join(FS_TYPES)}"),
-        (spec.disk is not None, "a persistent disk (disk)", "a disk that goes with the job"),
         (spec.network not in NETWORKS, f"network={spec.network}", f"network={' or '.join(NETWORKS)}"),
+        (spec.disk is not None, "a persistent disk (disk)", "a disk that goes with the job"),
         (spec.iocm is not None, _COMPONENTS["iocm"], "guests without it"),
         (spec.vrdma, _COMPONENTS["vrdma"], "guests without them"),
         (spec.unclot_mib is not None, _COMPONENTS["unclot"], "guests without it"),
@@ -60,12 +57,6 @@ def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool]) -> l
 
 def _beyond(policy: Mapping[str, Any], components: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
     """The leaf and the text of each thing in one variant of the policy."""
-    if policy["nodes"]["max"] > 1:
-        yield "nodes.max", f"is {policy['nodes']['max']}: nodes refuse guest jobs of more than one node yet"
-    per_node = policy["vms_per_node"]
-    leaf = "max" if per_node["enabled"] else "default"
-    if max(per_node["min"], per_node[leaf]) > PER_NODE:
-        yield f"vms_per_node.{leaf}", f"is {per_node[leaf]}: nodes refuse more than {PER_NODE} guest yet"
     for key, possible in (("fs_type", FS_TYPES), ("network", NETWORKS)):
         asked = policy[key]["allowed"] if policy[key]["enabled"] else []
         refused = [word for word in asked if word not in possible]

@@ -11,27 +11,29 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Optional
+from typing import Any, BinaryIO, NamedTuple, Optional
 
 from vmgr import logs
-from vmgr.checks import check_spec
+from vmgr.checks import check_nodes, check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import Image
-from vmgr.jobspec import MAX_SPEC_BYTES, Spec, SpecPath, as_plain, parse_spec
+from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
 from vmgr.node import abilities, process, record
-from vmgr.node.boot import Job, boot
+from vmgr.node.allocation import Allocation, find, guest_name, over
+from vmgr.node.boot import Crew, Job, boot
 from vmgr.node.control import Control
-from vmgr.node.guest import first
+from vmgr.node.fellows import Fellows
 from vmgr.node.jobfiles import status_name
+from vmgr.node.members import plan_members
 from vmgr.node.reap import reap
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import User, look_up, primary_group, read_file
+from vmgr.node.waiting import all_of, every, first
 from vmgr.paths import installation
 from vmgr.policy import Subject
 from vmgr.trust import check_trusted
@@ -48,6 +50,8 @@ class Call(NamedTuple):
     directory: SpecPath
     node_index: int
     queue: Optional[str]
+    task_file: Optional[str] = None
+    node_file: Optional[str] = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,20 +106,17 @@ class Agent:
         self.place = place
         self.call = call
         self.log = log
-        self.node = os.uname().nodename.partition(".")[0]
-        self.guest_name = f"v{self.node}-1"
         self.attached = asyncio.Event()
         self.job_over = asyncio.Event()
-        self.progress = Progress(
-            place.start,
-            {"job_id": call.job_id, "attempt": place.attempt, "node": self.node, "guest": self.guest_name},
-        )
+        self.progress = Progress(place.start, {"job_id": call.job_id, "attempt": place.attempt})
+        self.fellows: Optional[Fellows] = None
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(sig, self.job_over.set)
+        self._name_guests(Allocation((os.uname().nodename,), 0, ""), 1)
         self.progress.stage("agent")
         self._undo_older()
         try:
@@ -126,17 +127,46 @@ class Agent:
             return
         control = Control(self.progress, user.uid, over=self.job_over.set, attached=self.attached.set)
         server = await control.serve(listener)
-        status = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.node)}"
-        patience = self.config.timeouts.user_file
-        publisher = asyncio.ensure_future(publish(self.progress, user, status, timeout_s=patience))
+        publisher = asyncio.ensure_future(self._publish(user))
         await self._live_and_tell(user)
+        await self._hear_of_the_end()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         record.note_end(self.config.paths, self.call.job_id, self.place)
+        await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
         await asyncio.gather(publisher, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
+
+    def _name_guests(self, allocation: Allocation, per_node: int) -> None:
+        names = [guest_name(allocation.name, number) for number in range(1, per_node + 1)]
+        self.progress.facts.update(node=allocation.name, guest=names[0], guests=names)
+
+    async def _publish(self, user: User) -> None:
+        """Keep the status file of the job current: the mother superior's, which knows of all nodes' failures."""
+        if self.call.node_index == 0:
+            path = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.progress.facts['node'])}"
+            await publish(self.progress, user, path, timeout_s=self.config.timeouts.user_file)
+
+    async def _hear_of_the_end(self) -> None:
+        """On the mother superior: wait until nothing is left on the other nodes.
+
+        The record is still there, so that an epilogue that comes meanwhile ends the waiting.
+        """
+        if self.fellows is not None and self.fellows.leads:
+            await self.fellows.call_over()
+            timeouts = self.config.timeouts
+            problem = await self.fellows.all_gone(timeouts.vm_epilogue + timeouts.shutdown)
+            if problem is not None:
+                self.progress.fail(problem)
+
+    async def _tell_of_the_end(self) -> None:
+        """On a sister: tell that nothing is left here."""
+        if self.fellows is not None:
+            if not self.fellows.leads:
+                await self.fellows.tell("gone", self.progress.failure())
+            await self.fellows.close()
 
     async def _live_and_tell(self, user: User) -> None:
         """Live; after a failure stay for as long as the job, so that its wrapper learns the reason."""
@@ -148,6 +178,11 @@ class Agent:
         except Exception as err:
             LOGGER.exception("fault")
             self.progress.fail(VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL))
+        if self.fellows is not None:
+            if self.fellows.leads:
+                await self.fellows.call_over()
+            else:
+                await self.fellows.tell("failed", self.progress.failure())
         try:
             await first(self._unattended(), self.job_over.wait())
         except VTorqueError as err:
@@ -156,59 +191,104 @@ class Agent:
     async def _unattended(self) -> None:
         """Raise VTorqueError (VT-AGENT) when no job wrapper comes in time: its job is over, or never was one.
 
-        Wherever the batch system's epilogue is lost, this and the end of the wrapper's connection end the guest.
+        Wherever the batch system's epilogue is lost, this and the end of the wrapper's connection end the guest. To a
+        sister no wrapper comes: there the batch system's own file says how long the job lives.
         """
         limit = self.config.timeouts.attach
-        await first(self.attached.wait(), asyncio.sleep(limit))
-        if not self.attached.is_set():
-            raise VTorqueError(f"no job has come for the guest within {limit} s", code=Code.AGENT)
+        if self.call.node_index == 0:
+            await first(self.attached.wait(), asyncio.sleep(limit))
+            if not self.attached.is_set():
+                raise VTorqueError(f"no job has come for the guest within {limit} s", code=Code.AGENT)
         await asyncio.Event().wait()
 
     async def _live(self, user: User) -> None:
-        """Boot the guest, wait for the end of the job, shut the guest down."""
-        spec, image = await self._specification(user)
-        self.progress.private = {"spec": as_plain(spec), "directory": self.call.directory.directory}
-        self.progress.stage("spec", "staging")
-        job = Job(self.call.job_id, self.place, user, spec, image, self.guest_name, self.node)
-        with self._console_log() as console_log:
-            guest, host_key = await boot(job, self.config, self.templates, self.progress, console_log)
-            try:
-                await first(guest.ready(self.config.timeouts.boot), self.job_over.wait())
-                if not self.job_over.is_set():
-                    self.progress.private["ssh"] = {"port": guest.ssh_port, "host_key": host_key.public}
-                    self.progress.stage("ready", "ready")
-                    asyncio.get_running_loop().run_in_executor(None, _reap, self.config)
-                    await first(guest.died(), self._unattended(), self.job_over.wait())
-                self.progress.stage("job ended", "ending")
-                await guest.shut_down(self.config.timeouts)
-            except VTorqueError as err:
-                self.progress.fail(err, guest.hook_output)
-                raise
-            finally:
-                await guest.kill()
+        """Boot the guests, wait for the end of the job, shut the guests down."""
+        call, timeouts = self.call, self.config.timeouts
+        allocation = await find(
+            call.task_file, call.node_file, call.node_index, self.place.attempt, timeout_s=timeouts.boot
+        )
+        self._name_guests(allocation, 1)
+        self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
+        watchers = [asyncio.ensure_future(self._note_over(fellows.over()))]
+        if len(allocation.nodes) > 1 and call.task_file is not None:
+            watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
+        try:
+            job = await self._job(user, allocation)
+            self._name_guests(allocation, job.group.per_node)
+            self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
+            self.progress.stage("spec", "staging")
+            with ExitStack() as logs_of_consoles:
+                await self._live_with(job, fellows, logs_of_consoles)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
 
-    async def _specification(self, user: User) -> tuple[Spec, Image]:
+    async def _note_over(self, ending: Coroutine[Any, Any, None]) -> None:
+        await ending
+        self.job_over.set()
+
+    async def _live_with(self, job: Job, fellows: Fellows, open_logs: ExitStack) -> None:
+        """The guests' lives, from their boot to their end."""
+        timeouts = self.config.timeouts
+
+        def console_log(name: str) -> Optional[BinaryIO]:
+            return open_logs.enter_context(self._console_log(name))
+
+        crew = await boot(job, self.config, self.templates, self.progress, console_log)
+        try:
+            await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
+            if not self.job_over.is_set():
+                self.progress.private["ssh"] = {"port": crew.guests[0].ssh_port, "host_key": crew.host_key.public}
+                self.progress.stage("ready", "ready")
+                asyncio.get_running_loop().run_in_executor(None, _reap, self.config)
+                died = [guest.died() for guest in crew.guests]
+                await first(*died, fellows.failure(), self._unattended(), self.job_over.wait())
+            self.progress.stage("job ended", "ending")
+            await fellows.call_over()
+            await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
+        except VTorqueError as err:
+            self.progress.fail(err)
+            raise
+        finally:
+            await crew.kill()
+
+    async def _ready(self, job: Job, crew: Crew, fellows: Fellows) -> None:
+        """Return when the guests of this node, and on the mother superior those of all nodes, are ready."""
+        boot_s = self.config.timeouts.boot
+        await every(*(guest.ready(boot_s) for guest in crew.guests))
+        await fellows.tell("ready", {"guests": [guest.name for guest in crew.guests]})
+        if len(job.allocation.nodes) > 1:
+            self.progress.stage("guests ready")
+            try:
+                await asyncio.wait_for(fellows.all_ready(), boot_s)
+            except asyncio.TimeoutError:
+                raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
+
+    async def _job(self, user: User, allocation: Allocation) -> Job:
         """What the user asks for, read with the user's rights, and checked as if `vsub` had never seen it."""
-        directory = self.call.directory
-        if self.call.node_index:
-            raise VTorqueError("guest jobs of more than one node are not possible yet", code=Code.NODE)
+        directory, patience = self.call.directory, self.config.timeouts.user_file
         if directory.home != user.home:
             raise VTorqueError(f"{directory.home} is not the home of {user.name} ({user.home})", code=Code.SPEC)
         source = f"{directory.directory}/spec.json"
-        data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=self.config.timeouts.user_file)
+        data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=patience)
         spec = parse_spec(data, sha256=directory.sha256, source=source)
         subject = Subject(user.name, primary_group(user), self.call.queue)
         image = check_spec(spec, self.config, subject, source)
+        check_nodes(len(allocation.nodes), self.config.policy_for(subject))
         abilities.check(spec)
-        return spec, image
+        members = plan_members(self.call.job_id, allocation.nodes, spec.groups[0].per_node, self.config.mac_prefix)
+        return Job(self.call.job_id, self.place, user, spec, image, allocation, members)
 
     @contextmanager
-    def _console_log(self) -> Iterator[Optional[BinaryIO]]:
+    def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:
         if self.log is None:
             yield None
             return
+        number = guest.rpartition("-")[2]
+        path = self.log.with_suffix(".console" if number == "1" else f".{number}.console")
         try:
-            stream = self.log.with_suffix(".console").open("wb", buffering=0)
+            stream = path.open("wb", buffering=0)
         except OSError as err:
             LOGGER.warning("the console is not logged: %s", err)
             yield None

@@ -1,26 +1,29 @@
-"""From a checked specification to a running, pinned guest: plan, stage, seed, launch, pin."""
+"""From a checked specification to a node's running, pinned guests: plan, stage, seed, connect, launch, pin."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Optional
+from typing import TYPE_CHECKING, BinaryIO, Callable, NamedTuple, Optional
 
 from vmgr.config import Config, Mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
-from vmgr.jobspec import Spec
+from vmgr.jobspec import GuestGroup, Spec
 from vmgr.node import process, record
 from vmgr.node.accel import choose_accelerator, kvm_gid, probe_beside
+from vmgr.node.allocation import Allocation
 from vmgr.node.console import Console
-from vmgr.node.cpus import reserve
+from vmgr.node.cpus import Affinity, reserve
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestport import GuestPort
-from vmgr.node.launch import Files, pin_and_run, start
+from vmgr.node.launch import Files, start
+from vmgr.node.members import Member
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.stage import create_overlay, reserve_overlay
-from vmgr.node.state import Progress
+from vmgr.node.state import Progress, Together
 from vmgr.node.userio import User
 from vmgr.trust import check_trusted
 
@@ -28,118 +31,165 @@ if TYPE_CHECKING:
     from vmgr.node.seed import SeedPlan
 
 CONSOLE_LOG_BYTES = 1 << 20
-QEMU_MAC = "52:54:00:12:34:56"
-"""What QEMU gives the first network device."""
 QEMU_ADDRESS = "10.0.2.15"
 """What QEMU's user networking gives by DHCP."""
 
+ConsoleLogs = Callable[[str], Optional[BinaryIO]]
+"""Where the console of the guest of this name is logged, None for nowhere."""
+
 
 class Job(NamedTuple):
-    """What a guest is booted for."""
+    """What guests are booted for on this node."""
 
     job_id: str
     place: record.Place
     user: User
     spec: Spec
     image: Image
-    guest: str
-    node: str
+    allocation: Allocation
+    members: tuple[Member, ...]
+
+    @property
+    def group(self) -> GuestGroup:
+        return self.spec.groups[0]
+
+    @property
+    def own(self) -> list[Member]:
+        """The guests of this node, by their number."""
+        return [member for member in self.members if member.node == self.allocation.node_index]
 
 
 class HostKey(NamedTuple):
-    """A guest's own SSH key, in OpenSSH's formats."""
+    """The SSH key of a node's guests, in OpenSSH's formats."""
 
     private: str
     public: str
 
 
-async def boot(
-    job: Job, config: Config, templates: Path, progress: Progress, console_log: Optional[BinaryIO]
-) -> tuple[RunningGuest, HostKey]:
-    """Start the guest of `job`. Raises VTorqueError; what was made until then stands in the record."""
-    image, place = job.image, job.place
+class Crew(NamedTuple):
+    """A node's running guests, in the order of their numbers, and the host key that they share."""
+
+    guests: tuple[RunningGuest, ...]
+    host_key: HostKey
+
+    async def kill(self) -> None:
+        """End all of them at once and give everything back that they held."""
+        await asyncio.gather(*(guest.kill() for guest in self.guests))
+
+
+class Staged(NamedTuple):
+    """What is ready for one guest before it is launched."""
+
+    member: Member
+    overlay: Optional[Path]
+    affinity: Optional[Affinity]
+
+
+async def boot(job: Job, config: Config, templates: Path, progress: Progress, console_logs: ConsoleLogs) -> Crew:
+    """Start the guests of `job` on this node. Raises VTorqueError; what was made until then stands in the record."""
+    image, place, own = job.image, job.place, job.own
     for template in templates.rglob("*"):
         check_trusted(template)
     kernel, disk = image.path("kernel"), image.path("disk") if image.disk else None
-    group = job.spec.groups[0]
-    affinity = reserve(config, place, job.spec.pinning, group.vcpus)
-    overlay = reserve_overlay(config, place, image, job.guest) if disk else None
-    staging = asyncio.gather(_host_key(place), _stage(disk, overlay, image), probe_beside(config, kernel))
+    affinities = reserve(config, place, job.spec.pinning, job.group.vcpus, len(own))
+    overlays = [reserve_overlay(config, place, image, member.name) if disk else None for member in own]
+    staged = [Staged(*each) for each in zip(own, overlays, affinities)]
+    overlaying = asyncio.gather(*(_stage(disk, overlay, image) for overlay in overlays))
+    staging = asyncio.gather(_host_key(place), overlaying, probe_beside(config, kernel))
     await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
-    from vmgr.node.seed import seed_files, site_hooks, write_seed
+    import vmgr.node.seed  # noqa: F401
 
     host_key, _, kvm = await staging
-    mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
-    hooks = site_hooks(config.vm_hooks, rank=0) if config.vm_hooks else {}
-    seed = place.folder / "seed.iso"
-    write_seed(seed_files(_seed_plan(job, host_key, mounts), templates, hooks), seed)
-    progress.stage("staged")
-    plan = GuestPlan(
-        name=f"{job.job_id}-{job.guest}",
-        vcpus=group.vcpus,
-        ram_mib=group.ram_mib,
-        accelerator=choose_accelerator(config, kvm),
-        kernel=kernel,
+    guests: list[RunningGuest] = []
+    monitors: list[socket.socket] = []
+    try:
+        seeds = [_write_seed(job, member, config, templates, host_key) for member in own]
+        progress.stage("staged")
+        together = Together(progress, len(own))
+        accelerator, gid = choose_accelerator(config, kvm), kvm_gid() if kvm.works else None
+        for each, seed in zip(staged, seeds):
+            plan = _guest_plan(job, config, each.member, accelerator)
+            files = Files(seed, each.overlay, disk)
+            guest, qmp = start(
+                config.hypervisor.qemu, plan, files, job.user, kvm_gid=gid, started=lambda pid: _note(place, pid)
+            )
+            log = console_logs(each.member.name)
+            console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
+            running = RunningGuest(each.member.name, guest, await GuestPort.open(guest.port), console, together.said)
+            guests.append(running)
+            monitors.append(qmp)
+        progress.stage("launched")
+        await asyncio.gather(*(
+            guest.pin_and_run(qmp, each.affinity, timeout_s=config.timeouts.launch)
+            for guest, qmp, each in zip(guests, monitors, staged)
+        ))  # fmt: skip
+    except BaseException:
+        await Crew(tuple(guests), host_key).kill()
+        raise
+    progress.stage("pinned and running", "booting")
+    return Crew(tuple(guests), host_key)
+
+
+def _guest_plan(job: Job, config: Config, member: Member, accelerator: str) -> GuestPlan:
+    image = job.image
+    return GuestPlan(
+        name=f"{job.job_id}-{member.name}",
+        vcpus=job.group.vcpus,
+        ram_mib=job.group.ram_mib,
+        accelerator=accelerator,
+        kernel=image.path("kernel"),
         initrd=image.path("initrd"),
         cmdline=image.cmdline,
         disk_format=image.disk_format,
-        mounts=mounts,
+        mac=member.mac,
+        mounts=_mounts(job, config),
     )
-    guest, qmp = start(
-        config.hypervisor.qemu,
-        plan,
-        Files(seed, overlay, disk),
-        job.user,
-        kvm_gid=kvm_gid() if kvm.works else None,
-        started=lambda pid: _note_process(place, pid),
-    )
-    progress.stage("launched")
-    running = RunningGuest(
-        guest,
-        await GuestPort.open(guest.port),
-        Console(guest.console, console_log.write if console_log else len, log_bytes=CONSOLE_LOG_BYTES),
-        progress,
-    )
-    try:
-        await pin_and_run(guest, qmp, affinity, timeout_s=config.timeouts.launch)
-    except BaseException:
-        await running.kill()
-        raise
-    progress.stage("pinned and running", "booting")
-    return running, host_key
 
 
-def _note_process(place: record.Place, pid: int) -> None:
+def _mounts(job: Job, config: Config) -> tuple[Mount, ...]:
+    return tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
+
+
+def _note(place: record.Place, pid: int) -> None:
     """Write QEMU to the record. It cannot be named before it is there; until then it dies with the agent."""
     found = process.identify(pid)
     if found is not None:
         record.append(place, {"do": "process", "role": "qemu", **found._asdict()})
 
 
-def _seed_plan(job: Job, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPlan:
+def _write_seed(job: Job, member: Member, config: Config, templates: Path, host_key: HostKey) -> Path:
+    from vmgr.node.seed import seed_files, site_hooks, write_seed
+
+    hooks = site_hooks(config.vm_hooks, member.rank) if config.vm_hooks else {}
+    seed = job.place.folder / f"seed.{member.number}.iso"
+    write_seed(seed_files(_seed_plan(job, member, host_key, _mounts(job, config)), templates, hooks), seed)
+    return seed
+
+
+def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPlan:
     from vmgr.node.seed import GuestNet, SeedPlan
 
-    group = job.spec.groups[0]
+    group = job.group
     return SeedPlan(
-        instance=f"{job.job_id}-{job.place.attempt}",
-        hostname=job.guest,
+        instance=f"{job.job_id}-{job.place.attempt}-{member.number}",
+        hostname=member.name,
         family=job.image.family,
         user=job.user,
         ssh_public_key=job.spec.ssh_public_key,
         host_key=host_key.private,
         host_key_pub=host_key.public,
         mounts=mounts,
-        network=GuestNet(mac=QEMU_MAC),
-        hosts=((QEMU_ADDRESS, job.guest),),
-        slots=((job.guest, group.vcpus),),
+        network=GuestNet(member.mac),
+        hosts=((QEMU_ADDRESS, member.name),),
+        slots=tuple((each.name, group.vcpus) for each in job.members),
         environment={
             "DISTRO": job.image.distro,
             "VTORQUE_DISTRO": job.image.family,
             "VTORQUE_IMAGE": job.image.name,
             "VTORQUE_JOBID": job.job_id,
-            "VTORQUE_NODE": job.node,
-            "VTORQUE_RANK": "0",
-            "VTORQUE_GUESTS": job.guest,
+            "VTORQUE_NODE": job.allocation.name,
+            "VTORQUE_RANK": str(member.rank),
+            "VTORQUE_GUESTS": " ".join(each.name for each in job.members),
             "VTORQUE_VCPUS": str(group.vcpus),
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
@@ -153,7 +203,7 @@ async def _stage(disk: Optional[Path], overlay: Optional[Path], image: Image) ->
 
 
 async def _host_key(place: record.Place) -> HostKey:
-    """A new Ed25519 key for the guest, so that it need not make one (5 to 20 s of a guest's boot under emulation)."""
+    """A new Ed25519 key, so that no guest need make one (5 to 20 s of a guest's boot under emulation)."""
     path = place.folder / "host_key"
     child = await asyncio.create_subprocess_exec(
         "ssh-keygen", "-q",
@@ -166,5 +216,5 @@ async def _host_key(place: record.Place) -> HostKey:
         stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     if await child.wait():
-        raise VTorqueError("ssh-keygen made no host key for the guest", code=Code.STAGE)
+        raise VTorqueError("ssh-keygen made no host key for the guests", code=Code.STAGE)
     return HostKey(path.read_text(), path.with_name("host_key.pub").read_text().strip())

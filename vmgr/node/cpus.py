@@ -115,13 +115,16 @@ def usable_cpus() -> dict[int, set[int]]:
     return nodes
 
 
-def reserve(config: Config, place: record.Place, pinning: Pinning, vcpus: int) -> Optional[Affinity]:
-    """CPUs for a guest, chosen and written to the attempt's record under the node's lock; None for no pinning.
+def reserve(
+    config: Config, place: record.Place, pinning: Pinning, vcpus: int, guests: int
+) -> Sequence[Optional[Affinity]]:
+    """CPUs for each of the node's guests, chosen and written to the attempt's record under the node's lock.
 
-    A guest that is not pinned runs where the agent may and reserves nothing.
+    None stands for a guest that is not pinned: it runs where the agent may and reserves nothing.
     """
     if pinning.mode == "off":
-        return None
+        return [None] * guests
+    affinities: list[Affinity] = []
     with record.node_lock(config.paths, "cpus"):
         used: Counter[int] = Counter()
         for other in record.places(config.paths):
@@ -129,11 +132,14 @@ def reserve(config: Config, place: record.Place, pinning: Pinning, vcpus: int) -
                 for step in record.steps(other):
                     used.update(step["cpus"] if step.get("do") == "cpus" else ())
         nodes, overcommit = usable_cpus(), config.hypervisor.overcommit_cpus
-        if pinning.cpus is not None:
-            affinity = map_cpus(pinning.cpus[0], set().union(*nodes.values()), used, overcommit=overcommit)
-            cpus = sorted(set().union(*affinity))
-        else:
-            cpus = plan_cpus(vcpus, nodes, used, overcommit=overcommit)
-            affinity = [{cpu} for cpu in cpus]
-        record.append(place, {"do": "cpus", "cpus": cpus})
-    return affinity
+        for number in range(guests):
+            if pinning.cpus is not None:
+                affinity = map_cpus(pinning.cpus[number], set().union(*nodes.values()), used, overcommit=overcommit)
+                cpus = sorted(set().union(*affinity))
+            else:
+                cpus = plan_cpus(vcpus, nodes, used, overcommit=overcommit)
+                affinity = [{cpu} for cpu in cpus]
+            record.append(place, {"do": "cpus", "cpus": cpus})
+            used.update(cpus)
+            affinities.append(affinity)
+    return affinities

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, Optional
+import socket
+from typing import Callable, Optional
 
 from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.console import Console
+from vmgr.node.cpus import Affinity
 from vmgr.node.guestport import Event, GuestPort
-from vmgr.node.launch import Guest
-from vmgr.node.state import Progress
+from vmgr.node.launch import Guest, pin_and_run
 
 CONSOLE_LINES = 5
 
 
 class RunningGuest:
-    """One guest between its first instruction and its end. `hook_output` is what a failed VM hook printed."""
+    """One guest between its first instruction and its end.
 
-    def __init__(self, guest: Guest, port: GuestPort, console: Console, progress: Progress) -> None:
+    `said` is called with the name of each stage that the guest has reached.
+    """
+
+    def __init__(self, name: str, guest: Guest, port: GuestPort, console: Console, said: Callable[[str], None]) -> None:
+        self.name = name
         self._guest = guest
         self._port = port
         self._console = console
-        self._progress = progress
+        self._said = said
+        self._told: set[str] = set()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ended = asyncio.ensure_future(guest.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
-        self.hook_output = ""
 
     @property
     def ssh_port(self) -> int:
         return self._guest.ssh_port
+
+    async def pin_and_run(self, qmp: socket.socket, affinity: Optional[Affinity], *, timeout_s: float) -> None:
+        """Let the guest run, its vCPUs bound to their CPUs. Raises VTorqueError (VT-LAUNCH)."""
+        await pin_and_run(self._guest, qmp, affinity, timeout_s=timeout_s)
 
     async def _listen(self) -> None:
         async for event in self._port.events():
@@ -45,26 +53,29 @@ class RunningGuest:
         it says that it cannot, or says nothing in time.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        told: set[str] = set()
         while not self._is_ready:
             event = await self._next(deadline)
             if event is None:
-                raise self._boot_error(f"the guest was not ready within {timeout_s:g} s")
+                raise self._boot_error(f"the guest {self.name} was not ready within {timeout_s:g} s")
             if event.name == "failed":
-                raise self._boot_error(f"the guest cannot run the job: {event.text}")
+                raise self._boot_error(f"the guest {self.name} cannot run the job: {event.text}")
             if event.name == "prologue" and event.status:
-                self.hook_output = event.text
-                raise VTorqueError(f"the site's VM prologue ended with status {event.status}", code=Code.HOOK)
-            if event.name in ("booted", "prologue") and event.name not in told:
-                told.add(event.name)
-                self._progress.stage(event.name)
+                raise self._hook_error("prologue", event)
+            if event.name in ("booted", "prologue"):
+                self._say(event.name)
             self._is_ready = event.name == "ready"
+
+    def _say(self, name: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self._said(name)
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""
         await asyncio.shield(self._ended)
         raise VTorqueError(
-            f"the guest ended while the job was running (QEMU: {self._guest.describe_end()})", code=Code.GUEST
+            f"the guest {self.name} ended while the job was running (QEMU: {self._guest.describe_end()})",
+            code=Code.GUEST,
         )
 
     async def shut_down(self, timeouts: Timeouts) -> None:
@@ -80,12 +91,11 @@ class RunningGuest:
             while event is not None and event.name != "epilogue":
                 event = await self._next(deadline, dies=False)
             if event is not None:
-                self._progress.stage("epilogue")
+                self._say("epilogue")
                 await asyncio.wait([self._ended], timeout=timeouts.shutdown)
             await self.kill()
             if event is not None and event.status:
-                self.hook_output = event.text
-                raise VTorqueError(f"the site's VM epilogue ended with status {event.status}", code=Code.HOOK)
+                raise self._hook_error("epilogue", event)
         await self.kill()
 
     async def kill(self) -> None:
@@ -112,23 +122,15 @@ class RunningGuest:
         waiting.cancel()
         if self._ended.done() and dies:
             raise self._boot_error(
-                f"the guest ended before it was ready (QEMU: {self._guest.describe_end()})", Code.GUEST
+                f"the guest {self.name} ended before it was ready (QEMU: {self._guest.describe_end()})", Code.GUEST
             )
         return None
+
+    def _hook_error(self, kind: str, event: Event) -> VTorqueError:
+        error = VTorqueError(f"the site's VM {kind} ended with status {event.status} in {self.name}", code=Code.HOOK)
+        error.output = event.text
+        return error
 
     def _boot_error(self, text: str, code: Code = Code.BOOT) -> VTorqueError:
         lines = self._console.last_lines(CONSOLE_LINES)
         return VTorqueError(text, code=code, hint="last on its console: " + " | ".join(lines) if lines else None)
-
-
-async def first(*waiting: Awaitable[Any]) -> None:
-    """Wait for the first of several things, give the others up, and raise what that first one raised."""
-    tasks = [asyncio.ensure_future(thing) for thing in waiting]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

@@ -24,7 +24,9 @@ class HookCall(NamedTuple):
     """One call of a prologue or epilogue.
 
     `directory` is the job directory of a guest job, None for a job without guests. `node_index` is 0 on the mother
-    superior. `queue` is None where the batch system names none.
+    superior. `queue` is None where the batch system names none. `task_file` is what the batch system writes about a
+    job of several nodes once every sister's prologue has ended, `node_file` (mother superior only) names its nodes
+    before; None where there is none.
     """
 
     job_id: str
@@ -32,6 +34,8 @@ class HookCall(NamedTuple):
     directory: Optional[SpecPath]
     node_index: int
     queue: Optional[str]
+    task_file: Optional[str] = None
+    node_file: Optional[str] = None
 
 
 def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
@@ -41,7 +45,11 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     queue = argv[5] if len(argv) > 5 else ""
     if queue and not _is_queue(queue):
         raise ValueError(f"{queue[:80]!r} is no queue")
-    return _call(argv, environ, resources=argv[4], queue=queue)
+    script = argv[7] if len(argv) > 7 else ""
+    return _call(argv, environ, resources=argv[4], queue=queue)._replace(
+        task_file=f"{script[:-3]}.JB" if script.startswith("/") and script.endswith(".SC") else None,
+        node_file=environ.get("PBS_NODEFILE") or None,
+    )
 
 
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:

@@ -37,6 +37,7 @@ class GuestPlan(NamedTuple):
     initrd: Path
     cmdline: str
     disk_format: str
+    mac: str
     mounts: tuple[Mount, ...]
 
 
@@ -67,7 +68,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-initrd", str(plan.initrd),
         "-append", plan.cmdline,
         *_disks(plan, fds),
-        *_network(),
+        *_network(plan),
         *_shares(plan.mounts),
     ]  # fmt: skip
 
@@ -98,11 +99,11 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
     ]  # fmt: skip
 
 
-def _network() -> list[str]:
+def _network(plan: GuestPlan) -> list[str]:
     # port 0: the kernel chooses one that is free, QEMU is asked which
     return [
         "-netdev", "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22",
-        "-device", "virtio-net-pci,netdev=net0,romfile=",
+        "-device", f"virtio-net-pci,netdev=net0,mac={plan.mac},romfile=",
     ]  # fmt: skip
 
 

@@ -27,7 +27,6 @@ class Progress:
         self.private: dict[str, Any] = {}
         self.state = "starting"
         self.error: Optional[VTorqueError] = None
-        self.output = ""
         self.stages: list[dict[str, Any]] = []
 
     def stage(self, name: str, state: Optional[str] = None) -> None:
@@ -38,26 +37,26 @@ class Progress:
             self.state = state
         self._wake()
 
-    def fail(self, error: VTorqueError, output: str = "") -> None:
+    def fail(self, error: VTorqueError) -> None:
         """Note the reason of a failure; the first one counts."""
         if self.error is None:
-            self.error, self.output = error, output
+            self.error = error
             self.state = "failed"
             LOGGER.error("%s", error)
             self.stage("failed")
 
-    def public(self) -> dict[str, Any]:
-        """What the job's owner may see anywhere."""
+    def failure(self) -> dict[str, Any]:
+        """The reason of the failure, with its code and the output that goes with it; None and empty for none."""
         error = self.error
         return {
-            "v": 1,
-            **self.facts,
-            "state": self.state,
             "code": error.code.text if error else None,
             "reason": error.detail if error else None,
-            "output": self.output,
-            "stages": self.stages,
+            "output": error.output if error else "",
         }
+
+    def public(self) -> dict[str, Any]:
+        """What the job's owner may see anywhere."""
+        return {"v": 1, **self.facts, "state": self.state, **self.failure(), "stages": self.stages}
 
     def full(self) -> dict[str, Any]:
         """What the job's own wrapper gets over the agent's socket."""
@@ -73,6 +72,21 @@ class Progress:
             changed = self._changed
             yield
             await changed.wait()
+
+
+class Together:
+    """What all of several guests have said is a stage of their node."""
+
+    def __init__(self, progress: Progress, guests: int) -> None:
+        self._progress = progress
+        self._guests = guests
+        self._said: dict[str, int] = {}
+
+    def said(self, name: str) -> None:
+        """Note that one more guest has said `name`."""
+        self._said[name] = self._said.get(name, 0) + 1
+        if self._said[name] == self._guests:
+            self._progress.stage(name)
 
 
 async def publish(progress: Progress, user: User, path: str, *, timeout_s: float) -> None:

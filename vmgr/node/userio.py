@@ -15,11 +15,13 @@ import pwd
 import re
 import signal
 import stat
+from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.process import dies_with
 
+REAP_SECONDS = 0.5
 _GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 
@@ -98,7 +100,7 @@ async def read_file(user: User, path: str, *, limit: int, timeout_s: float) -> b
             if not data:
                 return
             left -= len(data)
-            _write_all(out, data)
+            write_all(out, data)
         raise OSError(0, f"larger than {limit} bytes")
 
     return await _as_user(user, read, path, limit=limit, timeout_s=timeout_s)
@@ -107,17 +109,63 @@ async def read_file(user: User, path: str, *, limit: int, timeout_s: float) -> b
 async def write_file(user: User, path: str, data: bytes, *, timeout_s: float) -> None:
     """Write a file of the user's whole and rename it into place, as the user. Raises VTorqueError (VT-SPEC)."""
 
-    def write(out: int) -> None:
-        temporary = f"{path}.{os.getpid()}.tmp"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        _write_all(fd, data)
-        os.close(fd)
-        os.rename(temporary, path)
-
-    await _as_user(user, write, path, limit=0, timeout_s=timeout_s)
+    await _as_user(user, lambda _: _write_whole(path, data), path, limit=0, timeout_s=timeout_s)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+async def write_in_folder(user: User, folder: str, name: str, data: bytes, *, timeout_s: float) -> None:
+    """As `write_file`, in a folder that is made where it is not there."""
+
+    def write(_: int) -> None:
+        try:
+            Path(folder).mkdir(0o700)
+        except FileExistsError:
+            pass
+        _write_whole(f"{folder}/{name}", data)
+
+    await _as_user(user, write, f"{folder}/{name}", limit=0, timeout_s=timeout_s)
+
+
+class Stream:
+    """What a child with a user's rights writes, until it is closed, which ends the child."""
+
+    def __init__(self, reader: asyncio.StreamReader, transport: asyncio.BaseTransport, pid: int) -> None:
+        self.reader = reader
+        self._transport = transport
+        self._pid = pid
+
+    async def close(self) -> None:
+        """End the child; one that hangs in the kernel is left behind without being waited for."""
+        self._transport.close()
+        os.kill(self._pid, signal.SIGKILL)  # not reaped yet: the number is still its own
+        await asyncio.wait([_reap_later(self._pid)], timeout=REAP_SECONDS)
+
+
+async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
+    """Start a child with the user's credentials for `work`, which writes to the descriptor that it is given."""
+    results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(out, True)
+    dies = dies_with(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        _child(user, work, out, dies)
+    os.close(out)
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(results, "rb", buffering=0))
+    return Stream(reader, transport, pid)
+
+
+def _write_whole(path: str, data: bytes) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    write_all(fd, data)
+    os.close(fd)
+    os.rename(temporary, path)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`, in as many pieces as it takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -171,7 +219,7 @@ def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[],
         verdict = b"failed"
     finally:
         try:
-            _write_all(out, b"\0" + verdict)
+            write_all(out, b"\0" + verdict)
         finally:
             os._exit(0)
 
@@ -200,17 +248,24 @@ async def _drain(fd: int, limit: int) -> bytes:
         loop.remove_reader(fd)
 
 
-def _reap_later(pid: int) -> None:
-    """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for."""
+def _reap_later(pid: int) -> asyncio.Future[None]:
+    """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for.
+
+    Gives what is done when it is collected.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
     try:
         fd = os.pidfd_open(pid)
     except OSError:
-        return
-    loop = asyncio.get_running_loop()
+        done.set_result(None)
+        return done
 
     def ended() -> None:
         loop.remove_reader(fd)
         os.close(fd)
         os.waitpid(pid, os.WNOHANG)
+        done.set_result(None)
 
     loop.add_reader(fd, ended)
+    return done

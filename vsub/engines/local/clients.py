@@ -125,7 +125,7 @@ class Clients:
         if asked.interactive and size:
             raise Refused(protocol.INVALID, "an interactive job has no script")
         count = 1 if asked.array is None else _members(asked.array)
-        temporary = self._server.machine.layout.records / f".script-{secrets.token_hex(8)}"
+        temporary = self._server.cluster.layout.records / f".script-{secrets.token_hex(8)}"
         self._server.refuse_if_stopping()
         try:
             with self._arrivals.admitted(owner, size, count):
@@ -145,8 +145,8 @@ class Clients:
     def _new(self, owner: Account, asked: Submission) -> Thing:
         """The job or array of a submission. Raises Refused when it cannot be had here."""
         depends = self._server.schedule.resolved(asked.depend)
-        name, now, machine = self._server.name, time.time(), self._server.machine
-        processors = len(machine.allocate(resources.NodeRequest.of(asked.resources)))
+        name, now, cluster = self._server.name, time.time(), self._server.cluster
+        processors = len(cluster.allocate(resources.NodeRequest.of(asked.resources)))
         number = self._records.next_number()
         if asked.array is None:
             return Job(
@@ -189,7 +189,7 @@ class Clients:
         return {"jobs": [self._shown(thing) for thing in found]}
 
     def _shown(self, thing: Thing) -> tuple[str, Attributes]:
-        name, host = self._server.name, self._server.machine.name
+        name, host = self._server.name, self._server.cluster.host
         return thing.id, of_array(thing, name, host) if isinstance(thing, Array) else of_job(thing, name, host)
 
     def _delete(self, thing: Thing, message: Mapping[str, Any]) -> None:

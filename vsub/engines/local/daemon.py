@@ -1,4 +1,4 @@
-"""Starting and stopping the embedded batch system: `vtorque-local start|stop|status`.
+"""Starting and stopping the embedded batch system: `vtorque-local start|stop|status|enter`.
 
 `start` returns when the socket listens. What it needs comes from the command line and a settings file of
 root's.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -17,19 +18,21 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
 from vmgr.node.process import boot_id, start_ticks
 from vsub.engines.local import protocol
 from vsub.engines.local.clients import Clients
-from vsub.engines.local.machine import Layout, Machine, require_private
+from vsub.engines.local.machine import Cluster, Layout, Machine, require_private
 from vsub.engines.local.records import write_whole
 from vsub.engines.local.recovery import recover
 from vsub.engines.local.server import Server
 from vsub.engines.local.settings import Settings, load
 
 STOP_TIMEOUT_S = 120.0
+MAX_NODES = 16
 
 log = logging.getLogger("vtorque-local")
 
@@ -44,11 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("start", "serve"),
         ("stop", "end the daemon and what it runs"),
-        ("status", "is it there?"),
+        ("status", "is it there? And its simulated nodes?"),
+        ("enter", "run a command in a simulated node, as root"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--spool", type=Path, required=True, metavar="DIR", help="spool directory")
         if name == "stop":
+            continue
+        if name == "enter":
+            command.add_argument("node", metavar="NODE", help="n1 and so on")
+            command.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: a shell")
             continue
         command.add_argument("--socket", required=True, metavar="PATH", help="socket for qsub and the others")
         if name == "status":
@@ -57,8 +65,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--settings", metavar="FILE", help="JSON file with further settings, root's alone")
         command.add_argument("--prologalarm", type=float, metavar="S", help="seconds that a hook may take")
         command.add_argument("--server", default=socket.gethostname(), metavar="NAME", help="name in job ids")
+        command.add_argument("--nodes", type=_count, default=1, metavar="N", help="simulated nodes; 1: this machine")
+        for option, what in (("--private", "each node has its own"), ("--volatile", "likewise, empty at each start")):
+            command.add_argument(option, type=Path, action="append", default=[], metavar="DIR", help=what)
         command.add_argument("--foreground", action="store_true", help="stay; print one line when ready")
     return parser
+
+
+def _count(text: str) -> int:
+    """A number of nodes. Raises ArgumentTypeError."""
+    if not text.isdigit() or not 1 <= int(text) <= MAX_NODES:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {MAX_NODES} is needed")
+    return int(text)
 
 
 def _lock(spool: Path) -> int:
@@ -111,11 +129,11 @@ def _stop_on_signals() -> asyncio.Event:
     return event
 
 
-async def _serve(machine: Machine, name: str, settings: Settings, path: str, ready: Callable[[], None]) -> None:
+async def _serve(cluster: Cluster, name: str, settings: Settings, path: str, ready: Callable[[], None]) -> None:
     """Answer clients and run jobs until a signal ends it."""
     stop = _stop_on_signals()
     try:
-        server = Server(machine, name, settings)
+        server = Server(cluster, name, settings)
         server.load()
         clients = Clients(server)
         listener = await asyncio.start_unix_server(clients.connected, sock=_listen(path), limit=protocol.MAX_REQUEST)
@@ -123,6 +141,23 @@ async def _serve(machine: Machine, name: str, settings: Settings, path: str, rea
         await server.run(recover, stop, listener.close)
     finally:
         Path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _simulated(layout: Layout, arguments: argparse.Namespace) -> Iterator[tuple[Machine, ...]]:
+    """The simulated nodes as long as the daemon serves; none when this machine is to be the only node."""
+    layout.node_list.unlink(missing_ok=True)
+    if arguments.nodes == 1:
+        yield ()
+        return
+    from vsub.engines.local.nodes import Nodes  # what makes namespaces and links is loaded where there are any
+
+    nodes = Nodes(layout)
+    try:
+        nodes.start(arguments.nodes, arguments.private, arguments.volatile)
+        yield nodes.machines
+    finally:
+        nodes.close()
 
 
 def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
@@ -142,7 +177,9 @@ def _run(arguments: argparse.Namespace, ready: Callable[[], None]) -> None:
         pid_file = layout.private / "pid"
         write_whole(pid_file, json.dumps(me).encode())
         log.info("serving %s as %s", layout.spool, arguments.server)
-        asyncio.run(_serve(Machine(socket.gethostname(), layout), arguments.server, settings, arguments.socket, ready))
+        with _simulated(layout, arguments) as simulated:
+            cluster = Cluster.of(socket.gethostname(), layout, simulated)
+            asyncio.run(_serve(cluster, arguments.server, settings, arguments.socket, ready))
         pid_file.unlink(missing_ok=True)
     finally:
         os.close(lock)
@@ -242,15 +279,34 @@ def _status(arguments: argparse.Namespace) -> int:
         protocol.connect(arguments.socket).close()
     except OSError:
         found = None
-    print(f"vtorque-local: running, process {found[0]}" if found else "vtorque-local: not running")
-    return 0 if found else 3
+    if not found:
+        print("vtorque-local: not running")
+        return 3
+    print(f"vtorque-local: running, process {found[0]}")
+    layout = Layout(arguments.spool.absolute())
+    if layout.node_list.exists():
+        from vsub.engines.local import nodes
+
+        for node in nodes.known(layout):
+            print(f"{node.name} {node.address} {f'process {node.process}' if node.process else 'ended'}")
+    return 0
+
+
+def _enter(arguments: argparse.Namespace) -> int:
+    from vsub.engines.local.enter import enter
+
+    found = _running(arguments.spool)
+    if found is None:
+        raise StartError(f"no daemon serves {arguments.spool}")
+    os.close(found[1])
+    return enter(Layout(arguments.spool.absolute()), arguments.node, arguments.run)
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """`vtorque-local start|stop|status`; returns the exit status."""
+    """`vtorque-local start|stop|status|enter`; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return {"start": _start, "stop": _stop, "status": _status}[arguments.command](arguments)
+        return {"start": _start, "stop": _stop, "status": _status, "enter": _enter}[arguments.command](arguments)
     except (StartError, OSError, ValueError) as error:
         print(f"vtorque-local: {error}", file=sys.stderr)
         return 1

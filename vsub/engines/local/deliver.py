@@ -143,6 +143,7 @@ async def send(
             identity=job.owner.identity,
             streams=Streams(null, null, told),
             record=record,
+            place=machine.place,
             keep=[delivery.source for delivery in deliveries],
         )
         ended = await child.wait(timeout_s)

@@ -7,13 +7,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Optional
 
 from vsub.engines.local import mom, workspace
 from vsub.engines.local.arrays import Array
 from vsub.engines.local.job import Job, Phase
-from vsub.engines.local.machine import Machine
+from vsub.engines.local.machine import Cluster
 from vsub.engines.local.records import Records
 from vsub.engines.local.schedule import Schedule, Thing, jobs_of
 from vsub.engines.local.settings import Settings
@@ -25,11 +24,11 @@ log = logging.getLogger("vtorque-local")
 class Endings:
     """The ends of the jobs in `records`."""
 
-    def __init__(self, machine: Machine, settings: Settings, records: Records, schedule: Schedule) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, records: Records, schedule: Schedule) -> None:
         self.terminals: dict[str, Terminal] = {}
         """Those of interactive jobs that have not started."""
         self.farewells: set[asyncio.Task[None]] = set()
-        self._machine = machine
+        self._cluster = cluster
         self._settings = settings
         self._records = records
         self._schedule = schedule
@@ -92,7 +91,7 @@ class Endings:
         return None if job.array_id is None else self._records.arrays.get(job.array_id)
 
     def _remove_files(self, job: Job) -> None:
-        for path in map(Path, workspace.files(self._machine, job)):
+        for path in workspace.files(self._cluster.of_job(job.exec_host), job):
             path.unlink(missing_ok=True)
         array = self._array_of(job)
         if array is None or array.complete:

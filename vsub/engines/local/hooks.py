@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -78,23 +79,35 @@ def _refuse(path: str, why: str) -> int:
     return BAD_HOOK
 
 
-def prologues(mom_priv: Path, job: Job) -> list[Hook]:
+def prologues(folder: Path, job: Job) -> list[Hook]:
     """The mother superior's prologues in their order."""
-    hooks = [Hook.of(Kind.ROOT, f"{mom_priv}/prologue", job), Hook.of(Kind.SITE_USER, f"{mom_priv}/prologue.user", job)]
+    hooks = [Hook.of(Kind.ROOT, f"{folder}/prologue", job), Hook.of(Kind.SITE_USER, f"{folder}/prologue.user", job)]
     own = job.resource("prologue")
     return [*hooks, Hook.of(Kind.JOB_USER, own, job)] if own else hooks
 
 
-def epilogues(mom_priv: Path, job: Job) -> list[Hook]:
+def epilogues(folder: Path, job: Job) -> list[Hook]:
     """The mother superior's epilogues in their order."""
-    hooks = [Hook.of(Kind.SITE_USER, f"{mom_priv}/epilogue.user", job), Hook.of(Kind.ROOT, f"{mom_priv}/epilogue", job)]
+    hooks = [Hook.of(Kind.SITE_USER, f"{folder}/epilogue.user", job), Hook.of(Kind.ROOT, f"{folder}/epilogue", job)]
     own = job.resource("epilogue")
     return [Hook.of(Kind.JOB_USER, own, job), *hooks] if own else hooks
 
 
-def precancel(mom_priv: Path, job: Job) -> Hook:
+def sister_prologues(folder: Path, job: Job) -> list[Hook]:
+    """A sister's prologues in their order."""
+    root, user = f"{folder}/prologue.parallel", f"{folder}/prologue.user.parallel"
+    return [Hook.of(Kind.ROOT, root, job), Hook.of(Kind.SITE_USER, user, job)]
+
+
+def sister_epilogues(folder: Path, job: Job) -> list[Hook]:
+    """A sister's epilogues in their order."""
+    user, root = f"{folder}/epilogue.user.parallel", f"{folder}/epilogue.parallel"
+    return [Hook.of(Kind.SITE_USER, user, job), Hook.of(Kind.ROOT, root, job)]
+
+
+def precancel(folder: Path, job: Job) -> Hook:
     """What runs before a deleted job is signalled."""
-    return Hook.of(Kind.SITE_USER, f"{mom_priv}/epilogue.precancel", job)
+    return Hook.of(Kind.SITE_USER, f"{folder}/epilogue.precancel", job)
 
 
 def _script(machine: Machine, job: Job) -> str:
@@ -109,11 +122,11 @@ def prologue_arguments(machine: Machine, job: Job) -> tuple[str, ...]:
     return (*who, requested, asked.queue, asked.account, _script(machine, job))
 
 
-def epilogue_arguments(machine: Machine, job: Job) -> tuple[str, ...]:
-    """Arguments 1 to 11 of an epilogue."""
+def epilogue_arguments(machine: Machine, job: Job, *, sister: bool = False) -> tuple[str, ...]:
+    """Arguments 1 to 11 of an epilogue. A sister knows no session."""
     asked = job.asked
     requested, used = resources.bounded(job.resource_list()), resources.bounded(list(job.used.items()))
-    who = (job.id, job.owner.name, job.owner.group, job.name, str(job.session))
+    who = (job.id, job.owner.name, job.owner.group, job.name, "0" if sister else str(job.session))
     how = (str(job.exit_status or 0), _script(machine, job))
     return (*who, requested, used, asked.queue, asked.account, *how)
 
@@ -123,21 +136,23 @@ def node_file(machine: Machine, job: Job) -> Path:
     return machine.layout.aux / job.id
 
 
-def environment(machine: Machine, job: Job) -> dict[str, str]:
-    """The complete environment of a hook."""
+def environment(machines: Sequence[Machine], index: int, job: Job) -> dict[str, str]:
+    """The complete environment of a hook on a node of the job; number 0 is the mother superior."""
     nodes = job.node_request
-    return {
+    variables = {
         "PATH": PATH,
         "LANG": LANG,
         "PBS_RESOURCE_NODES": job.resource("nodes") or "1",
         "PBS_NUM_NODES": str(nodes.nodes),
         "PBS_NUM_PPN": str(nodes.ppn),
         "PBS_NP": str(job.processors),
-        "PBS_NODENUM": "0",
-        "PBS_MSHOST": machine.name,
-        "PBS_NODEFILE": os.fspath(node_file(machine, job)),
+        "PBS_NODENUM": str(index),
+        "PBS_MSHOST": machines[0].name,
         "PBS_O_WORKDIR": job.asked.work_dir,
     }
+    if index == 0:
+        variables["PBS_NODEFILE"] = os.fspath(node_file(machines[0], job))
+    return variables
 
 
 def job_environment(machine: Machine, job: Job, server: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import os
@@ -10,12 +11,13 @@ import resource
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from typing import Callable, NamedTuple, Optional
 
 from vsub.engines.local import hooks, process, resources, workspace
 from vsub.engines.local.hooks import Hook, Kind
 from vsub.engines.local.job import Job, Phase
-from vsub.engines.local.machine import Machine, exec_host
+from vsub.engines.local.machine import Cluster, Machine, exec_host
 from vsub.engines.local.process import Child, Mark, Program, Streams
 from vsub.engines.local.settings import Settings
 from vsub.engines.local.terminal import Terminal
@@ -27,6 +29,8 @@ RETRY = -3  # JOB_EXEC_RETRY
 DELETED = 256 + signal.SIGTERM
 ALARM = -4
 """Status of a hook that prologalarm ended."""
+SISTER_BLOCKS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""What the epilogues of sisters do not get."""
 
 
 class Verdict(enum.Enum):
@@ -81,7 +85,7 @@ class Attempt:
 
     def __init__(
         self,
-        machine: Machine,
+        cluster: Cluster,
         job: Job,
         settings: Settings,
         server: str,
@@ -91,7 +95,9 @@ class Attempt:
         self.job = job
         self._terminal = terminal
         self.lingering: Optional[asyncio.Task[None]] = None
-        self._machine = machine
+        self._cluster = cluster
+        self._absent: set[int] = set()
+        self._failed = "prologue"
         self._settings = settings
         self._server = server
         self._save = save
@@ -99,6 +105,15 @@ class Attempt:
         self._interrupted = asyncio.Event()
         self._limit_s = alarm_limit(settings.prologalarm_s)
         self._streams = Streams(-1, -1, -1)
+
+    @property
+    def _machines(self) -> tuple[Machine, ...]:
+        """The job's nodes, the mother superior first."""
+        return self._cluster.of_job(self.job.exec_host)
+
+    @property
+    def _superior(self) -> Machine:
+        return self._machines[0]
 
     def interrupt(self, why: Why, delay_s: float) -> bool:
         """Ask for the end; False when it is too late or was asked for already."""
@@ -158,12 +173,14 @@ class Attempt:
             log.error("%s: its epilogues have no output: %s", self.job.id, error)
             self._streams = workspace.nowhere()
         try:
-            arguments = hooks.epilogue_arguments(self._machine, self.job)
-            for hook in hooks.epilogues(self._machine.layout.mom_priv, self.job):
+            await self._leave_sisters()
+            arguments = hooks.epilogue_arguments(self._superior, self.job)
+            for hook in hooks.epilogues(self._superior.hooks, self.job):
                 try:
                     await self._hook(hook, arguments, 0o022, self._limit_s)
                 except OSError:
                     log.exception("%s: %s cannot be run", self.job.id, hook.path)
+            self._remove_task_files()
         finally:
             await self.close()
 
@@ -181,10 +198,10 @@ class Attempt:
 
     def _prologue_failed(self, status: int) -> Verdict:
         """What a prologue's status means: an interactive job is never queued again."""
-        aborted = status == 1 or self.job.asked.interactive
+        aborted = (status == 1 and not self._absent) or self.job.asked.interactive
         self.job.exit_status = ABORTED if aborted else RETRY
         what = "was ended by prologalarm" if status == ALARM else f"ended with {status}"
-        self.job.reason = f"prologue {what}"
+        self.job.reason = f"{self._failed} {what}"
         return Verdict.DISCARD if aborted else Verdict.REQUEUE
 
     # --- files
@@ -192,20 +209,20 @@ class Attempt:
     def prepare(self) -> None:
         """Record the start and make its files: script, node file, output. Raises OSError."""
         job = self.job
-        lines = self._machine.allocate(job.node_request)
+        lines = self._cluster.allocate(job.node_request)
         job.exec_host, job.processors = exec_host(lines), len(lines)
         job.cookie = secrets.token_hex(16).upper()
         job.attempts += 1
         job.script_started, job.session, job.started, job.used = False, 0, None, {}
         job.exit_status, job.reason = None, ""
         self._advance(Phase.PROLOGUE)
-        workspace.make(self._machine, job, lines)
+        workspace.make(self._cluster.layout.records, self._superior, job, lines)
         self._open_streams()
 
     def _open_streams(self) -> None:
         wish = self.job.asked.terminal
         if wish is None:
-            self._streams = workspace.open_output(self._machine, self.job)
+            self._streams = workspace.open_output(self._superior, self.job)
             return
         self._streams = workspace.nowhere()
         if self._terminal is not None:
@@ -247,27 +264,39 @@ class Attempt:
         for mark in list(self.job.marks):
             await process.end_session(mark)
 
-    async def _hook(self, hook: Hook, arguments: tuple[str, ...], umask: int, limit_s: float) -> int:
-        """Run one hook; its exit status, ALARM when it took too long, 0 when there is none."""
-        job, begun = self.job, time.monotonic()
+    async def _hook(
+        self,
+        hook: Hook,
+        arguments: tuple[str, ...],
+        umask: int,
+        limit_s: float,
+        *,
+        index: int = 0,
+        blocked: tuple[signal.Signals, ...] = (),
+    ) -> int:
+        """Run one hook on a node of the job; its exit status, ALARM when it took too long, 0 when there is none."""
+        job, begun, machine = self.job, time.monotonic(), self._machines[index]
         if hook.kind is not Kind.JOB_USER and not os.path.lexists(hook.find()):
             return 0
         root = hook.kind is Kind.ROOT
         program = Program(
             path=hook.path,
             argv=(hook.path, *arguments),
-            environment=tuple(hooks.environment(self._machine, job).items()),
-            directory=os.fspath(self._machine.layout.mom_priv) if root else job.owner.home,
+            environment=tuple(hooks.environment(self._machines, index, job).items()),
+            directory=os.fspath(machine.layout.mom_priv) if root else job.owner.home,
             umask=umask,
+            blocked=blocked,
             find=hook.find,
             check=lambda path: hook.check(path, job.owner.uid),
         )
-        child = process.start(
-            process.become(program),
-            identity=process.ROOT if root else job.owner.identity,
-            streams=self._streams,
-            record=self._record,
-        )
+        with self._streams_on(index) as streams:
+            child = process.start(
+                process.become(program),
+                identity=process.ROOT if root else job.owner.identity,
+                streams=streams,
+                record=self._record,
+                place=machine.place,
+            )
         ended = await child.wait(limit_s)
         if ended is None:
             status = ALARM
@@ -277,14 +306,29 @@ class Attempt:
             status = ended.status
         if child.ended:
             self._forget(child.mark)
-        log.info("%s: %s: status %d after %.3f s", job.id, hook.path, status, time.monotonic() - begun)
+        where = f"{machine.name}: " if machine.place else ""
+        log.info("%s: %s%s: status %d after %.3f s", job.id, where, hook.path, status, time.monotonic() - begun)
         return status
+
+    @contextlib.contextmanager
+    def _streams_on(self, index: int) -> Iterator[Streams]:
+        """The streams of a hook: the job's on the mother superior, on sisters they lead nowhere."""
+        streams = workspace.nowhere() if index else self._streams
+        try:
+            yield streams
+        finally:
+            if index:
+                os.close(streams.stdin)
 
     async def _prologues(self) -> int:
         """All prologues until one fails; their time in all is bounded too. A deleted job's go on."""
         deadline = time.monotonic() + self._limit_s
-        arguments = hooks.prologue_arguments(self._machine, self.job)
-        for hook in hooks.prologues(self._machine.layout.mom_priv, self.job):
+        if len(self._machines) > 1:
+            status = await self._join_sisters(deadline)
+            if status != 0:
+                return status
+        arguments = hooks.prologue_arguments(self._superior, self.job)
+        for hook in hooks.prologues(self._superior.hooks, self.job):
             if self._interrupt is not None and self._interrupt.why is Why.STOP:
                 return RETRY
             status = await self._hook(hook, arguments, 0o077, max(0.0, deadline - time.monotonic()))
@@ -293,10 +337,67 @@ class Attempt:
         return 0
 
     async def epilogues(self) -> None:
-        """All epilogues, whatever they end with."""
-        arguments = hooks.epilogue_arguments(self._machine, self.job)
-        for hook in hooks.epilogues(self._machine.layout.mom_priv, self.job):
+        """All epilogues, whatever they end with: the sisters', then the mother superior's."""
+        await self._leave_sisters()
+        arguments = hooks.epilogue_arguments(self._superior, self.job)
+        for hook in hooks.epilogues(self._superior.hooks, self.job):
             await self._hook(hook, arguments, 0o022, self._limit_s)
+        self._remove_task_files()
+
+    # --- sisters
+
+    async def _join_sisters(self, deadline: float) -> int:
+        """The prologues of all sisters, beside each other, then the task files; 0 or the status of one that failed.
+
+        When the attempt is to end, the mother superior's prologues have no turn any more, and no task file appears.
+        """
+        ended = await asyncio.gather(*(self._join(index, deadline) for index in range(1, len(self._machines))))
+        if self._interrupt is not None:
+            return RETRY
+        failed = next((status for status in ended if status != 0), 0)
+        if failed == 0:
+            for machine in reversed(self._machines):
+                workspace.write_task_file(machine, self.job)
+        return failed
+
+    async def _join(self, index: int, deadline: float) -> int:
+        """The prologues of one sister until one fails, after which she has no epilogues."""
+        machine = self._machines[index]
+        arguments = hooks.prologue_arguments(machine, self.job)
+        for hook in hooks.sister_prologues(machine.hooks, self.job):
+            if self._interrupt is not None and self._interrupt.why is Why.STOP:
+                return RETRY
+            try:
+                status = await self._hook(hook, arguments, 0o022, max(0.0, deadline - time.monotonic()), index=index)
+            except OSError as error:
+                log.error("%s: %s: %s: %s", self.job.id, machine.name, hook.path, error)
+                status = RETRY
+            if status != 0:
+                if self._interrupt is None:
+                    self._absent.add(index)
+                    self._failed = f"{hook.path.rpartition('/')[2]} on {machine.name}"
+                return status
+        return 0
+
+    async def _leave_sisters(self) -> None:
+        """The epilogues of all sisters that have joined, beside each other, whatever they end with."""
+        sisters = set(range(1, len(self._machines))) - self._absent
+        await asyncio.gather(*(self._leave(index) for index in sisters))
+
+    async def _leave(self, index: int) -> None:
+        machine = self._machines[index]
+        arguments = hooks.epilogue_arguments(machine, self.job, sister=True)
+        for hook in hooks.sister_epilogues(machine.hooks, self.job):
+            try:
+                await self._hook(hook, arguments, 0o022, self._limit_s, index=index, blocked=SISTER_BLOCKS)
+            except OSError as error:
+                log.error("%s: %s: %s: %s", self.job.id, machine.name, hook.path, error)
+
+    def _remove_task_files(self) -> None:
+        """Those of a job with several nodes go with each attempt, those of others with the job."""
+        if len(self._machines) > 1:
+            for machine in self._machines:
+                workspace.task_file(machine, self.job).unlink(missing_ok=True)
 
     # --- the script
 
@@ -307,7 +408,7 @@ class Attempt:
         return Program(
             path=shell,
             argv=(f"-{shell.rpartition('/')[2]}", *(("-c", job.asked.command) if job.asked.command else ())),
-            environment=tuple(hooks.job_environment(self._machine, job, self._server).items()),
+            environment=tuple(hooks.job_environment(self._superior, job, self._server).items()),
             directory=job.asked.init_dir or job.owner.home,
             umask=job.asked.umask,
             limits=limits(job),
@@ -318,7 +419,7 @@ class Attempt:
 
     def _start_script(self) -> Child:
         job = self.job
-        script = self._machine.layout.jobs / f"{job.prefix}.SC"
+        script = self._superior.layout.jobs / f"{job.prefix}.SC"
         line = f"{script} {job.asked.arguments}".rstrip(" ") if job.asked.arguments else os.fspath(script)
 
         def record(mark: Mark) -> None:
@@ -329,7 +430,11 @@ class Attempt:
         def begin(stdin: int) -> Child:
             streams = self._streams._replace(stdin=stdin)
             return process.start(
-                process.become(self._program()), identity=job.owner.identity, streams=streams, record=record
+                process.become(self._program()),
+                identity=job.owner.identity,
+                streams=streams,
+                record=record,
+                place=self._superior.place,
             )
 
         if job.asked.interactive:
@@ -345,7 +450,8 @@ class Attempt:
     async def _script(self) -> Verdict:
         """Run the job's script to its end, by itself, by its walltime or by an interrupt."""
         job, begun = self.job, time.monotonic()
-        workspace.write_task_file(self._machine, job)
+        if len(self._machines) == 1:
+            workspace.write_task_file(self._superior, job)
         child = self._start_script()
         log.info("%s: script started, session %d", job.id, child.mark.pid)
         walltime = job.resource("walltime")
@@ -389,8 +495,8 @@ class Attempt:
             await process.end_session(child.mark)
             return
         if interrupt.why is Why.DELETE:
-            arguments = hooks.epilogue_arguments(self._machine, self.job)
-            await self._hook(hooks.precancel(self._machine.layout.mom_priv, self.job), arguments, 0o022, self._limit_s)
+            arguments = hooks.epilogue_arguments(self._superior, self.job)
+            await self._hook(hooks.precancel(self._superior.hooks, self.job), arguments, 0o022, self._limit_s)
         number = signal.SIGHUP if interrupt.why is Why.GONE else signal.SIGTERM
         await self._terminate(child, interrupt.delay_s, number)
 

@@ -16,9 +16,12 @@ import signal
 import termios
 import time
 from collections.abc import Iterable, Sequence
-from typing import Callable, NamedTuple, NoReturn, Optional
+from typing import TYPE_CHECKING, Callable, NamedTuple, NoReturn, Optional
 
 from vmgr.node.process import boot_id, start_ticks
+
+if TYPE_CHECKING:
+    from vsub.engines.local.namespaces import Place
 
 SETUP_FAILED = 254
 """Exit status of a child whose program could not be started."""
@@ -66,6 +69,7 @@ class Program(NamedTuple):
     limits: tuple[tuple[int, int], ...] = ()
     nice: int = 0
     ignore_sigpipe: bool = True
+    blocked: tuple[signal.Signals, ...] = ()
     terminal: bool = False
     """Whether standard input becomes the controlling terminal."""
     find: Optional[Callable[[], str]] = None
@@ -238,19 +242,24 @@ def start(
     streams: Streams,
     record: Callable[[Mark], None],
     keep: Sequence[int] = (),
+    place: Optional[Place] = None,
 ) -> Child:
     """Fork a child that runs `body` (which may exec) in a session of its own with the rights of `identity`.
 
     `record` gets the child's mark before the child does anything. Descriptors beyond the standard three are
-    closed in the child, except those in `keep`. Raises OSError when there can be no child; what `record`
+    closed in the child, except those in `keep`. In a simulated node, `place`, the child has the pid that we see
+    and another one that it sees itself. Raises OSError when there can be no child; what `record`
     raises passes on.
     """
     go_read, go_write = os.pipe()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
+        pid = os.fork() if place is None else place.fork()
         if pid == 0:
-            _run_child(body, identity, streams, go_read, go_write, keep)
+            _run_child(body, identity, streams, go_read, go_write, keep, place)
+    except OSError:
+        os.close(go_write)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(go_read)
@@ -274,6 +283,7 @@ def _run_child(
     go_read: int,
     go_write: int,
     keep: Sequence[int],
+    place: Optional[Place],
 ) -> NoReturn:
     """Everything between fork and exec; never returns."""
     status = SETUP_FAILED
@@ -285,7 +295,9 @@ def _run_child(
         os.close(go_write)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if os.read(go_read, 1) == b"g":
-            _set_streams(streams, keep)
+            _set_streams(streams, keep if place is None else (*keep, *place.descriptors))
+            if place is not None:
+                place.enter()
             os.setgroups(identity.groups)
             os.setresgid(identity.gid, identity.gid, identity.gid)
             os.setresuid(identity.uid, identity.uid, identity.uid)
@@ -342,6 +354,7 @@ def become(program: Program) -> Callable[[], int]:
                 pass
         if not program.ignore_sigpipe:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, program.blocked)
         for which, amount in program.limits:
             _, hard = resource.getrlimit(which)
             value = amount if hard == resource.RLIM_INFINITY else min(amount, hard)

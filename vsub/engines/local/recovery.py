@@ -33,5 +33,5 @@ async def recover(server: Server, job: Job) -> None:
         return
     if job.exit_status is None or job.exit_status == ABORTED_BY_RESTART:
         job.exit_status = ABORTED_BY_RESTART
-        workspace.append_error(server.machine, job, f"=>> PBS: job {job.reason or 'aborted'}\n")
+        workspace.append_error(server.superior(job), job, f"=>> PBS: job {job.reason or 'aborted'}\n")
     await server.finish(job, delivered=job.exit_status != mom.ABORTED)

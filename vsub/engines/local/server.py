@@ -13,7 +13,7 @@ from vsub.engines.local import deliver, mom, process, protocol, workspace
 from vsub.engines.local.arrays import Array
 from vsub.engines.local.endings import Endings
 from vsub.engines.local.job import Job, Phase
-from vsub.engines.local.machine import Machine
+from vsub.engines.local.machine import Cluster, Machine
 from vsub.engines.local.mom import Attempt, Verdict, Why
 from vsub.engines.local.protocol import Refused
 from vsub.engines.local.records import Records
@@ -30,13 +30,13 @@ Recovery = Callable[["Server", Job], Awaitable[None]]
 class Server:
     """All jobs of one spool directory."""
 
-    def __init__(self, machine: Machine, name: str, settings: Settings) -> None:
-        self.machine = machine
+    def __init__(self, cluster: Cluster, name: str, settings: Settings) -> None:
+        self.cluster = cluster
         self.name = name
         self.settings = settings
-        self.records = Records(machine.layout)
+        self.records = Records(cluster.layout)
         self.schedule = Schedule(self.records, name)
-        self.endings = Endings(machine, settings, self.records, self.schedule)
+        self.endings = Endings(cluster, settings, self.records, self.schedule)
         self._attempt: Optional[Attempt] = None
         self._wake = asyncio.Event()
         self._stopping = False
@@ -105,12 +105,12 @@ class Server:
         """End what the prologues of the job began, if they had their turn and the epilogues had not."""
         if job.phase in (Phase.PROLOGUE, Phase.RUNNING, Phase.EPILOGUE):
             job.phase = Phase.EPILOGUE
-            attempt = Attempt(self.machine, job, self.settings, self.name, self.records.save_if_possible)
+            attempt = Attempt(self.cluster, job, self.settings, self.name, self.records.save_if_possible)
             await attempt.epilogues_after_fault()
 
     def attempt(self, job: Job, terminal: Optional[Terminal] = None) -> Attempt:
         """One start of a job."""
-        return Attempt(self.machine, job, self.settings, self.name, self.records.save, terminal)
+        return Attempt(self.cluster, job, self.settings, self.name, self.records.save, terminal)
 
     async def _run(self, job: Job) -> None:
         """One attempt and what follows from it."""
@@ -135,7 +135,7 @@ class Server:
                 self.requeue(job)
                 return
             job.reason = f"aborted: requeued {self.settings.requeue_limit} times in a row, {job.reason}"
-            workspace.append_error(self.machine, job, f"=>> PBS: job {job.reason}\n")
+            workspace.append_error(self.superior(job), job, f"=>> PBS: job {job.reason}\n")
             verdict = Verdict.DELIVER
         elif verdict is Verdict.AGAIN:
             job.requeues = 0
@@ -156,6 +156,10 @@ class Server:
             job.marks = []
             self.records.save_if_possible(job)
 
+    def superior(self, job: Job) -> Machine:
+        """The job's mother superior."""
+        return self.cluster.of_job(job.exec_host)[0]
+
     # --- the end of a job
 
     async def finish(self, job: Job, *, delivered: bool) -> None:
@@ -164,7 +168,7 @@ class Server:
             job.phase = Phase.DELIVERY
             self.records.save(job)
             trouble = await deliver.send(
-                self.machine,
+                self.superior(job),
                 job,
                 self.settings.deliver_timeout_s,
                 record=functools.partial(self._mark, job),

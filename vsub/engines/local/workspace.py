@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 from vsub.engines.local import hooks
 from vsub.engines.local.job import Job
 from vsub.engines.local.machine import Machine
 from vsub.engines.local.process import Streams
+from vsub.engines.local.records import write_whole
 
 
-def make(machine: Machine, job: Job, nodes: list[str]) -> None:
-    """The script, which an interactive job has not, and the node file. Raises OSError."""
+def make(records: Path, machine: Machine, job: Job, nodes: list[str]) -> None:
+    """The script, which an interactive job has not, from the server's records, and the node file. Raises OSError."""
     layout = machine.layout
     if not job.asked.interactive:
         script = layout.jobs / f"{job.prefix}.SC"
         script.unlink(missing_ok=True)
-        stored = layout.records / f"{job.array_id or job.id}.SC"
+        stored = records / f"{job.array_id or job.id}.SC"
         _copy_owned(os.fspath(stored), os.fspath(script), job.owner.uid, job.owner.gid)
     node_file = hooks.node_file(machine, job)
     node_file.write_text("".join(f"{line}\n" for line in nodes), encoding="ascii")
@@ -70,21 +73,25 @@ def append_error(machine: Machine, job: Job, text: str) -> None:
         os.close(descriptor)
 
 
+def task_file(machine: Machine, job: Job) -> Path:
+    """`<prefix>.JB`, what a mom knows of a job."""
+    return machine.layout.jobs / f"{job.prefix}.JB"
+
+
 def write_task_file(machine: Machine, job: Job) -> None:
-    """`<prefix>.JB`, which a mom writes when a single-node job's prologues are over."""
+    """Write the task file: when a single-node job's prologues are over, when those of the sisters are for others."""
     items = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in job.resource_list())
     text = (
         f'<?xml version="1.0"?>\n<job>\n<jobid>{job.id}</jobid>\n<attributes>\n'
         f"<Job_Name>{escape(job.name)}</Job_Name>\n<exec_host>{job.exec_host}</exec_host>\n"
         f"<cookie>{job.cookie}</cookie>\n<Resource_List>{items}</Resource_List>\n</attributes>\n</job>\n"
     )
-    path = machine.layout.jobs / f"{job.prefix}.JB"
-    path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_whole(task_file(machine, job), text.encode("utf-8", "backslashreplace"), durable=False)
 
 
-def files(machine: Machine, job: Job) -> list[str]:
-    """Everything that a start makes outside the server's records."""
-    layout = machine.layout
-    made = [layout.jobs / f"{job.prefix}.SC", layout.jobs / f"{job.prefix}.JB", hooks.node_file(machine, job)]
-    return [*map(os.fspath, made), *(os.fspath(layout.output_file(job.prefix, stream)) for stream in "oe")]
+def files(machines: Sequence[Machine], job: Job) -> list[Path]:
+    """Everything that a start makes on the job's nodes, the mother superior first."""
+    layout = machines[0].layout
+    made = [layout.jobs / f"{job.prefix}.SC", hooks.node_file(machines[0], job)]
+    made += [layout.output_file(job.prefix, stream) for stream in "oe"]
+    return [*made, *(task_file(machine, job) for machine in machines)]

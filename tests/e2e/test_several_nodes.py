@@ -1,0 +1,170 @@
+"""Guest jobs over several nodes, several guests on each: the embedded batch system's simulated nodes, real guests."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .conftest import CONFIG, Site, User, eventually, installed
+
+NODES = ("n1", "n2", "n3")
+FOUR = "-l", "nodes=2:ppn=2", "-vm", "vms_per_node=2"
+EVERYWHERE = CONFIG.replace("local: {{", "local: {{nodes: 3, ").replace(
+    "  img: {{default: micro}}",
+    "  img: {{default: micro}}\n  nodes: {{max: 3}}\n  vms_per_node: {{max: 3}}",
+)
+
+
+class Cluster(Site):
+    """An installation with simulated nodes, each with its own record, overlays and sockets."""
+
+    def left_behind(self) -> list[str]:
+        left = [
+            f"process {process.cmdline()}"
+            for what in ("qemu-system", "libexec/vtorque-")
+            for process in self.processes(what)
+            if "vtorque-local" not in " ".join(process.cmdline())
+        ]
+        for node in NODES:
+            own = self.root / "local" / "nodes" / node
+            for place in ("spool/jobs", "overlays"):
+                left += [str(path) for path in (own / "own" / str(self.root)[1:] / place).glob("*")]
+            left += [str(path) for path in (own / "mom_priv" / "jobs").glob("*")]
+            for place in ("jobs", "tombstones", "ended"):
+                done = self.enter(node, "sh", "-c", f"ls {self.run}/{place} 2>/dev/null || :")
+                left += [f"{node} {self.run}/{place}/{name}" for name in done.split()]
+        return left
+
+    def enter(self, node: str, *command: str) -> str:
+        """What a command in a node says."""
+        import subprocess
+
+        local = str(self.prefix / "libexec" / "vtorque-local")
+        done = subprocess.run([local, "enter", node, *command], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def log(self, node: str) -> str:
+        """The log of a node."""
+        path = self.root / "local" / "nodes" / node / "own" / str(self.root)[1:] / "log" / "node.log"
+        return path.read_text() if path.exists() else ""
+
+    def wait_on(self, node: str, job_id: str, stage: str) -> None:
+        """Wait until a node's log says that a job has passed a stage there."""
+        eventually(lambda: f"job {job_id}: {stage} after" in self.log(node), f"{job_id} on {node}: {stage}")
+
+    def reached(self, node: str, job_id: str, stage: str) -> bool:
+        return f"job {job_id}: {stage} after" in self.log(node)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with installed(EVERYWHERE) as site:
+        yield Cluster(site.prefix, site.root)
+
+
+@pytest.fixture(scope="module")
+def _member(cluster: Cluster) -> Iterator[User]:
+    member = User(cluster)
+    yield member
+    member.remove()
+
+
+@pytest.fixture
+def user(_member: User, cluster: Cluster) -> Iterator[User]:
+    yield _member
+    cluster.assert_clean()
+    _member.clear_home()
+
+
+def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
+    done = user.job("hostname; echo rank $VTORQUE_RANK of $VTORQUE_GUESTS; cat $PBS_NODEFILE\n", *FOUR)
+    guests = ["vn1-1", "vn1-2", "vn2-1", "vn2-2"]
+    assert (done.status, done.err) == (0, ""), done
+    assert done.out.splitlines() == ["vn1-1", f"rank 0 of {' '.join(guests)}", *guests]
+    hooks = (user.home / "hooks").read_text().splitlines()
+    assert sorted(hooks) == sorted(
+        [f"root-{kind} 0 vn1-1" for kind in ("prologue", "epilogue")]
+        + [f"root-{kind}.parallel 0 {name}" for kind in ("prologue", "epilogue") for name in guests[1:]]
+    )
+    for node in ("n1", "n2"):
+        assert cluster.reached(node, done.job_id, "gone"), "its agent has ended by itself, not by the epilogue"
+    assert not (user.home / ".vtorque").exists() or not list((user.home / ".vtorque").iterdir())
+
+
+def test_the_barrier_has_little_slack(cluster: Cluster, user: User) -> None:
+    done = user.job("true\n", "-l", "nodes=3")
+    ready = re.findall(r"guests ready after ([0-9.]+) s", "".join(cluster.log(node) for node in NODES))
+    assert done.status == 0 and len(ready) >= 3
+    start = re.findall(rf"job {re.escape(done.job_id)}: ready after ([0-9.]+) s", cluster.log("n1"))
+    last = max(
+        float(seconds)
+        for node in NODES
+        for seconds in re.findall(rf"job {re.escape(done.job_id)}: guests ready after ([0-9.]+) s", cluster.log(node))
+    )
+    assert float(start[-1]) - last <= 1.0, f"job ready at {start[-1]} s, the last node at {last} s"
+
+
+def test_a_failing_hook_of_a_sister_ends_the_job_with_its_output(cluster: Cluster, user: User) -> None:
+    user.write("fail-prologue.parallel", "")
+    done = user.job("echo never\n", "-l", "nodes=2")
+    assert (done.status, done.out) == (77, "")
+    assert "the prologue.parallel of the site says no" in done.err
+    assert "VT-HOOK: n2: the site's VM prologue ended with status 5 in vn2-1" in done.err
+
+
+def test_a_failing_epilogue_of_a_sister_is_told(cluster: Cluster, user: User) -> None:
+    user.write("fail-epilogue.parallel", "")
+    done = user.job("echo done\n", "-l", "nodes=2")
+    assert (done.status, done.out) == (77, "done\n")
+    assert "VT-HOOK: n2: the site's VM epilogue ended with status 5 in vn2-1" in done.err
+
+
+def test_a_guest_that_dies_on_a_sister_ends_the_job(cluster: Cluster, user: User) -> None:
+    job = user.submit("echo started; touch runs; sleep 300\n", "-l", "nodes=2")
+    eventually(lambda: (user.home / "runs").exists(), "the script runs")
+    (qemu,) = [process for process in cluster.processes("qemu-system") if "vn2-1" in " ".join(process.cmdline())]
+    qemu.kill()
+    assert cluster.wait(job) == 76
+    number = job.partition(".")[0]
+    assert user.output(f"job.sh.o{number}") == "started\n"
+    assert "VT-GUEST: n2: the guest vn2-1 ended while the job was running" in user.output(f"job.sh.e{number}")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "agent", "staged", "booted", "job started",
+        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("spec", "prologue", "ready")),
+    ],
+)  # fmt: skip
+def test_a_job_deleted_at_any_stage_leaves_nothing(cluster: Cluster, user: User, stage: str) -> None:
+    job = user.submit("echo before; touch runs; sleep 300\n", *FOUR)
+    cluster.wait_on("n1", job, stage)
+    if stage == "job started":
+        eventually(lambda: (user.home / "runs").exists(), "the script runs")
+    begun = time.monotonic()
+    assert cluster.client("qdel", job).returncode == 0
+    cluster.wait(job)
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
+    assert time.monotonic() - begun <= 20, "all nodes end clean soon"
+    if stage == "job started":
+        assert user.output(f"job.sh.o{job.partition('.')[0]}") == "before\n"
+
+
+def test_a_job_that_is_queued_again_starts_clean(cluster: Cluster, user: User) -> None:
+    job = user.submit("echo run $VTORQUE_RANK; [ -e again ] || { touch again; sleep 300; }\n", *FOUR)
+    cluster.wait_on("n1", job, "job started")
+    eventually(lambda: (user.home / "again").exists(), "the first run")
+    assert cluster.client("qrerun", job).returncode == 0
+    assert cluster.wait(job) == 0
+    assert user.output(f"job.sh.o{job.partition('.')[0]}") == "run 0\nrun 0\n"
+
+
+def test_more_nodes_than_the_policy_has(cluster: Cluster, user: User) -> None:
+    path = user.write("job.sh", "true\n")
+    done = user.run(str(cluster.vsub), "-l", "nodes=4", str(path))
+    assert done.returncode == 2 and "1 to 3 is allowed" in done.stderr

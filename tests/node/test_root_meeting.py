@@ -1,0 +1,196 @@
+"""How nodes meet in a job directory: with and without inotify, whatever lies there, and nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ, a_user
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node import meeting
+from vmgr.node.meeting import Barrier, Watch, call_over, nodes_folder, over, parse_failure, parse_report, report
+from vmgr.node.userio import User
+
+KEY, OLDER = "0123456789abcdef", "fedcba9876543210"
+PATIENCE_S = 30.0
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a user's")
+
+
+@pytest.fixture
+def user() -> User:
+    return a_user(uid=65534, gid=65534, groups=())
+
+
+@pytest.fixture
+def directory(user: User) -> Iterator[str]:
+    home = Path(tempfile.mkdtemp(prefix="vt-meeting-"))
+    os.chown(home, user.uid, user.gid)
+    before = set(psutil.Process().children(recursive=True))
+    yield str(home)
+    shutil.rmtree(home)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=5)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE], "a watching child is left"
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    async def settled() -> Any:
+        try:
+            return await asyncio.wait_for(work, PATIENCE_S)
+        finally:
+            while psutil.Process().children():  # those that wrote are collected a moment after their last word
+                await asyncio.sleep(0.01)
+
+    return asyncio.run(settled())
+
+
+async def say(user: User, directory: str, kind: str, node: int, key: str = KEY, **data: Any) -> None:
+    await report(user, directory, key, kind, node, data, timeout_s=10)
+
+
+@pytest.mark.parametrize("inotify", [True, False])
+def test_forty_nodes_meet(directory: str, user: User, inotify: bool) -> None:
+    async def work() -> float:
+        barrier = Barrier(directory, KEY, user=user, nodes=[f"n{n}" for n in range(40)], inotify=inotify)
+        try:
+            await say(user, directory, "ready", 0, key=OLDER)
+            for node in range(39):
+                await say(user, directory, "ready", node)
+            waiting = asyncio.ensure_future(barrier.all_ready())
+            await asyncio.sleep(0.7)
+            assert not waiting.done()
+            begun = time.monotonic()
+            await say(user, directory, "ready", 39)
+            await waiting
+            return time.monotonic() - begun
+        finally:
+            await barrier.close()
+
+    assert run(work()) <= 1.0, "slack after the last node"
+
+
+def test_a_failure_ends_the_waiting_at_once(directory: str, user: User) -> None:
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2", "n3"])
+        try:
+            waiting = [asyncio.ensure_future(wait()) for wait in (barrier.all_ready, barrier.failure)]
+            await say(user, directory, "ready", 0)
+            await say(user, directory, "failed", 2, code="VT-HOOK", reason="it ended with 3", output="said\n")
+            for one in waiting:
+                with pytest.raises(VTorqueError, match="VT-HOOK: n3: it ended with 3") as caught:
+                    await one
+                assert caught.value.output == "said\n"
+        finally:
+            await barrier.close()
+
+    run(work())
+
+
+def test_the_end_of_all_nodes_is_awaited_within_a_bound(directory: str, user: User) -> None:
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2", "n3"])
+        try:
+            await say(user, directory, "gone", 1)
+            begun = time.monotonic()
+            assert await barrier.all_gone(0.3) == []
+            assert 0.3 <= time.monotonic() - begun < 5
+            await say(user, directory, "gone", 2, code="VT-HOOK", reason="epilogue", output="")
+            (problem,) = await barrier.all_gone(PATIENCE_S)
+            assert problem.code is Code.HOOK and "n3: epilogue" in str(problem)
+        finally:
+            await barrier.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize("inotify", [True, False])
+def test_the_job_is_called_over(directory: str, user: User, inotify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "SISTER_LOOKS_AGAIN_SECONDS", 0.2)
+
+    async def work() -> None:
+        waiting = asyncio.ensure_future(over(directory, KEY, user=user, inotify=inotify))
+        await call_over(user, directory, OLDER, timeout_s=10)
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        await call_over(user, directory, KEY, timeout_s=10)
+        await waiting
+
+    run(work())
+
+
+def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User, tmp_path: Path) -> None:
+    folder = Path(nodes_folder(directory, KEY))
+    folder.mkdir()
+    os.chown(folder, user.uid, user.gid)
+    (tmp_path / "secret").write_text('{"v": 1}')
+    (tmp_path / "secret").chmod(0o600)
+    os.mkfifo(folder / "ready.0", 0o666)
+    (folder / "ready.1").symlink_to(tmp_path / "secret")
+    (folder / "failed.2").mkdir(mode=0o755)
+    for name, data in {
+        "ready.7": b"{}", "ready.99999999": b"{}", "ready.-1": b"{}", "other.1": b"{}", "failed.1": b"[1]",
+        "gone.1": b"[" * 60_000, "gone.2": b'{"code": "VT-USAGE", "reason": ["x"], "output": 7}', "\udcff": b"",
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(data)
+    for made in folder.iterdir():
+        os.chown(made, user.uid, user.gid, follow_symlinks=False)
+
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2", "n3"])
+        try:
+            waiting = asyncio.ensure_future(barrier.all_ready())
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            waiting.cancel()
+            (problem,) = await barrier.all_gone(0.1)
+            assert problem.code is Code.INTERNAL and problem.output == "7"
+        finally:
+            await barrier.close()
+
+    run(work())
+
+
+@FUZZ
+@given(
+    st.text(max_size=20) | st.from_regex(r"(ready|failed|gone)\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
+)
+def test_any_file(name: str, data: bytes) -> None:
+    found = parse_report(name, data)
+    assert found is None or (found.kind in meeting.KINDS and found.node >= 0 and isinstance(found.data, dict))
+
+
+@FUZZ
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_failure(value: Any) -> None:
+    for data in ({"code": value}, {"code": "VT-HOOK", "reason": value, "output": value}):
+        problem = parse_failure(data, "n1")
+        assert problem is None or (70 <= problem.code.status <= 79 and "\n" not in str(problem))
+        assert problem is None or len(problem.output) <= meeting.MAX_OUTPUT_CHARS
+
+
+def test_a_folder_full_of_files_is_looked_at_no_further_than_bounded(tmp_path: Path) -> None:
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"ready.{number}").write_text("{}")
+    read, write = os.pipe()
+    Watch(str(folder), 100, 1.0, 50, False)._tell_new(set(), write)
+    os.close(write)
+    with open(read, "rb") as stream:
+        assert stream.read().count(json.dumps({}).encode()) == 50

@@ -1,0 +1,86 @@
+"""The other nodes of a job, as the agent of one node meets them in the job directory; nobody, for a job of one node.
+
+What stands there is the user's word: it ends or holds up that user's job, and decides nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Optional
+
+from vmgr.errors import VTorqueError
+from vmgr.logs import LOGGER
+from vmgr.node import meeting
+from vmgr.node.allocation import Allocation, short
+from vmgr.node.userio import User
+
+
+class Fellows:
+    """How the agent of one attempt tells the others, and hears of them. Use `close` at the end."""
+
+    def __init__(self, directory: str, allocation: Allocation, user: User, *, timeout_s: float) -> None:
+        self._directory = directory
+        self._allocation = allocation
+        self._user = user
+        self._timeout_s = timeout_s
+        self._alone = len(allocation.nodes) == 1
+        self._called_over = False
+        self._barrier: Optional[meeting.Barrier] = None
+        if not self._alone and self.leads:
+            names = [short(node) for node in allocation.nodes]
+            self._barrier = meeting.Barrier(directory, allocation.key, user=user, nodes=names)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the mother superior."""
+        return self._allocation.node_index == 0
+
+    async def tell(self, kind: str, data: dict[str, Any]) -> None:
+        """Report to the mother superior; nothing that fails here is worse for the job than silence."""
+        if self._alone:
+            return
+        try:
+            await meeting.report(
+                self._user, self._directory, self._allocation.key, kind, self._allocation.node_index, data,
+                timeout_s=self._timeout_s,
+            )  # fmt: skip
+        except VTorqueError as err:
+            LOGGER.warning("the other nodes were not told that this one is %s: %s", kind, err)
+
+    async def all_ready(self) -> None:
+        """On the mother superior: wait until every node is ready. Raises VTorqueError, the first that a node tells."""
+        if self._barrier is not None:
+            await self._barrier.all_ready()
+
+    async def failure(self) -> None:
+        """Wait for the failure of another node, and raise it."""
+        if self._barrier is not None:
+            await self._barrier.failure()
+        await asyncio.Event().wait()
+
+    async def over(self) -> None:
+        """On a sister: wait until the mother superior says that the job is over."""
+        if self._alone or self.leads:
+            await asyncio.Event().wait()
+        await meeting.over(self._directory, self._allocation.key, user=self._user)
+
+    async def call_over(self) -> None:
+        """On the mother superior: tell every node, once, that the job is over."""
+        if self._barrier is not None and not self._called_over:
+            self._called_over = True
+            try:
+                await meeting.call_over(self._user, self._directory, self._allocation.key, timeout_s=self._timeout_s)
+            except VTorqueError as err:
+                LOGGER.warning("the other nodes were not told that the job is over: %s", err)
+
+    async def all_gone(self, timeout_s: float) -> Optional[VTorqueError]:
+        """On the mother superior: wait, within a bound, until nothing is left on any node; the first failure told."""
+        if self._barrier is None:
+            return None
+        failures = await self._barrier.all_gone(timeout_s)
+        return failures[0] if failures else None
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._barrier is not None:
+            await self._barrier.close()

@@ -1,0 +1,256 @@
+"""How the nodes of a job meet: in the job directory, in files that are written whole, once, with the user's rights.
+
+    nodes.<key>/<kind>.<i>   what node i says of itself: `ready`, `failed`, `gone` (JSON)
+    job.<key>/over           what the mother superior says to all
+
+A node never looks a name up that may not be there yet, because an NFS client remembers for up to 30 s (acdirmin,
+nfs(5)) that it was not. It makes the folder itself and lists it; opening a folder makes the client ask the server
+whether it has changed. inotify tells at once of what this machine writes, and nothing of what others do, so the
+folder is listed again after a while. Only the mother superior lists what all nodes say.
+
+Whatever is read here is the user's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import select
+import stat
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from inotify_simple import INotify, flags
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.userio import Stream, User, read_stream, write_all, write_in_folder
+
+KINDS = ("ready", "failed", "gone")
+OVER = "over"
+MAX_REPORT_BYTES = 64 * 1024
+MAX_ENTRIES_PER_NODE = 16
+MAX_OUTPUT_CHARS = 4096
+MAX_REASON_CHARS = 1000
+LEADER_LOOKS_AGAIN_SECONDS = 0.5
+SISTER_LOOKS_AGAIN_SECONDS = 2.0
+
+_HEAD = struct.Struct(">HI")
+_NAME = re.compile(rf"({'|'.join(KINDS)})\.([0-9]{{1,6}})", re.ASCII)
+
+
+class Report(NamedTuple):
+    """What a node says of itself; `node` is its place among the nodes of the job."""
+
+    kind: str
+    node: int
+    data: dict[str, Any]
+
+
+def nodes_folder(directory: str, key: str) -> str:
+    return f"{directory}/nodes.{key}"
+
+
+def job_folder(directory: str, key: str) -> str:
+    return f"{directory}/job.{key}"
+
+
+async def report(
+    user: User, directory: str, key: str, kind: str, index: int, data: dict[str, Any], *, timeout_s: float
+) -> None:
+    """Say something of node `index`, with the user's rights. Raises VTorqueError (VT-SPEC)."""
+    text = json.dumps({"v": 1, **data}).encode()
+    await write_in_folder(user, nodes_folder(directory, key), f"{kind}.{index}", text, timeout_s=timeout_s)
+
+
+async def call_over(user: User, directory: str, key: str, *, timeout_s: float) -> None:
+    """Say to all nodes, with the user's rights, that the job is over. Raises VTorqueError (VT-SPEC)."""
+    await write_in_folder(user, job_folder(directory, key), OVER, b"", timeout_s=timeout_s)
+
+
+async def reports(directory: str, key: str, *, user: User, nodes: int, inotify: bool = True) -> AsyncIterator[Report]:
+    """What the nodes say, each kind of each node once, as it comes. What is no report is passed over."""
+    watch = Watch(
+        nodes_folder(directory, key),
+        MAX_REPORT_BYTES,
+        LEADER_LOOKS_AGAIN_SECONDS,
+        MAX_ENTRIES_PER_NODE * nodes,
+        inotify,
+    )
+    frames = await read_stream(user, watch.run)
+    try:
+        while True:
+            frame = await _next_frame(frames, MAX_REPORT_BYTES)
+            if frame is None:
+                return
+            found = parse_report(*frame)
+            if found is not None and found.node < nodes:
+                yield found
+    finally:
+        await frames.close()
+
+
+async def over(directory: str, key: str, *, user: User, inotify: bool = True) -> None:
+    """Wait until the mother superior says that the job is over."""
+    watch = Watch(job_folder(directory, key), 0, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
+    frames = await read_stream(user, watch.run)
+    try:
+        frame = await _next_frame(frames, 0)
+    finally:
+        await frames.close()
+    if frame is None:  # the folder cannot be watched: the batch system's own word remains
+        await asyncio.Event().wait()
+
+
+def parse_report(name: str, data: bytes) -> Optional[Report]:
+    """The report in a file of this name; None for anything that is none."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return Report(match[1], int(match[2]), tree) if isinstance(tree, dict) else None
+
+
+def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
+    """The failure of a node that a report tells of; None where it tells of none."""
+    if not data.get("code"):
+        return None
+    code = Code.named(data["code"])
+    problem = VTorqueError(
+        f"{node}: {str(data.get('reason'))[:MAX_REASON_CHARS]}",
+        code=code if code.status >= Code.INTERNAL.status else Code.INTERNAL,
+    )
+    problem.output = str(data.get("output") or "")[-MAX_OUTPUT_CHARS:]
+    return problem
+
+
+class Barrier:
+    """On the mother superior: what `nodes`, by their names, have said so far, and waiting for what they will say."""
+
+    def __init__(self, directory: str, key: str, *, user: User, nodes: list[str], inotify: bool = True) -> None:
+        self._nodes = nodes
+        self._said: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
+        self._changed = asyncio.Event()
+        self._listening = asyncio.ensure_future(
+            self._listen(reports(directory, key, user=user, nodes=len(nodes), inotify=inotify))
+        )
+
+    async def all_ready(self) -> None:
+        """Wait until every node is ready. Raises VTorqueError, the first that a node tells, as soon as it is told."""
+        await self._all("ready", range(len(self._nodes)))
+
+    async def failure(self) -> None:
+        """Wait until a node tells of a failure, and raise it as a VTorqueError."""
+        await self._all("failed", range(len(self._nodes)))
+
+    async def all_gone(self, timeout_s: float) -> list[VTorqueError]:
+        """Wait, no longer than `timeout_s`, until nothing is left on any sister; what they say went wrong there."""
+        sisters = range(1, len(self._nodes))
+        waiting = asyncio.ensure_future(self._all("gone", sisters, fails=False))
+        await asyncio.wait([waiting], timeout=timeout_s)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        found = (parse_failure(self._said["gone"].get(index, {}), self._nodes[index]) for index in sisters)
+        return [problem for problem in found if problem is not None]
+
+    async def close(self) -> None:
+        """Stop listening; nothing is left running."""
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+
+    async def _all(self, kind: str, indexes: range, *, fails: bool = True) -> None:
+        while True:
+            changed = self._changed
+            for index, said in self._said["failed"].items() if fails else ():
+                name = self._nodes[index]
+                raise parse_failure(said, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
+            if all(index in self._said[kind] for index in indexes):
+                return
+            await changed.wait()
+
+    async def _listen(self, coming: AsyncIterator[Report]) -> None:
+        async for found in coming:
+            self._said[found.kind].setdefault(found.node, found.data)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+
+class Watch(NamedTuple):
+    """The work of the child that watches a folder: `run` writes a frame for each new file to a descriptor, for ever.
+
+    It makes the folder where it is not there. `limit` bounds a file's size in bytes, `entries` how many files are
+    looked at.
+    """
+
+    folder: str
+    limit: int
+    look_again_s: float
+    entries: int
+    inotify: bool
+
+    def run(self, out: int) -> None:
+        try:
+            Path(self.folder).mkdir(0o700)
+        except FileExistsError:
+            pass
+        watch = self._events()
+        told: set[str] = set()
+        while True:
+            self._tell_new(told, out)
+            if watch is None:
+                select.select([], [], [], self.look_again_s)
+            elif select.select([watch], [], [], self.look_again_s)[0]:
+                watch.read(timeout=0)
+
+    def _events(self) -> Optional[INotify]:
+        if not self.inotify:
+            return None
+        try:
+            watch = INotify()
+            watch.add_watch(self.folder, flags.MOVED_TO)
+        except OSError:
+            return None
+        return watch
+
+    def _tell_new(self, told: set[str], out: int) -> None:
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with os.scandir(folder) as listing:
+                for count, entry in enumerate(listing):
+                    if count >= self.entries:
+                        break
+                    known = entry.name == OVER or _NAME.fullmatch(entry.name)
+                    if known and entry.name not in told:
+                        data = self._read(folder, entry.name)
+                        if data is not None:
+                            told.add(entry.name)
+                            name = entry.name.encode()
+                            write_all(out, _HEAD.pack(len(name), len(data)) + name + data)
+        finally:
+            os.close(folder)
+
+    def _read(self, folder: int, name: str) -> Optional[bytes]:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except OSError:
+            return None
+        with open(fd, "rb") as stream:
+            return stream.read(self.limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+
+
+async def _next_frame(frames: Stream, limit: int) -> Optional[tuple[str, bytes]]:
+    """The next frame from the child, which is the user's: None at its end, or when it is none."""
+    try:
+        length, size = _HEAD.unpack(await frames.reader.readexactly(_HEAD.size))
+        if length > 64 or size > limit:
+            return None
+        name = await frames.reader.readexactly(length)
+        return name.decode("ascii", "replace"), await frames.reader.readexactly(size)
+    except asyncio.IncompleteReadError:
+        return None
