@@ -35,7 +35,16 @@ def vcpu_threads(affinity: Optional[Affinity], seed: Path) -> dict[str, set[int]
     """Where each vCPU thread of a guest with two vCPUs may run, once the guest runs."""
     image = image_or_skip("micro")
     plan = GuestPlan(
-        "5[1].host-g", 2, 256, "tcg", image.path("kernel"), image.path("initrd"), image.cmdline, "qcow2", ()
+        "5[1].host-g",
+        2,
+        256,
+        "tcg",
+        image.path("kernel"),
+        image.path("initrd"),
+        image.cmdline,
+        "qcow2",
+        "52:54:00:00:00:01",
+        (),
     )
 
     async def work() -> dict[str, set[int]]:
