@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import jinja2
-import pycdlib
 from screen import Screen, set_size
 
+from vmgr.config import Mount as NodeMount
 from vmgr.images.pool import Image
-from vmgr.node.cloudconfig import merge
+from vmgr.node.seed import GuestNet, SeedPlan, seed_files, write_seed
+from vmgr.node.userio import User as NodeUser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEMPLATES = REPOSITORY / "templates" / "guest"
+TEMPLATES = REPOSITORY / "templates"
+QEMU_MAC = "52:54:00:12:34:56"
 SLOW = 4 if os.environ.get("VTORQUE_SLOW_MACHINE") else 1
 BOOT_TIMEOUT_S = 240 * SLOW
 
@@ -74,6 +75,11 @@ class Setup:
     absent_shares: bool = False
     by_cloud_init: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    network: GuestNet = field(default_factory=lambda: GuestNet(QEMU_MAC))
+    hosts: tuple[tuple[str, str], ...] = ()
+    slots: tuple[tuple[str, int], ...] = ()
+    wait_hosts: bool = False
+    devices: Sequence[str] = ()
 
     @property
     def key(self) -> Path:
@@ -88,86 +94,51 @@ def make_key(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)], check=True)
 
 
+def sign(setup: Setup, authority: Path) -> None:
+    """Give the guest a host certificate for its name, signed with the private key `authority`."""
+    subprocess.run(
+        [
+            "ssh-keygen", "-q",
+            "-s", str(authority),
+            "-I", setup.hostname,
+            "-h",
+            "-n", setup.hostname,
+            str(setup.host_key.with_suffix(".pub")),
+        ],
+        check=True,
+    )  # fmt: skip
+
+
 def make_seed(setup: Setup) -> Path:
-    """Write the NoCloud seed as the contract has it and return its path."""
-    user, family = setup.user, setup.image.family
-    settings = {
-        "VT_USER": user.name,
-        "VT_UID": user.uid,
-        "VT_GID": user.gid,
-        "VT_GROUP": user.group,
-        "VT_HOME": user.home,
-        "VT_SHELL": user.shell,
-        "VT_HOSTNAME": setup.hostname,
-        "VT_PUBKEY": setup.key.with_suffix(".pub").read_text().strip(),
-        "VT_GROUPS": " ".join(f"{name}:{gid}" for name, gid in user.groups),
-        "VT_MOUNTS": "\n".join(
-            f"{mount.tag} 9p {mount.target} {'ro' if mount.readonly else 'rw'}" for mount in setup.mounts
-        ),
-        "VT_ENV": "\n".join(f"{name}={value}" for name, value in setup.environment.items()),
-    }
-    assignments = [f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items()]
-    files = {
-        "vtorque/guest.env": "".join(assignments),
-        "vtorque/guest": (TEMPLATES / "common" / "guest").read_text(),
-        "vtorque/run": (TEMPLATES / "common" / "run").read_text(),
-        "vtorque/hosts": f"127.0.0.1 localhost\n10.0.2.15 {setup.hostname}\n",
-        "vtorque/nodefile": f"{setup.hostname}\n" * setup.vcpus,
-        "vtorque/ssh_host_ed25519_key": setup.host_key.read_text(),
-        "vtorque/ssh_host_ed25519_key.pub": setup.host_key.with_suffix(".pub").read_text(),
-    }
-    for name, text in (("prologue", setup.prologue), ("epilogue", setup.epilogue)):
-        if text is not None:
-            files[f"vtorque/{name}"] = text
-    for name in ("user-data", "meta-data", "network-config"):
-        files[name] = _render(TEMPLATES / family / f"{name}.j2", setup)
-        if setup.by_cloud_init:
-            files[name] = files[name].replace("# vtorque: guest program only\n", "")
-    if setup.metadata:
-        user_data, stages = merge(files["user-data"].encode(), setup.metadata)
-        files["user-data"], files["vtorque/stages"] = user_data.decode(), "".join(f"{stage}\n" for stage in stages)
-    path = setup.directory / "seed.iso"
-    _write_iso(path, files)
-    path.chmod(0o444)
-    return path
-
-
-def _render(template: Path, setup: Setup) -> str:
-    shell = template.read_text().startswith("#!")
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        finalize=(lambda value: shlex.quote(str(value))) if shell else json.dumps,
-        autoescape=False,
-    )
-    return environment.from_string(template.read_text()).render(
-        instance_id=f"test-{setup.hostname}",
+    """Write the NoCloud seed of the guest, as the node does, and return its path."""
+    user, cert = setup.user, setup.host_key.with_name("host_key-cert.pub")
+    plan = SeedPlan(
+        instance=f"test-{setup.hostname}",
         hostname=setup.hostname,
-        user=setup.user,
+        family=setup.image.family,
+        user=NodeUser(user.name, user.uid, user.gid, user.group, user.home, user.shell, user.groups),
         ssh_public_key=setup.key.with_suffix(".pub").read_text().strip(),
         host_key=setup.host_key.read_text(),
         host_key_pub=setup.host_key.with_suffix(".pub").read_text().strip(),
-        mounts=[{"tag": m.tag, "kind": "9p", "target": m.target, "readonly": m.readonly} for m in setup.mounts],
+        mounts=tuple(NodeMount(m.tag, "9p", str(m.source), m.target, m.readonly) for m in setup.mounts),
+        network=setup.network,
+        hosts=setup.hosts or (("10.0.2.15", setup.hostname),),
+        slots=setup.slots or ((setup.hostname, setup.vcpus),),
+        environment=setup.environment,
+        metadata=setup.metadata,
+        user_key=setup.key.read_text(),
+        host_cert=cert.read_text() if cert.exists() else None,
+        wait_hosts=setup.wait_hosts,
     )
-
-
-def _write_iso(path: Path, files: Mapping[str, str]) -> None:
-    iso = pycdlib.PyCdlib()
-    iso.new(vol_ident="cidata", rock_ridge="1.09", joliet=3)
-    iso.add_directory("/VTORQUE", rr_name="vtorque", joliet_path="/vtorque")
-    for number, (name, text) in enumerate(sorted(files.items())):
-        data = text.encode()
-        parent = "/VTORQUE" if "/" in name else ""
-        iso.add_fp(
-            io.BytesIO(data),
-            len(data),
-            f"{parent}/F{number}.;1",
-            rr_name=name.rsplit("/", maxsplit=1)[-1],
-            joliet_path=f"/{name}",
-            file_mode=0o100444,
-        )
-    iso.write(str(path))
-    iso.close()
+    hooks = {"prologue": setup.prologue, "epilogue": setup.epilogue}
+    files = seed_files(plan, TEMPLATES, {name: text.encode() for name, text in hooks.items() if text is not None})
+    if setup.by_cloud_init:
+        for name in ("user-data", "network-config"):
+            files[name] = files[name].replace(b"# vtorque: guest program only\n", b"")
+    path = setup.directory / "seed.iso"
+    write_seed(files, path)
+    path.chmod(0o444)
+    return path
 
 
 class Machine:
@@ -238,7 +209,8 @@ class Machine:
             "-serial", "chardev:console",
             "-device", "virtio-rng-pci",
             "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self._port}-:22",
-            "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-device", f"virtio-net-pci,netdev=net,mac={QEMU_MAC},romfile=",
+            *setup.devices,
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=events,path={events}",
             "-device", "virtserialport,chardev=events,name=org.vtorque.0",
@@ -307,9 +279,9 @@ class Machine:
                 reason = decode(event.get("reason", ""))
                 raise AssertionError(f"no {name} event {reason}\n{self.console_text()[-3000:]}")
 
-    def send(self, op: str) -> None:
+    def send(self, op: str, **members: str) -> None:
         assert self._connection is not None
-        self._connection.sendall(json.dumps({"v": 1, "op": op}).encode() + b"\n")
+        self._connection.sendall(json.dumps({"v": 1, "op": op, **members}).encode() + b"\n")
 
     def ended(self, timeout_s: float = 60) -> bool:
         assert self.process is not None

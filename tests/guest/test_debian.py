@@ -7,8 +7,10 @@ import subprocess
 import time
 
 import pytest
-from guestmachine import Machine, decode
+from guestmachine import QEMU_MAC, Machine, decode
 from guestsetup import MakeSetup
+
+from vmgr.node.seed import GuestNet
 
 pytestmark = pytest.mark.guest
 
@@ -21,6 +23,7 @@ echo "mpi $(mpirun --version | head -1)"
 echo "nfs $(test -x /sbin/mount.nfs && echo yes)"
 echo "failed $(systemctl --failed --no-legend --plain | awk '{print $1}' | tr '\\n' ' ')"
 echo "python $(pgrep -fc [c]loud-init)"
+echo "resolver $(tr '\\n' ' ' </etc/resolv.conf)"
 echo "sudo $(command -v sudo || echo none)"
 touch /opt-hpc/x 2>/dev/null || echo "opt read-only"
 echo mine >~/made
@@ -50,6 +53,7 @@ def test_debian_boots_with_a_seed(setup_for: MakeSetup) -> None:
         assert facts.pop("cpus") == "2 limit 1048576 unlimited"
         assert facts.pop("mpi").startswith("mpirun (Open MPI)")
         assert facts.pop("failed") == ""
+        assert facts.pop("resolver") == "nameserver 10.0.2.3 "
         assert facts == {"nfs": "yes", "python": "0", "sudo": "none", "opt": "read-only"}
         made = setup.mounts[0].source / "made"
         assert (made.read_text(), made.stat().st_uid) == ("mine\n", user.uid)
@@ -192,3 +196,41 @@ def test_debian_image_holds_no_identity(setup_for: MakeSetup) -> None:
     shadow = dict(line.split(":")[:2] for line in debugfs("cat /etc/shadow").splitlines())
     assert shadow["root"] in ("*", "!", "!*")
     assert "NoCloud" in debugfs("cat /etc/cloud/cloud.cfg.d/90-vtorque.cfg")
+
+
+STATIC = GuestNet(QEMU_MAC, "10.0.2.15/24", "10.0.2.2", 1400, ("10.0.2.3",), "job.test", ntp=("10.0.2.2",))
+"""What QEMU's user networking would give by DHCP, and more."""
+
+
+@pytest.mark.parametrize("by_cloud_init", [False, True])
+def test_debian_with_a_static_address_and_mpirun_without_options(setup_for: MakeSetup, by_cloud_init: bool) -> None:
+    setup = setup_for("debian-12", vcpus=2, ram_mib=1024, hostname="vn1-1", network=STATIC, by_cloud_init=by_cloud_init)
+    home, where = setup.mounts[0].source, setup.user.home
+    script = home / "job.sh"
+    script.write_text("#!/bin/sh\nmpirun hostname\nmpirun -np 1 hostname\n")
+    script.chmod(0o755)
+    (home / "run-1.sh").write_text(
+        f"export PBS_ENVIRONMENT=PBS_BATCH PBS_JOBID=7.server PBS_NODEFILE=/run/vtorque/nodefile\n"
+        f"cd {where}\nVT_JOB_SHELL=/bin/bash VT_JOB_SCRIPT={where}/job.sh\n"
+    )
+    with Machine(setup) as machine:
+        assert machine.wait_for("ready")["address"] == "10.0.2.15"
+        done = machine.ssh(
+            "cat /sys/class/net/eth0/mtu; ip -4 -o address show dev eth0 | grep -c inet; cat /etc/resolv.conf;"
+            " ip route show default; systemctl is-active systemd-timesyncd; cat /run/systemd/timesyncd.conf.d/*;"
+            " ls /run/systemd/netif/leases; ssh -G vn1-1 | grep /run/vtorque/key"
+        )
+        assert done.stdout.splitlines() == [
+            "1400", "1", "search job.test", "nameserver 10.0.2.3", "default via 10.0.2.2 dev eth0 proto static ",
+            "active", "[Time]", "NTP=", "NTP=10.0.2.2", "identityfile /run/vtorque/key",
+        ]  # fmt: skip
+        job = machine.start_job(f"{where}/run-1.sh")
+        assert job.stdout is not None and job.stderr is not None
+        try:
+            assert (job.stdout.read(), job.stderr.read(), job.wait(timeout=120)) == ("vn1-1\n" * 3, "", 0)
+        finally:
+            job.kill()
+            job.communicate()
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
+        assert machine.ended()

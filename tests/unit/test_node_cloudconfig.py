@@ -12,7 +12,7 @@ from nodesite import FUZZ, TEMPLATES, a_user
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.cloudconfig import HEADER, KEYS, LISTS, MODULES, merge
-from vmgr.node.seed import SeedPlan, seed_files
+from vmgr.node.seed import GuestNet, SeedPlan, seed_files
 
 TEMPLATE = b"""\
 #cloud-config
@@ -129,7 +129,8 @@ def test_anything_is_merged_or_refused(metadata: dict[str, Any]) -> None:
 def test_the_seed_of_a_guest_with_it() -> None:
     plan = SeedPlan(
         instance="12.host-1", hostname="vn1-1", family="debian", user=a_user(), ssh_public_key="ssh-ed25519 AAAA",
-        host_key="key\n", host_key_pub="ssh-ed25519 BBBB", mounts=(), slots=(("vn1-1", 1),), environment={},
+        host_key="key\n", host_key_pub="ssh-ed25519 BBBB", mounts=(),
+        network=GuestNet("52:54:00:00:00:01"), hosts=(), slots=(("vn1-1", 1),), environment={},
         metadata={"runcmd": ["true"]},
     )  # fmt: skip
     files = seed_files(plan, TEMPLATES, {})

@@ -37,6 +37,34 @@ def line(**fields: object) -> bytes:
     [
         ({"event": "booted"}, Event("booted", 0, "")),
         ({"event": "ready", "ssh": 22}, Event("ready", 0, "")),
+        ({"event": "ready", "address": "10.1.2.3"}, Event("ready", 0, "", "10.1.2.3")),
+        ({"event": "up", "address": "192.168.7.9"}, Event("up", 0, "", "192.168.7.9")),
+        *(
+            ({"event": "up", "address": address}, Event("up", 0, ""))
+            for address in (
+                "",
+                "10.1.2",
+                "10.1.2.3/24",
+                "010.1.2.3",
+                "10.1.2.3\n",
+                " 10.1.2.3",
+                "::1",
+                "localhost",
+                "127.0.0.1",
+                "0.0.0.0",
+                "0.1.2.3",
+                "224.0.0.1",
+                "240.0.0.1",
+                "255.255.255.255",
+                "10.1.2.256",
+                "\u0661.1.1.1",
+                167772161,
+                None,
+                True,
+                ["10.1.2.3"],
+                "1" * 9000,
+            )
+        ),
         ({"event": "prologue", "status": 3, "output": b64("no disc\n")}, Event("prologue", 3, "no disc\n")),
         ({"event": "failed", "reason": b64("no home")}, Event("failed", 0, "no home")),
         ({"event": "epilogue", "status": 0, "output": ""}, Event("epilogue", 0, "")),
@@ -73,7 +101,7 @@ _JSON = st.recursive(
     max_leaves=6,
 )
 _EVENTS = st.fixed_dictionaries(
-    {}, optional={key: _JSON | st.just(1) for key in ("v", "event", "status", "output", "reason", "ssh")}
+    {}, optional={key: _JSON | st.just(1) for key in ("v", "event", "status", "output", "reason", "ssh", "address")}
 )
 
 
@@ -139,6 +167,24 @@ def test_what_the_node_says_and_a_dead_guest() -> None:
         return said
 
     assert run(talk()) == b'{"v": 1, "op": "shutdown"}\n'
+
+
+def test_the_hosts_of_a_job_are_one_order() -> None:
+    async def talk() -> bytes:
+        ours, theirs = socket.socketpair()
+        port = await GuestPort.open(ours)
+        port.send_hosts([("10.1.0.1", "vn1-1"), ("10.1.0.2", "vn2-1")])
+        await asyncio.sleep(0)
+        said = theirs.recv(1000)
+        port.close()
+        theirs.close()
+        return said
+
+    said = run(talk())
+    assert said.endswith(b"\n") and said.count(b"\n") == 1
+    order = json.loads(said)
+    assert base64.b64decode(order.pop("hosts")) == b"10.1.0.1 vn1-1\n10.1.0.2 vn2-1\n"
+    assert order == {"v": 1, "op": "hosts"}
 
 
 # console

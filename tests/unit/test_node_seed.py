@@ -19,14 +19,15 @@ from nodesite import FUZZ, TEMPLATES, a_user
 
 from vmgr.config import Mount
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.seed import MAX_HOOK_BYTES, SeedPlan, seed_files, site_hooks, write_seed
+from vmgr.node.seed import MAX_HOOK_BYTES, GuestNet, SeedPlan, seed_files, site_hooks, write_seed
 
 MOUNTS = (Mount("home", "9p", "/home/carol", "/home/carol", False), Mount("opt-hpc", "9p", "/opt", "/opt-hpc", True))
 PLAN = SeedPlan(
     instance="12.host-1", hostname="vn1-1", family="micro", user=a_user(),
     ssh_public_key="ssh-ed25519 AAAA",
     host_key="-----BEGIN-----\nabc\n-----END-----\n", host_key_pub="ssh-ed25519 BBBB vtorque", mounts=MOUNTS,
-    slots=(("vn1-1", 2), ("vn2-1", 2)),
+    network=GuestNet(mac="52:54:00:00:00:01"),
+    hosts=(("10.1.0.1", "vn1-1"), ("10.1.0.2", "vn2-1")), slots=(("vn1-1", 2), ("vn2-1", 1)),
     environment={"DISTRO": "SLG", "VTORQUE_JOBID": "12.host"},
     metadata=None,
 )  # fmt: skip
@@ -81,6 +82,7 @@ def values_of(text: str) -> SeedPlan:
     return PLAN._replace(
         instance=text, hostname=good, user=user, ssh_public_key=f"{text} key", host_key=good,
         mounts=(Mount(text, "9p", text, text, True),), environment={"A": text},
+        network=GuestNet(text, text, text, 1400, (text,), text, ("b",), (text, "n2")), wait_hosts=True,
     )  # fmt: skip
 
 
@@ -127,6 +129,8 @@ def test_guest_env_gives_exactly_the_values(text: str, shell: list[str], tmp_pat
         "VT_USER": text, "VT_UID": "4711", "VT_GID": "4712", "VT_GROUP": text, "VT_HOME": text, "VT_SHELL": text,
         "VT_GROUPS": f"{text}.:1", "VT_HOSTNAME": utf8(text), "VT_PUBKEY": f"{text} key",
         "VT_MOUNTS": f"{text} 9p {text} ro",
+        "VT_MAC": text, "VT_ADDRESS": text, "VT_GATEWAY": text, "VT_MTU": "1400", "VT_DNS": text,
+        "VT_SEARCH": f"{text} b" if text else "b", "VT_NTP": f"{text} n2", "VT_WAIT_HOSTS": "1",
         "VT_ENV": f"A={text}",
     }  # fmt: skip
     subprocess.run([*shell, "-n", str(env)], check=True)
@@ -151,11 +155,89 @@ def test_the_real_templates(family: str) -> None:
         assert isinstance(parsed(files["user-data"]), dict)
     else:
         subprocess.run(["sh", "-n"], input=files["user-data"], check=True)
-    assert (
-        files["vtorque/nodefile"] == b"vn1-1\nvn1-1\nvn2-1\nvn2-1\n" and b"10.0.2.15 vn1-1\n" in files["vtorque/hosts"]
-    )
     assert files["vtorque/prologue"] == b"#!/bin/sh\n" and "vtorque/epilogue" not in files
     assert files["vtorque/ssh_host_ed25519_key"] == PLAN.host_key.encode()
+
+
+def test_the_files_that_name_the_jobs_guests() -> None:
+    files = seed_files(PLAN, TEMPLATES, {})
+    named = {name: files[f"vtorque/{name}"].decode() for name in ("hosts", "nodefile", "hostfile", "machinefile")}
+    assert named == {
+        "hosts": "127.0.0.1 localhost\n::1 localhost\n10.1.0.1 vn1-1\n10.1.0.2 vn2-1\n",
+        "nodefile": "vn1-1\nvn1-1\nvn2-1\n",
+        "hostfile": "vn1-1 slots=2\nvn2-1 slots=1\n",
+        "machinefile": "vn1-1:2\nvn2-1:1\n",
+    }
+    assert not {"vtorque/key", "vtorque/ssh_config", "vtorque/known_hosts"} & set(files)
+    assert "vtorque/ssh_host_ed25519_key-cert.pub" not in files
+
+
+def test_the_keys_of_a_job() -> None:
+    files = seed_files(PLAN._replace(user_key="PRIVATE\n", host_cert="CERT\n"), TEMPLATES, {})
+    assert files["vtorque/key"] == b"PRIVATE\n" and files["vtorque/ssh_host_ed25519_key-cert.pub"] == b"CERT\n"
+    assert files["vtorque/known_hosts"] == b"@cert-authority vn1-1,vn2-1 ssh-ed25519 AAAA\n"
+    assert not [name for name, data in files.items() if b"PRIVATE" in data and name != "vtorque/key"]
+
+
+@pytest.mark.parametrize("count", [2, 4000])
+def test_ssh_takes_its_configuration_for_the_jobs_guests_alone(count: int, tmp_path: Path) -> None:
+    slots = tuple((f"vnode{number}-1", 1) for number in range(count))
+    files = seed_files(PLAN._replace(user_key="k", slots=slots), TEMPLATES, {})
+    (tmp_path / "config").write_bytes(files["vtorque/ssh_config"])
+
+    def shown(name: str) -> set[str]:
+        command = ["ssh", "-F", str(tmp_path / "config"), "-G", name]
+        return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines())
+
+    ours = {
+        "identityfile /run/vtorque/key", "identitiesonly yes", "userknownhostsfile /run/vtorque/known_hosts",
+        "stricthostkeychecking true", "batchmode yes", "loglevel ERROR",
+    }  # fmt: skip
+    assert ours <= shown(slots[-1][0]) and not ours & shown(f"vnode{count}-1")
+
+
+STATIC = GuestNet(
+    "52:54:00:00:00:02", "10.1.0.2/16", "10.1.0.1", 1450, ("10.1.0.3", "10.1.0.4"), "job.test", ("a.org", "job.test")
+)
+
+
+@pytest.mark.parametrize("family", ["debian", "micro"])
+@pytest.mark.parametrize(
+    ("network", "settings"),
+    [
+        (GuestNet("52:54:00:00:00:02"), {"dhcp4": True}),
+        (
+            GuestNet("52:54:00:00:00:02", dns=("10.1.0.3",), mtu=9000),
+            {"dhcp4": True, "mtu": 9000, "nameservers": {"addresses": ["10.1.0.3"], "search": []}},
+        ),
+        (
+            STATIC,
+            {
+                "dhcp4": False,
+                "mtu": 1450,
+                "addresses": ["10.1.0.2/16"],
+                "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}],
+                "nameservers": {"addresses": ["10.1.0.3", "10.1.0.4"], "search": ["job.test", "a.org"]},
+            },
+        ),
+        (GuestNet("52:54:00:00:00:02", "10.1.0.2/16"), {"dhcp4": False, "addresses": ["10.1.0.2/16"]}),
+    ],
+)  # fmt: skip
+def test_the_network_of_cloud_init(family: str, network: GuestNet, settings: dict[str, Any]) -> None:
+    files = seed_files(PLAN._replace(family=family, network=network), TEMPLATES, {})
+    assert parsed(files["network-config"]) == {
+        "version": 2,
+        "ethernets": {"e*": {"match": {"name": "e*", "macaddress": "52:54:00:00:00:02"}, **settings}},
+    }
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_network_of_cloud_init_says_exactly_the_value(text: str) -> None:
+    plan = values_of(text)
+    files = seed_files(plan._replace(family="debian"), TEMPLATES, {})
+    found = parsed(files["network-config"])["ethernets"]["e*"]
+    assert found["match"] == {"name": "e*", "macaddress": text}
+    assert found["nameservers"]["addresses"] == [text] and found.get("addresses", [""]) == [text]
 
 
 def test_the_image_holds_exactly_the_files(tmp_path: Path) -> None:
@@ -179,6 +261,8 @@ def test_the_image_holds_exactly_the_files(tmp_path: Path) -> None:
                     data = io.BytesIO()
                     iso.get_file_from_iso_fp(data, **{kind: path})
                     found[path[1:]] = data.getvalue()
+                    if kind == "rr_path":  # no user of the guest reads the keys while the image is mounted
+                        assert iso.get_record(rr_path=path).rock_ridge.get_file_mode() == 0o100400
             assert found == files
     finally:
         iso.close()

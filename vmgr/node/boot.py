@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vmgr.node.seed import SeedPlan
 
 CONSOLE_LOG_BYTES = 1 << 20
+QEMU_ADDRESS = "10.0.2.15"
+"""What QEMU's user networking gives by DHCP."""
 
 ConsoleLogs = Callable[[str], Optional[BinaryIO]]
 """Where the console of the guest of this name is logged, None for nowhere."""
@@ -164,7 +166,7 @@ def _write_seed(
 
 
 def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPlan:
-    from vmgr.node.seed import SeedPlan
+    from vmgr.node.seed import GuestNet, SeedPlan
 
     group = job.group
     return SeedPlan(
@@ -176,6 +178,8 @@ def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount,
         host_key=host_key.private,
         host_key_pub=host_key.public,
         mounts=mounts,
+        network=GuestNet(member.mac),
+        hosts=((QEMU_ADDRESS, member.name),),
         slots=tuple((each.name, group.vcpus) for each in job.members),
         environment={
             "DISTRO": job.image.distro,

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple, Optional
 
 VERSION = 1
 MAX_LINE_BYTES = 16 * 1024
 MAX_EVENTS = 1000
 MAX_OUTPUT_CHARS = 4096
+THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 
 
 class Event(NamedTuple):
-    """One event of a guest's. `status` is an exit status where the event has one, `text` its output or reason."""
+    """One event of a guest's. `status` is an exit status where the event has one, `text` its output or reason.
+
+    `address` is the IPv4 address that the guest says it has, one that a single host can have; else None.
+    """
 
     name: str
     status: int
     text: str
+    address: Optional[str] = None
 
 
 def parse_event(line: bytes) -> Optional[Event]:
@@ -37,7 +43,19 @@ def parse_event(line: bytes) -> Optional[Event]:
     status = data.get("status", 0)
     if type(status) is not int or not 0 <= status <= 255:
         status = 255
-    return Event(data["event"][:32], status, decoded.decode("utf-8", "replace")[-MAX_OUTPUT_CHARS:])
+    output = decoded.decode("utf-8", "replace")[-MAX_OUTPUT_CHARS:]
+    return Event(data["event"][:32], status, output, _unicast(data.get("address")))
+
+
+def _unicast(text: object) -> Optional[str]:
+    """`text` where it is the IPv4 address of a host other than the reader itself, else None."""
+    try:
+        address = ipaddress.IPv4Address(text if isinstance(text, str) else "")
+    except ValueError:
+        return None
+    if address in THIS_NETWORK or address.is_loopback or address.is_multicast or address.is_reserved:
+        return None
+    return str(address)
 
 
 class GuestPort:
@@ -64,12 +82,17 @@ class GuestPort:
             if event is not None:
                 yield event
 
-    def send(self, op: str) -> None:
-        """Ask the guest to do `op`; nothing is waited for, and a dead guest is no error."""
+    def send(self, op: str, **members: object) -> None:
+        """Order `op` of the guest, with what `members` say; nothing is waited for, and a dead guest is no error."""
         try:
-            self._writer.write(json.dumps({"v": VERSION, "op": op}).encode() + b"\n")
+            self._writer.write(json.dumps({"v": VERSION, "op": op, **members}).encode() + b"\n")
         except (OSError, RuntimeError):
             pass
+
+    def send_hosts(self, hosts: Iterable[tuple[str, str]]) -> None:
+        """Tell the guest address and name of every guest of the job, for which it waits after its event `up`."""
+        lines = "".join(f"{address} {name}\n" for address, name in hosts)
+        self.send("hosts", hosts=base64.b64encode(lines.encode()).decode())
 
     def close(self) -> None:
         self._writer.close()

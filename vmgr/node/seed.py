@@ -1,5 +1,8 @@
 """The NoCloud seed of a guest: rendered from templates, packed as an ISO 9660 image that the guest can only read.
 
+What the guests of one job have in common (names, addresses, vCPUs, keys) stands in the seed of each: in the files that
+the guest, its ssh and every common `mpirun` look for.
+
 Values enter a template in one way only: whatever an expression gives is written as JSON, which YAML reads as exactly
 that value, or, in shell files, as one quoted word. So no value can end a string and start something else.
 """
@@ -23,13 +26,46 @@ from vmgr.node.userio import User
 from vmgr.trust import check_trusted
 
 MAX_HOOK_BYTES = 1 << 20
+FOLDER = "/run/vtorque"
+"""Where a guest has the files of the seed's vtorque/ directory."""
+
+LOCALHOST = (("127.0.0.1", "localhost"), ("::1", "localhost"))
+SSH_CONFIG = """\
+Host {names}
+    IdentityFile {folder}/key
+    IdentitiesOnly yes
+    UserKnownHostsFile {folder}/known_hosts
+    StrictHostKeyChecking yes
+    BatchMode yes
+    LogLevel ERROR
+"""
+
+
+class GuestNet(NamedTuple):
+    """A guest's network: the device with the MAC address `mac`, and what it is given.
+
+    `address` is IPv4 with prefix length (`10.1.0.2/16`), None for DHCP. `mtu` is in bytes, None for the device's own.
+    Name servers, domains and time servers that are given win over those of DHCP.
+    """
+
+    mac: str
+    address: Optional[str] = None
+    gateway: Optional[str] = None
+    mtu: Optional[int] = None
+    dns: tuple[str, ...] = ()
+    domain: Optional[str] = None
+    search: tuple[str, ...] = ()
+    ntp: tuple[str, ...] = ()
 
 
 class SeedPlan(NamedTuple):
     """What the seed of one guest says. Keys are texts in OpenSSH's formats; `environment` is what the job sees.
 
-    `slots` are the names of all guests of the job, by rank, and the vCPUs of each. `metadata` is
-    cloud-config of the user's own.
+    `ssh_public_key` is the job's: the user logs in with it, and it has signed the guests' host keys (`host_cert`).
+    `user_key` is its private half, with which the user gets from guest to guest; None leaves ssh as the image has it.
+    `hosts` are address and name, `slots` name and vCPUs of every guest of the job, in the order of their ranks.
+    `wait_hosts`: the addresses are not known yet; the guest tells its own (event `up`) and waits for the order `hosts`.
+    `metadata` is cloud-config of the user's own.
     """
 
     instance: str
@@ -40,9 +76,14 @@ class SeedPlan(NamedTuple):
     host_key: str
     host_key_pub: str
     mounts: tuple[Mount, ...]
+    network: GuestNet
+    hosts: tuple[tuple[str, str], ...]
     slots: tuple[tuple[str, int], ...]
     environment: Mapping[str, str]
-    metadata: Optional[Mapping[str, Any]]
+    metadata: Optional[Mapping[str, Any]] = None
+    user_key: Optional[str] = None
+    host_cert: Optional[str] = None
+    wait_hosts: bool = False
 
 
 def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -59,19 +100,16 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
     files["vtorque/guest"] = (common / "guest").read_bytes()
     files["vtorque/run"] = (common / "run").read_bytes()
     files["vtorque/guest.env"] = os.fsencode(_guest_env(plan))
-    files["vtorque/hosts"] = f"127.0.0.1 localhost\n::1 localhost\n10.0.2.15 {plan.hostname}\n".encode()
-    files["vtorque/nodefile"] = "".join(f"{name}\n" * vcpus for name, vcpus in plan.slots).encode()
-    files["vtorque/ssh_host_ed25519_key"] = plan.host_key.encode()
-    files["vtorque/ssh_host_ed25519_key.pub"] = plan.host_key_pub.encode()
+    files.update({f"vtorque/{name}": os.fsencode(text) for name, text in (_guests(plan) | _ssh(plan)).items()})
     files.update({f"vtorque/{name}": data for name, data in hooks.items()})
     return files
 
 
 def site_hooks(folder: Path, rank: int) -> dict[str, bytes]:
-    """The site's VM prologue and epilogue for the guest of this rank, those that are there.
+    """The site's VM prologue and epilogue for the guest of that rank, those that are there, under these plain names.
 
-    They are the site's `prologue` and `epilogue` in the guest that runs the job, rank 0, and `prologue.parallel` and
-    `epilogue.parallel` in all others. Raises VTorqueError when others could change them.
+    Guests other than that of rank 0 have `prologue.parallel` and `epilogue.parallel`, as TORQUE's sisters do. Raises
+    VTorqueError when others could change them.
     """
     if not folder.is_dir():
         raise VTorqueError(f"the folder of VM hooks {folder} (guest.vm_hooks) is not there", code=Code.STAGE)
@@ -87,10 +125,13 @@ def site_hooks(folder: Path, rank: int) -> dict[str, bytes]:
 
 
 def write_seed(files: Mapping[str, bytes], target: Path) -> None:
-    """Pack `files` into the ISO 9660 image `target` (label `cidata`, Rock Ridge and Joliet; root, 0600)."""
+    """Pack `files` into the ISO 9660 image `target` (label `cidata`, Rock Ridge and Joliet; root, 0600).
+
+    In the guest the files are root's alone, too.
+    """
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
-    iso.add_directory("/VTORQUE", rr_name="vtorque", joliet_path="/vtorque")
+    iso.add_directory("/VTORQUE", rr_name="vtorque", joliet_path="/vtorque", file_mode=0o040500)
     for number, (name, data) in enumerate(sorted(files.items())):
         folder, _, base = name.rpartition("/")
         iso.add_fp(
@@ -99,6 +140,7 @@ def write_seed(files: Mapping[str, bytes], target: Path) -> None:
             f"/{folder.upper() + '/' if folder else ''}F{number};1",
             rr_name=base,
             joliet_path=f"/{name}",
+            file_mode=0o100400,
         )
     packed = io.BytesIO()
     iso.write_fp(packed)
@@ -125,6 +167,7 @@ def _values(plan: SeedPlan) -> dict[str, Any]:
         "ssh_public_key": plan.ssh_public_key,
         "host_key": plan.host_key,
         "host_key_pub": plan.host_key_pub,
+        "network": {**plan.network._asdict(), "search": _search(plan.network)},
         "mounts": [{"tag": m.name, "kind": m.kind, "target": m.target, "readonly": m.readonly} for m in plan.mounts],
     }
 
@@ -148,9 +191,37 @@ def _scalar(value: Any) -> str:
     return "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" if c <= "\uffff" else f"\\U{ord(c):08x}" for c in text)
 
 
+def _guests(plan: SeedPlan) -> dict[str, str]:
+    """The files that name the job's guests: for the resolver, for the job, for Open MPI and for MPICH."""
+    return {
+        "hosts": "".join(f"{address} {name}\n" for address, name in (*LOCALHOST, *plan.hosts)),
+        "nodefile": "".join(f"{name}\n" * vcpus for name, vcpus in plan.slots),
+        "hostfile": "".join(f"{name} slots={vcpus}\n" for name, vcpus in plan.slots),
+        "machinefile": "".join(f"{name}:{vcpus}\n" for name, vcpus in plan.slots),
+    }
+
+
+def _ssh(plan: SeedPlan) -> dict[str, str]:
+    """The guest's host key, and what the user's ssh from guest to guest needs."""
+    files = {"ssh_host_ed25519_key": plan.host_key, "ssh_host_ed25519_key.pub": plan.host_key_pub}
+    if plan.host_cert is not None:
+        files["ssh_host_ed25519_key-cert.pub"] = plan.host_cert
+    if plan.user_key is not None:
+        names = [name for name, _ in plan.slots]
+        files["key"] = plan.user_key
+        files["known_hosts"] = f"@cert-authority {','.join(names)} {plan.ssh_public_key}\n"
+        files["ssh_config"] = SSH_CONFIG.format(names=" ".join(names), folder=FOLDER)
+    return files
+
+
+def _search(network: GuestNet) -> list[str]:
+    """The domains that a resolver tries, each once."""
+    return list(dict.fromkeys([*([network.domain] if network.domain else []), *network.search]))
+
+
 def _guest_env(plan: SeedPlan) -> str:
     """Shell assignments for the guest program."""
-    user = plan.user
+    user, network = plan.user, plan.network
     mounts = [f"{m.name} {m.kind} {m.target} {'ro' if m.readonly else 'rw'}" for m in plan.mounts]
     values = {
         "VT_USER": user.name,
@@ -162,6 +233,14 @@ def _guest_env(plan: SeedPlan) -> str:
         "VT_GROUPS": " ".join(f"{name}:{gid}" for name, gid in user.groups),
         "VT_HOSTNAME": plan.hostname,
         "VT_PUBKEY": plan.ssh_public_key,
+        "VT_MAC": network.mac,
+        "VT_ADDRESS": network.address or "",
+        "VT_GATEWAY": network.gateway or "",
+        "VT_MTU": str(network.mtu or ""),
+        "VT_DNS": " ".join(network.dns),
+        "VT_SEARCH": " ".join(_search(network)),
+        "VT_NTP": " ".join(network.ntp),
+        "VT_WAIT_HOSTS": "1" if plan.wait_hosts else "",
         "VT_MOUNTS": "\n".join(mounts),
         "VT_ENV": "\n".join(f"{name}={value}" for name, value in plan.environment.items()),
     }
