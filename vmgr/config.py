@@ -203,9 +203,9 @@ class Config:
         return Path(folder) if folder else None
 
     @property
-    def mac_prefix(self) -> str:
-        """The first bytes of guests' MAC addresses."""
-        return str(self._tree["network"]["mac_prefix"])
+    def kill_user_processes(self) -> bool:
+        """Whether what a job leaves running on its nodes is ended."""
+        return bool(self._tree["guest"]["kill_user_processes"])
 
     @cached_property
     def network(self) -> Network:

@@ -106,6 +106,7 @@ SCHEMA: dict[str, Any] = {
     ),
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
+        "kill_user_processes": Key(flag, False, "whether what a job leaves running on its nodes is ended"),
     },
     "network": {
         "mac_prefix": Key(mac_prefix, "02", "first one to three bytes of the guests' MAC addresses, such as 02:56"),

@@ -21,7 +21,8 @@ from screen import Screen, set_size
 
 from vmgr.config import Mount as NodeMount
 from vmgr.images.pool import Image
-from vmgr.node.seed import GuestNet, SeedPlan, seed_files, write_seed
+from vmgr.node.network.plan import GuestNet
+from vmgr.node.seed import SeedPlan, seed_files, write_seed
 from vmgr.node.userio import User as NodeUser
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from guestmachine import QEMU_MAC, Machine, decode
 from guestsetup import MakeSetup
 
-from vmgr.node.seed import GuestNet
+from vmgr.node.network.plan import GuestNet
 
 pytestmark = pytest.mark.guest
 

@@ -17,7 +17,7 @@ import pytest
 from guestmachine import Machine, make_key, sign
 from guestsetup import MakeSetup, make_setup
 
-from vmgr.node.seed import GuestNet
+from vmgr.node.network.plan import GuestNet
 
 pytestmark = pytest.mark.guest
 

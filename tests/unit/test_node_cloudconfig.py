@@ -12,7 +12,8 @@ from nodesite import FUZZ, TEMPLATES, a_user
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.cloudconfig import HEADER, KEYS, LISTS, MODULES, merge
-from vmgr.node.seed import GuestNet, SeedPlan, seed_files
+from vmgr.node.network.plan import GuestNet
+from vmgr.node.seed import SeedPlan, seed_files
 
 TEMPLATE = b"""\
 #cloud-config

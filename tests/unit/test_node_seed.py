@@ -19,7 +19,8 @@ from nodesite import FUZZ, TEMPLATES, a_user
 
 from vmgr.config import Mount
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.seed import MAX_HOOK_BYTES, GuestNet, SeedPlan, seed_files, site_hooks, write_seed
+from vmgr.node.network.plan import GuestNet
+from vmgr.node.seed import MAX_HOOK_BYTES, SeedPlan, seed_files, site_hooks, write_seed
 
 MOUNTS = (Mount("home", "9p", "/home/carol", "/home/carol", False), Mount("opt-hpc", "9p", "/opt", "/opt-hpc", True))
 PLAN = SeedPlan(

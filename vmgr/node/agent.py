@@ -277,7 +277,9 @@ class Agent:
         image = check_spec(spec, self.config, subject, source)
         check_nodes(len(allocation.nodes), self.config.policy_for(subject))
         abilities.check(spec)
-        members = plan_members(self.call.job_id, allocation.nodes, spec.groups[0].per_node, self.config.mac_prefix)
+        members = plan_members(
+            self.call.job_id, allocation.nodes, spec.groups[0].per_node, self.config.network.mac_prefix
+        )
         return Job(self.call.job_id, self.place, user, spec, image, allocation, members)
 
     @contextmanager

@@ -166,7 +166,8 @@ def _write_seed(
 
 
 def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPlan:
-    from vmgr.node.seed import GuestNet, SeedPlan
+    from vmgr.node.network.plan import GuestNet
+    from vmgr.node.seed import SeedPlan
 
     group = job.group
     return SeedPlan(

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from vmgr.node.allocation import guest_name
 
 
 class Member(NamedTuple):
-    """One guest of a job: `number` (from 1) on node `node` (from 0), `rank` (from 0) in the job."""
+    """One guest of a job: `number` (from 1) on node `node` (from 0), `rank` (from 0) in the job.
+
+    `address` is its IPv4 address without a prefix length; None where only the site's own network knows it, later.
+    """
 
     name: str
     node: int
     number: int
     rank: int
     mac: str
+    address: Optional[str] = None
 
 
 def plan_members(job_id: str, nodes: Sequence[str], per_node: int, mac_prefix: str) -> tuple[Member, ...]:

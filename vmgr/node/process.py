@@ -42,6 +42,11 @@ def start_ticks(pid: int) -> Optional[int]:
     return None if state in (b"Z", b"X") else start
 
 
+def started(pid: int) -> Optional[int]:
+    """The same, also for one whose first thread has ended, which looks as if it only waited to be reaped."""
+    return _stat(pid)[1]
+
+
 def _stat(pid: int) -> tuple[bytes, Optional[int]]:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()

@@ -22,6 +22,7 @@ import pycdlib
 
 from vmgr.config import Mount
 from vmgr.errors import Code, VTorqueError
+from vmgr.node.network.plan import GuestNet
 from vmgr.node.userio import User
 from vmgr.trust import check_trusted
 
@@ -39,23 +40,6 @@ Host {names}
     BatchMode yes
     LogLevel ERROR
 """
-
-
-class GuestNet(NamedTuple):
-    """A guest's network: the device with the MAC address `mac`, and what it is given.
-
-    `address` is IPv4 with prefix length (`10.1.0.2/16`), None for DHCP. `mtu` is in bytes, None for the device's own.
-    Name servers, domains and time servers that are given win over those of DHCP.
-    """
-
-    mac: str
-    address: Optional[str] = None
-    gateway: Optional[str] = None
-    mtu: Optional[int] = None
-    dns: tuple[str, ...] = ()
-    domain: Optional[str] = None
-    search: tuple[str, ...] = ()
-    ntp: tuple[str, ...] = ()
 
 
 class SeedPlan(NamedTuple):

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
+from vmgr.node.members import Member
 from vmgr.node.network import claims, leases, links, nft, rules
 from vmgr.node.network.claims import Claim
 from vmgr.node.network.leases import Lease
-from vmgr.node.network.plan import Member, NetworkPlan
+from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.network.undo import undo_network
 
 LOCK = "network"

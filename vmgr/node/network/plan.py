@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Optional
 
 from vmgr.config import Network
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.members import plan_members
+from vmgr.node.members import Member, plan_members
 
 Kind = Literal["user", "bridge", "job"]
 
@@ -23,31 +23,21 @@ USER_ADDRESS = "10.0.2.15"
 _ARRAY_MEMBER = re.compile(r"(\d+)-(\d+)(?=\.|\Z)")
 
 
-class Member(NamedTuple):
-    """One guest of a job: `number` (from 1) on node `node` (from 0), `rank` (from 0) in the job.
+class GuestNet(NamedTuple):
+    """A guest's network: the device with the MAC address `mac`, and what it is given.
 
-    `address` is its IPv4 address without a prefix length; None where only the bridge's site knows it, later.
+    `address` is IPv4 with prefix length (`10.1.0.2/16`), None for DHCP. `mtu` is in bytes, None for the device's own.
+    Name servers, domains and time servers that are given win over those of DHCP.
     """
 
-    name: str
-    node: int
-    number: int
-    rank: int
     mac: str
-    address: Optional[str]
-
-
-class GuestNet(NamedTuple):
-    """What the seed of one guest says about its network. `address` has its prefix length; None stands for DHCP."""
-
-    mac: str
-    address: Optional[str]
-    gateway: Optional[str]
-    mtu: Optional[int]
-    dns: tuple[str, ...]
-    domain: Optional[str]
-    search: tuple[str, ...]
-    ntp: tuple[str, ...]
+    address: Optional[str] = None
+    gateway: Optional[str] = None
+    mtu: Optional[int] = None
+    dns: tuple[str, ...] = ()
+    domain: Optional[str] = None
+    search: tuple[str, ...] = ()
+    ntp: tuple[str, ...] = ()
 
 
 class NetworkPlan(NamedTuple):
@@ -95,7 +85,7 @@ def plan_network(kind: str, job_id: str, nodes: Sequence[str], per_node: int, ne
     if kind == "job":
         subnet = _subnet(int.from_bytes(digest[16:24], "big"), len(guests), len(nodes), network)
         base, end = int(subnet.network_address), int(subnet.broadcast_address)
-        members = tuple(Member(*guest, address=_dotted(base + 1 + guest.rank)) for guest in guests)
+        members = tuple(guest._replace(address=_dotted(base + 1 + guest.rank)) for guest in guests)
         gateways = tuple(_dotted(end - 1 - node) for node in range(len(nodes)))
         return NetworkPlan("job", members, vni, str(subnet), gateways)
     if kind == "bridge":
@@ -104,10 +94,10 @@ def plan_network(kind: str, job_id: str, nodes: Sequence[str], per_node: int, ne
                 "network=bridge is not possible here: network.bridge.name is not set", code=Code.NODE,
                 hint="choose another network, or ask the administrator",
             )  # fmt: skip
-        return NetworkPlan("bridge", tuple(Member(*guest, address=None) for guest in guests), vni, None, ())
+        return NetworkPlan("bridge", guests, vni, None, ())
     if kind != "user":
         raise VTorqueError(f"network={kind} is not known here", code=Code.NODE, hint="user, bridge and job are")
-    return NetworkPlan("user", tuple(Member(*guest, address=USER_ADDRESS) for guest in guests), vni, None, ())
+    return NetworkPlan("user", tuple(guest._replace(address=USER_ADDRESS) for guest in guests), vni, None, ())
 
 
 def guest_net(

@@ -1,0 +1,183 @@
+"""What a job's user left running on the node, outside the guests: found by process tree and session.
+
+The batch system ends the processes of the job's own session. What has left that session, or what the batch system
+missed, is found here from the processes that the job is known to have had: the job wrapper, the user prologue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Optional
+
+import psutil
+
+from vmgr.node.process import Process, boot_id, started
+
+KILL_SECONDS = 5.0
+"""How long a killed process may take to be gone: one that waits for a file system that hangs may never be."""
+
+
+class _Seen(NamedTuple):
+    """One process at one moment. `alive` is False for what only waits to be reaped."""
+
+    start: int
+    parent: int
+    session: int
+    is_users: bool
+    alive: bool
+
+
+class _Session(NamedTuple):
+    """A session of the job's: the start of its leader, None when that had ended, and the earliest start that counts."""
+
+    leader: Optional[int]
+    since: int
+
+
+class Tree:
+    """The processes of one job on this node, all of the user with this uid.
+
+    It grows by what `find` sees: a process that has been seen stays known when its parents end. Processes are told
+    apart by pid and start. A session counts while its number is not another leader's; the kernel gives that number
+    to nobody while a process is in the session (setsid(2), pid_namespaces(7)).
+    """
+
+    def __init__(self, uid: int) -> None:
+        self._uid = uid
+        self._noted: dict[int, int] = {}
+        self._known: dict[int, int] = {}
+        self._sessions: dict[int, _Session] = {}
+
+    def note(self, pid: int) -> None:
+        """Remember a process that the job has, and its session; one of another user's, or none, is passed over.
+
+        A session that somebody else leads, the batch system's daemon for instance, is not the job's.
+        """
+        seen = _see(pid, self._uid)
+        if seen is not None and seen.is_users:
+            self._noted[pid] = seen.start
+            self._add(pid, seen)
+
+    def find(self, *, noted: bool = True) -> list[Process]:
+        """What the job has running, by start; without `noted`, all but the noted processes themselves.
+
+        These are the descendants of noted processes, the members of their sessions and the descendants of these,
+        started later than the noted one, owned by the user altogether (real, effective and saved uid).
+        """
+        all_seen = {pid: seen for pid in psutil.pids() if (seen := _see(pid, self._uid)) is not None}
+        self._forget_ended(all_seen)
+        by_start = sorted(all_seen.items(), key=lambda item: (item[1].start, item[0]))
+        while sum(self._belongs(pid, seen) for pid, seen in by_start):
+            pass
+        boot = boot_id()
+        return [
+            Process(boot, pid, seen.start)
+            for pid, seen in by_start
+            if self._known.get(pid) == seen.start
+            and seen.is_users
+            and seen.alive
+            and (noted or self._noted.get(pid) != seen.start)
+        ]
+
+    def _belongs(self, pid: int, seen: _Seen) -> bool:
+        """Add a process that belongs to the job; whether that is news. One of another user's may lead to others."""
+        if pid in self._known:
+            return False
+        parent, session = self._known.get(seen.parent), self._sessions.get(seen.session)
+        is_child = parent is not None and seen.start >= parent
+        is_member = session is not None and seen.start >= session.since and seen.is_users
+        if is_child or is_member:
+            self._add(pid, seen)
+        return is_child or is_member
+
+    def _add(self, pid: int, seen: _Seen) -> None:
+        self._known[pid] = seen.start
+        leader = seen if seen.session == pid else _see(seen.session, self._uid)
+        if seen.session and seen.session not in self._sessions and (leader is None or leader.is_users):
+            self._sessions[seen.session] = _Session(leader.start if leader else None, seen.start)
+
+    def _forget_ended(self, all_seen: dict[int, _Seen]) -> None:
+        """Drop processes that are gone, so that a later owner of a pid is not taken for one, and sessions likewise."""
+        starts = {pid: seen.start for pid, seen in all_seen.items()}
+        self._known = {pid: start for pid, start in self._known.items() if starts.get(pid) == start}
+        self._sessions = {
+            number: session
+            for number, session in self._sessions.items()
+            if number not in starts or starts[number] == session.leader
+        }
+
+    async def end(self, found: Iterable[Process], *, grace_s: float) -> list[Process]:
+        """End processes that `find` gave: TERM, and KILL after `grace_s`. Gives those that are still there then.
+
+        Signals go through pidfds: a later owner of a pid is never hit, nor one that has another owner by now.
+        """
+        with contextlib.ExitStack() as opened:
+            left = {}
+            for process in found:
+                fd = self._open(process)
+                if fd is not None:
+                    opened.callback(os.close, fd)
+                    left[fd] = process
+            for sig, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_SECONDS)):
+                for fd in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(fd, sig)
+                ended = await _ended(list(left), patience_s)
+                left = {fd: process for fd, process in left.items() if fd not in ended}
+            return list(left.values())
+
+    def _open(self, process: Process) -> Optional[int]:
+        """A pidfd of exactly this process, None when it is gone or not the user's any more."""
+        try:
+            fd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return None
+        seen = _see(process.pid, self._uid)
+        if process.boot == boot_id() and seen is not None and seen.start == process.start and seen.is_users:
+            return fd
+        os.close(fd)
+        return None
+
+
+def _see(pid: int, uid: int) -> Optional[_Seen]:
+    """A process as it is, None when there is none; its start is read before and after the rest."""
+    start = started(pid)
+    if start is None:
+        return None
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and process.num_threads() <= 1
+            seen = _Seen(start, process.ppid(), os.getsid(pid), set(process.uids()) == {uid}, not dead)
+    except (psutil.Error, OSError):
+        return None
+    return seen if started(pid) == start else None
+
+
+async def _ended(pidfds: Sequence[int], timeout_s: float) -> set[int]:
+    """Those of the pidfds whose processes end within the time; returns when all have."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    ended: set[int] = set()
+
+    def note(fd: int) -> None:
+        loop.remove_reader(fd)
+        ended.add(fd)
+        if len(ended) == len(pidfds):
+            over.set()
+
+    for fd in pidfds:
+        loop.add_reader(fd, note, fd)
+    try:
+        if pidfds:
+            await asyncio.wait_for(over.wait(), timeout_s)
+    except asyncio.TimeoutError:
+        pass
+    finally:
+        for fd in pidfds:
+            loop.remove_reader(fd)
+    return ended
