@@ -30,7 +30,7 @@ def specification(
         return data
 
     monkeypatch.setattr(agent, "read_file", read_file)
-    monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source: subjects.append(subject))
+    monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source, nodes: subjects.append(subject))
     facts = {"job_id": "12.host", "user": "carol", "node_index": 0, "queue": None, **call}
 
     async def work() -> None:
