@@ -61,7 +61,7 @@ def test_default_features(config: Config) -> None:
         ({"vcpus": 0}, "vcpus=0 (here) is below the minimum 1"),
         ({"ram_mib": 127}, "ram=127M (here) is below the minimum 128M"),
         ({"ram_mib": 4097}, "ram=4097M (here) is above the maximum 4G"),
-        ({"per_node": 2}, "vms_per_node=2 (here) is above the maximum 1"),
+        ({"per_node": 17}, "vms_per_node=17 (here) is above the maximum 16"),
         ({"image": "suse"}, "img=suse (here): unknown image"),
     ],
 )
@@ -70,6 +70,26 @@ def test_root_refuses_the_same_in_a_specification(config: Config, fields: dict[s
     with pytest.raises(VTorqueError) as caught:
         check_spec(SPEC._replace(groups=(group,)), config, CAROL, "here", nodes=1)
     assert text in str(caught.value)
+
+
+def test_root_refuses_more_nodes_than_the_policy_has(site: Site) -> None:
+    site.configure("policy: {vcpus: {max: 8}, ram: {max: 4G}, nodes: {max: 2}}\n")
+    config = load_config(site.install)
+    spec = SPEC._replace(mounts=("home", "opt-hpc"))
+    assert check_spec(spec, config, CAROL, "here", nodes=2).name == "micro"
+    with pytest.raises(VTorqueError, match=r"the job has 3 nodes; 1 to 2 are allowed \(.*vtorque.yaml line") as caught:
+        check_spec(spec, config, CAROL, "here", nodes=3)
+    assert caught.value.code is Code.POLICY
+
+
+def test_the_network_that_nobody_asks_for_is_no_refusal_of_roots(site: Site) -> None:
+    site.configure("policy: {vcpus: {max: 8}, ram: {max: 4G}, network: {enabled: false}}\n")
+    config, spec = load_config(site.install), SPEC._replace(mounts=("home", "opt-hpc"))
+    check_spec(spec, config, CAROL, "here", nodes=1)
+    check_spec(spec._replace(network="job"), config, CAROL, "here", nodes=2)
+    for network, nodes in (("user", 2), ("job", 1)):
+        with pytest.raises(VTorqueError, match="network is switched off here"):
+            check_spec(spec._replace(network=network), config, CAROL, "here", nodes=nodes)
 
 
 def test_specification(config: Config) -> None:
