@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from nodesite import REPOSITORY
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
-from vmgr.node.members import Member
 from vmgr.node.network import links, nft, rules
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.network.undo import undo_network
@@ -461,25 +460,11 @@ def hardware_address(name: str) -> str:
     return answer[18:24].hex(":")
 
 
-def becomes(member: Member, router: str, target: str, behind: str, ports: tuple[int, int], wanted: int) -> bytes:
-    """A frame of a guest's with an open checksum, which is `wanted` when its source address has become `behind`.
-
-    One of the ports is 0: there the checksum is to be written. The packet is then right for UDP.
-    """
-    start, own = 34, str(member.address)
-    pseudo = socket.inet_aton(behind) + socket.inet_aton(target) + struct.pack("!HH", net.UDP, 12)
-    source, dest = (port or ~net.checksum(pseudo) & 0xFFFF for port in ports)
-    packet = ipv4(own, target, net.UDP, udp(source, dest, bytes(4)))
-    change = int(IPv4Address(behind)) - int(IPv4Address(own))  # which NAT puts into the field of the checksum
-    return net.adjust(ethernet(member.mac, router, net.IPV4, packet)[:-2], start, (wanted + change) % 0xFFFF)
-
-
 def test_open_checksums_change_no_ports_behind_the_filters(
     outside: list[Node], wired: tuple[Node, Wires, NetworkPlan], guest: Guest
 ) -> None:
     node, wires, plan = wired
     there, member = outside[2], plan.members[0]
-    inner = str(IPv4Network(record_step(node)["pair"])[2])
     node.do(lambda: net.offload_checksums("eth0", False))  # as a card writes them
     assert wires._namespace is not None
     with links.inside(wires._namespace):
@@ -487,11 +472,11 @@ def test_open_checksums_change_no_ports_behind_the_filters(
     server = listening(there, socket.SOCK_DGRAM, there.address)
     with server, listening(there, socket.SOCK_DGRAM, "", PORT) as port, guest.socket(socket.SOCK_DGRAM) as me:
 
-        def sources(ports: tuple[int, int], at: int, wanted: int) -> set[int]:
-            """Where datagrams come from, of which one is right where this is closed, and one where it is open."""
-            for behind in (inner, node.address):
-                frame = becomes(member, router, there.address, behind, ports, wanted)
-                send(wires.taps[0], frame, net.open_checksum(34, at))
+        def sources(ports: tuple[int, int], offset: int, wanted: int) -> set[int]:
+            """Send a datagram one of whose ports becomes `wanted`; gives the ports that some came from until then."""
+            packet = ipv4(str(member.address), there.address, net.UDP, udp(*ports, bytes(4)))
+            frame = net.adjust(ethernet(member.mac, router, net.IPV4, packet)[:-2], 34, wanted)
+            send(wires.taps[0], frame, net.open_checksum(34, offset))
             me.sendto(b"later", server.getsockname())
             found = set()
             while True:
@@ -503,10 +488,10 @@ def test_open_checksums_change_no_ports_behind_the_filters(
         for is_open in (False, True):
             with links.inside(wires._namespace):
                 net.offload_checksums("out", is_open)
-            sources((6000 + is_open, 0), 2, PORT)
+            sources((6000 + is_open, 9), 2, PORT)
             assert has_something(port) == is_open
-            found = sources((0, server.getsockname()[1]), 0, 800)
-            assert found and (min(found) == 800) == is_open
+            (source,) = sources((7000 + is_open, server.getsockname()[1]), 0, 800)
+            assert (source == 800) == is_open
 
 
 def connections(node: Node) -> int:
