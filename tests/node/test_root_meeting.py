@@ -190,7 +190,7 @@ def test_a_folder_full_of_files_is_looked_at_no_further_than_bounded(tmp_path: P
     for number in range(200):
         (folder / f"ready.{number}").write_text("{}")
     read, write = os.pipe()
-    Watch(str(folder), 100, 1.0, 50, False)._tell_new(set(), write)
+    Watch(str(folder), 100, 1.0, 50, False).tell_new(set(), write)
     os.close(write)
     with open(read, "rb") as stream:
         assert stream.read().count(json.dumps({}).encode()) == 50

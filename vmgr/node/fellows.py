@@ -18,17 +18,20 @@ from vmgr.node.userio import User
 class Fellows:
     """How the agent of one attempt tells the others, and hears of them. Use `close` at the end."""
 
-    def __init__(self, directory: str, allocation: Allocation, user: User, *, timeout_s: float) -> None:
+    def __init__(
+        self, directory: str, allocation: Allocation, user: User, *, timeout_s: float, inotify: bool = True
+    ) -> None:
         self._directory = directory
         self._allocation = allocation
         self._user = user
         self._timeout_s = timeout_s
+        self._inotify = inotify
         self._alone = len(allocation.nodes) == 1
         self._called_over = False
         self._barrier: Optional[meeting.Barrier] = None
         if not self._alone and self.leads:
             names = [short(node) for node in allocation.nodes]
-            self._barrier = meeting.Barrier(directory, allocation.key, user=user, nodes=names)
+            self._barrier = meeting.Barrier(directory, allocation.key, user=user, nodes=names, inotify=inotify)
 
     @property
     def leads(self) -> bool:
@@ -62,7 +65,7 @@ class Fellows:
         """On a sister: wait until the mother superior says that the job is over."""
         if self._alone or self.leads:
             await asyncio.Event().wait()
-        await meeting.over(self._directory, self._allocation.key, user=self._user)
+        await meeting.over(self._directory, self._allocation.key, user=self._user, inotify=self._inotify)
 
     async def call_over(self) -> None:
         """On the mother superior: tell every node, once, that the job is over."""
