@@ -52,6 +52,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         found = process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
         if found.pid != os.getpid() and not process.end(found, timeout_s=patience_s):
             raise OSError(f"pid {found.pid} ({step.get('role')}) does not end")
+    elif kind == "leftover":
+        from vmgr.node.leftovers import kill  # as below
+
+        kill(process.Process(str(step["boot"]), int(step["pid"]), int(step["start"])), int(step["uid"]))
     elif kind in ("overlay", "socket"):
         Path(str(step["path"])).unlink(missing_ok=True)
     elif kind == "network":
