@@ -1,7 +1,7 @@
 """How the nodes of a job meet: in the job directory, in files that are written whole, once, with the user's rights.
 
     nodes.<key>/<kind>.<i>   what node i says of itself: `ready`, `failed`, `gone` (JSON)
-    job.<key>/over           what the mother superior says to all
+    job.<key>/<order>        what the mother superior says to all: `hosts` (JSON), `over`
 
 A node never looks a name up that may not be there yet, because an NFS client remembers for up to 30 s (acdirmin,
 nfs(5)) that it was not. It makes the folder itself and lists it; opening a folder makes the client ask the server
@@ -29,9 +29,10 @@ from inotify_simple import INotify, flags
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.userio import Stream, User, read_stream, write_all, write_in_folder
 
-KINDS = ("ready", "failed", "gone")
-OVER = "over"
+UP, READY, FAILED, GONE = KINDS = ("up", "ready", "failed", "gone")
+HOSTS, OVER = ORDERS = ("hosts", "over")
 MAX_REPORT_BYTES = 64 * 1024
+MAX_ORDER_BYTES = 1 << 20
 MAX_ENTRIES_PER_NODE = 16
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
@@ -66,9 +67,9 @@ async def report(
     await write_in_folder(user, nodes_folder(directory, key), f"{kind}.{index}", text, timeout_s=timeout_s)
 
 
-async def call_over(user: User, directory: str, key: str, *, timeout_s: float) -> None:
-    """Say to all nodes, with the user's rights, that the job is over. Raises VTorqueError (VT-SPEC)."""
-    await write_in_folder(user, job_folder(directory, key), OVER, b"", timeout_s=timeout_s)
+async def call(user: User, directory: str, key: str, order: str, text: bytes = b"", *, timeout_s: float) -> None:
+    """Say one of ORDERS to all nodes, with the user's rights. Raises VTorqueError (VT-SPEC)."""
+    await write_in_folder(user, job_folder(directory, key), order, text, timeout_s=timeout_s)
 
 
 async def reports(directory: str, key: str, *, user: User, nodes: int, inotify: bool = True) -> AsyncIterator[Report]:
@@ -93,16 +94,20 @@ async def reports(directory: str, key: str, *, user: User, nodes: int, inotify: 
         await frames.close()
 
 
-async def over(directory: str, key: str, *, user: User, inotify: bool = True) -> None:
-    """Wait until the mother superior says that the job is over."""
-    watch = Watch(job_folder(directory, key), 0, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
+async def called(order: str, directory: str, key: str, *, user: User, inotify: bool = True) -> dict[str, Any]:
+    """Wait until the mother superior gives an order; gives what it says with it, nothing where that is no JSON."""
+    folder = job_folder(directory, key)
+    watch = Watch(folder, MAX_ORDER_BYTES, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
     frames = await read_stream(user, watch.run)
     try:
-        frame = await _next_frame(frames, 0)
+        while True:
+            frame = await _next_frame(frames, MAX_ORDER_BYTES)
+            if frame is None:  # the folder cannot be watched: the batch system's own word remains
+                await asyncio.Event().wait()
+            elif frame[0] == order:
+                return _parse_object(frame[1]) or {}
     finally:
         await frames.close()
-    if frame is None:  # the folder cannot be watched: the batch system's own word remains
-        await asyncio.Event().wait()
 
 
 def parse_report(name: str, data: bytes) -> Optional[Report]:
@@ -110,11 +115,17 @@ def parse_report(name: str, data: bytes) -> Optional[Report]:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
+    tree = _parse_object(data)
+    return None if tree is None else Report(match[1], int(match[2]), tree)
+
+
+def _parse_object(data: bytes) -> Optional[dict[str, Any]]:
+    """The object in a text of JSON; None for anything else."""
     try:
         tree = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return Report(match[1], int(match[2]), tree) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else None
 
 
 def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
@@ -141,22 +152,29 @@ class Barrier:
             self._listen(reports(directory, key, user=user, nodes=len(nodes), inotify=inotify))
         )
 
-    async def all_ready(self) -> None:
-        """Wait until every node is ready. Raises VTorqueError, the first that a node tells, as soon as it is told."""
-        await self._all("ready", range(len(self._nodes)))
+    async def all_ready(self) -> list[dict[str, Any]]:
+        """Wait until every node is ready; gives what they say, by node.
+
+        Raises VTorqueError, the first failure that a node tells of, as soon as it does.
+        """
+        return await self._all(READY)
+
+    async def all_up(self) -> list[dict[str, Any]]:
+        """Wait until every node has told its guests' addresses; gives what they say, and raises, as `all_ready`."""
+        return await self._all(UP)
 
     async def failure(self) -> None:
         """Wait until a node tells of a failure, and raise it as a VTorqueError."""
-        await self._all("failed", range(len(self._nodes)))
+        await self._all(FAILED)
 
     async def all_gone(self, timeout_s: float) -> list[VTorqueError]:
         """Wait, no longer than `timeout_s`, until nothing is left on any sister; what they say went wrong there."""
         sisters = range(1, len(self._nodes))
-        waiting = asyncio.ensure_future(self._all("gone", sisters, fails=False))
+        waiting = asyncio.ensure_future(self._all(GONE, first=1, fails=False))
         await asyncio.wait([waiting], timeout=timeout_s)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        found = (parse_failure(self._said["gone"].get(index, {}), self._nodes[index]) for index in sisters)
+        found = (parse_failure(self._said[GONE].get(index, {}), self._nodes[index]) for index in sisters)
         return [problem for problem in found if problem is not None]
 
     async def close(self) -> None:
@@ -164,15 +182,17 @@ class Barrier:
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
 
-    async def _all(self, kind: str, indexes: range, *, fails: bool = True) -> None:
+    async def _all(self, kind: str, *, first: int = 0, fails: bool = True) -> list[dict[str, Any]]:
+        """What the nodes from `first` on say of this kind, once all of them have."""
+        said, indexes = self._said[kind], range(first, len(self._nodes))
         while True:
             changed = self._changed
-            if fails and self._said["failed"]:
-                index, said = next(iter(self._said["failed"].items()))
+            if fails and self._said[FAILED]:
+                index, data = next(iter(self._said[FAILED].items()))
                 name = self._nodes[index]
-                raise parse_failure(said, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
-            if all(index in self._said[kind] for index in indexes):
-                return
+                raise parse_failure(data, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
+            if len(said) >= len(indexes) and all(index in said for index in indexes):
+                return [said[index] for index in indexes]
             await changed.wait()
 
     async def _listen(self, coming: AsyncIterator[Report]) -> None:
@@ -226,7 +246,7 @@ class Watch(NamedTuple):
                 for count, entry in enumerate(listing):
                     if count >= self.entries:
                         break
-                    known = entry.name == OVER or _NAME.fullmatch(entry.name)
+                    known = entry.name in ORDERS or _NAME.fullmatch(entry.name)
                     if known and entry.name not in told:
                         data = self._read(folder, entry.name)
                         if data is not None:
