@@ -98,10 +98,12 @@ def end(job: str, user: User, site: Site) -> Done:
 
 def test_what_a_prologue_left_ends_with_the_job(ending: Site, owner: User) -> None:
     bystander = owner.start("setsid", "sleep", "1000.9")
-    done = end(running(owner, ending), owner, ending)
-    assert sleepers(owner) == ["1000.9"], "nothing but what another session of the user's has"
-    bystander.kill()
-    bystander.communicate()
+    try:
+        done = end(running(owner, ending), owner, ending)
+        assert sleepers(owner) == ["1000.9"], "nothing but what another session of the user's has"
+    finally:
+        bystander.kill()
+        bystander.communicate()
     assert (done.status, done.out, done.err) == (3, "done\n", ""), "the job is not touched by it"
     log = (ending.root / "log" / "node.log").read_text()
     assert "left running by the user, ended: 6 (" in log and " sleep" in log

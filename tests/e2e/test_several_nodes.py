@@ -286,7 +286,9 @@ def test_epilogues_make_no_node_wait(cluster: Cluster, user: User) -> None:
 def hook_times(cluster: Cluster, job: str) -> list[tuple[str, float]]:
     """The seconds of root's epilogues of a job, as the batch system saw them."""
     log = (cluster.root / "local" / "server_priv" / "log").read_text()
-    found = re.findall(rf"{re.escape(job)}: n\d: \S*/mom_priv/(epilogue(?:\.parallel)?): status 0 after ([0-9.]+) s", log)
+    found = re.findall(
+        rf"{re.escape(job)}: n\d: \S*/mom_priv/(epilogue(?:\.parallel)?): status 0 after ([0-9.]+) s", log
+    )
     return [(name, float(seconds)) for name, seconds in found]
 
 
