@@ -118,8 +118,10 @@ def test_it_stays_where_the_site_does_not_ask_for_that(site: Site, kept: User) -
 
 
 def test_what_another_job_of_the_user_left_is_untouched(ending: Site, owner: User) -> None:
-    assert owner.job("setsid sleep 1000.8 &\n", "-vm", "off", "-d", str(owner.home)).status == 0
-    eventually(lambda: sleepers(owner) == ["1000.8"], "a job without a guest leaves a process")
+    leaves = "setsid sleep 1000.8 &\nuntil pgrep -s $!; do :; done\n"
+    assert owner.job(leaves, "-vm", "off", "-d", str(owner.home)).status == 0
+    assert sleepers(owner) == ["1000.8"], "a job without a guest leaves a process"
+    owner.write("before", "#!/bin/sh\nsetsid sleep 1000.7 &\n")
     done = owner.job("true\n", "-l", "prologue=before")
     assert done.status == 0
     assert sleepers(owner) == ["1000.8"]

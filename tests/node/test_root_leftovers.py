@@ -272,16 +272,21 @@ def test_those_that_have_joined_are_left_to_end_by_themselves(start: Start, plac
 
 
 def test_who_undoes_an_attempt_ends_what_its_agent_has_seen(start: Start, place: record.Place) -> None:
-    wrapper = start("setsid sleep 911.1 & setsid sleep 911.2 & wait")
+    """With what that has started since; a shell that goes on when its child ends has no time to."""
+    shell = "trap 'sleep 911.3 & wait' USR1; sleep 911.2 & wait; sleep 911.4"
+    wrapper = start(f'setsid sleep 911.1 & setsid sh -c "{shell}" & wait')
     one, two = sleeper(911.1), sleeper(911.2)
     asyncio.run(Leftovers(place, UID).join(wrapper.pid))
+    assert recorded(place) == {one.pid, two.pid, two.ppid()}
+    os.kill(two.ppid(), signal.SIGUSR1)
+    three = sleeper(911.3)
     lines = place.record.read_text().splitlines(keepends=True)
-    swapped = [line.replace(str(UID), str(OTHER)) if f'"pid": {two.pid},' in line else line for line in lines]
-    place.record.write_text("".join(swapped))
+    place.record.write_text("".join(line for line in lines if f'"pid": {one.pid},' not in line))
     assert undo(place, patience_s=0.25) == []
-    eventually(lambda: is_gone(one))
-    assert not is_gone(two), "it is not the user's that the record names"
+    eventually(lambda: is_gone(two) and is_gone(three))
+    assert not is_gone(one), "nobody has written that it is the job's"
     assert not is_gone(wrapper) and not place.folder.exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "911.4"]]
 
 
 def test_many_processes_and_many_questions_are_bounded(

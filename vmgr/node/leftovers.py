@@ -212,16 +212,23 @@ class Leftovers:
         return found
 
 
-def kill(process: Process, uid: int) -> None:
-    """Kill a process that `Leftovers` recorded, without waiting for its end: nothing else depends on that."""
-    fd = _open(process, uid)
-    if fd is not None:
-        try:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        finally:
-            os.close(fd)
+def kill(recorded: Iterable[Process], uid: int) -> None:
+    """Kill processes that `Leftovers` recorded, with what these have started since; parents first, because a shell
+    goes on when its child ends. Their end is not waited for: nothing else depends on it.
+    """
+    tree = Tree(uid)
+    for process in recorded:
+        if started(process.pid) == process.start and process.boot == boot_id():
+            tree.note(process.pid)
+    for process in tree.find():
+        fd = _open(process, uid)
+        if fd is not None:
+            try:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            finally:
+                os.close(fd)
 
 
 def _open(process: Process, uid: int) -> Optional[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     failures = _undo_steps((step for step in record.steps(place) if step.get("role") == "agent"), deadline)
     others = [step for step in record.steps(place) if step.get("role") != "agent"]
     _undo_steps((step for step in others if step.get("do") == "process"), 0.0)
+    failures += _kill_leftovers([step for step in others if step.get("do") == "leftover"])
     failures += _undo_steps(reversed(others), deadline)
     if not failures:
         shutil.rmtree(place.folder, ignore_errors=True)
@@ -49,16 +50,28 @@ def _undo_steps(steps: Iterable[dict[str, Any]], deadline: float) -> list[str]:
     return failures
 
 
+def _kill_leftovers(steps: Sequence[dict[str, Any]]) -> list[str]:
+    if not steps:
+        return []
+    from vmgr.node.leftovers import kill  # few jobs have such steps, and psutil takes its time
+
+    try:
+        kill(map(_process, steps), int(steps[0]["uid"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
+        return [f"leftover: {err}"]
+    return []
+
+
+def _process(step: dict[str, Any]) -> process.Process:
+    return process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
+
+
 def _undo_step(step: dict[str, Any], patience_s: float) -> None:
     kind = step["do"]
     if kind == "process":
-        found = process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
+        found = _process(step)
         if found.pid != os.getpid() and not process.end(found, timeout_s=patience_s):
             raise OSError(f"pid {found.pid} ({step.get('role')}) does not end")
-    elif kind == "leftover":
-        from vmgr.node.leftovers import kill  # as below
-
-        kill(process.Process(str(step["boot"]), int(step["pid"]), int(step["start"])), int(step["uid"]))
     elif kind in ("overlay", "socket"):
         Path(str(step["path"])).unlink(missing_ok=True)
     elif kind == "network":
