@@ -168,7 +168,7 @@ def test_nobody_else_gets_a_frame_into_the_jobs_network(cluster: Cluster, user: 
     forged = forge(cluster, job, "n1")
     node = [str(cluster.prefix / "libexec" / "vtorque-local"), "enter", "n2"]
     for place, uid, filtering in ((node, other.uid, "n2"), ([], 0, "n1")):
-        sender = [*place, "setpriv", f"--reuid={uid}", "--clear-groups", "python3", "-Ic", SENDER, *forged]
+        sender = [*place, "setpriv", f"--reuid={uid}", "--clear-groups", "/usr/bin/python3", "-Ic", SENDER, *forged]
         assert received(user, sender) < FORGED / 10, f"uid {uid} {place}"
         (table,) = cluster.tables(filtering)
         cluster.enter(filtering, "nft", "delete", *table.split())
