@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nodesite import REPOSITORY
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
-from vmgr.node.network import links, nft, rules
+from vmgr.node.network import links, nft, relay, rules
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.network.undo import undo_network
 from vmgr.node.network.wires import Wires, connect
@@ -612,6 +613,34 @@ def test_the_relay_leads_to_the_guests_ssh(outside: list[Node], wired: Any, gues
         client.settimeout(10)
         client.connect(("127.0.0.1", port))  # nobody listens in the guest now
         assert refused(client)
+
+
+def test_a_relay_that_closes_breaks_what_it_leads(
+    outside: list[Node], wired: Any, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_CONNECTIONS", 3)
+    node, wires, plan = wired
+    port = node.run(wires.forward(1, plan.members[0].address))
+    with ExitStack() as stack:
+        sshd = stack.enter_context(guest.socket(port=22))
+        sshd.listen()
+        clients, served = [], []
+        for _ in range(3):
+            clients.append(stack.enter_context(node.do(lambda: socket.socket())))
+            clients[-1].settimeout(10)
+            clients[-1].connect(("127.0.0.1", port))
+            served.append(stack.enter_context(sshd.accept()[0]))
+            served[-1].settimeout(10)
+            served[-1].sendall(b"SSH-2.0-")
+            assert clients[-1].recv(100) == b"SSH-2.0-"
+        with node.do(lambda: socket.socket()) as one_more:
+            one_more.settimeout(10)
+            one_more.connect(("127.0.0.1", port))
+            assert refused(one_more)
+        node.run(wires._relays[0].close())
+        assert all(refused(client) for client in clients)
+        with node.do(lambda: socket.socket()) as late, pytest.raises(ConnectionRefusedError):
+            late.connect(("127.0.0.1", port))
 
 
 def everything(link: socket.socket) -> bytes:
