@@ -101,13 +101,15 @@ class Checker:
             if value > max(self.policy.bounds(key).default, least):
                 self.switched_on(key, value)
 
-    def features(self, features: Features) -> None:
-        """Refuse what breaks the policy, or what the site has not."""
-        for key, word in (
-            ("vcpu_pinning", features.pinning), ("fs_type", features.fs_type), ("network", features.network)
-        ):  # fmt: skip
+    def features(self, features: Features, guests: int) -> None:
+        """Refuse what breaks the policy, or what the site has not, for a job of so many guests."""
+        for key, word, usual in (
+            ("vcpu_pinning", features.pinning, self.policy.default("vcpu_pinning")),
+            ("fs_type", features.fs_type, self.policy.default("fs_type")),
+            ("network", features.network, self.policy.network(guests)),
+        ):
             self.chosen(key, word)
-            if word != self.policy.default(key):
+            if word != usual:
                 self.switched_on(key, word)
         for name in features.mounts:
             self._share(name, features.mounts)
@@ -191,8 +193,11 @@ def number(key: str, request: Request, policy: Policy) -> int:
     return int(request[key].value) if key in request else policy.bounds(key).default  # type: ignore[arg-type]
 
 
-def guest_features(request: Request, checker: Checker) -> Features:
-    """What else a request and the site's defaults come to, checked. Raises VTorqueError (VT-POLICY, VT-KEY)."""
+def guest_features(request: Request, checker: Checker, guests: int) -> Features:
+    """What else a request for so many guests and the site's defaults come to, checked.
+
+    Raises VTorqueError (VT-POLICY, VT-KEY).
+    """
     policy = checker.policy
 
     def value(key: str) -> Value:
@@ -214,12 +219,12 @@ def guest_features(request: Request, checker: Checker) -> Features:
         fs_type=str(value("fs_type")),
         disk=None if disk is None else Disk(None, disk) if isinstance(disk, int) else Disk(str(disk), None),
         mounts=tuple(wanted),  # type: ignore[arg-type]
-        network=str(value("network")),
+        network=str(request["network"].value) if "network" in request else policy.network(guests),
         iocm=Iocm(*(number(key, request, policy) for key in IOCM_CORES)) if value("iocm") else None,
         vrdma=bool(value("vrdma")),
         unclot_mib=number("unclot_shmem", request, policy) if value("unclot") else None,
     )
-    checker.features(features)
+    checker.features(features, guests)
     return features
 
 
@@ -287,19 +292,24 @@ def check_metadata(keys: Mapping[str, object], image: Image, checker: Checker) -
         )
 
 
-def check_spec(spec: Spec, config: Config, subject: Subject, source: str) -> Image:
-    """Root's second check of a specification, against the node's own configuration; gives the guests' image."""
+def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nodes: int) -> Image:
+    """Root's second check of a specification, against the node's own configuration; gives the guests' image.
+
+    `nodes` is how many the batch system gave to the job. Raises VTorqueError (VT-POLICY, VT-IMAGE).
+    """
     if len(spec.groups) != 1:
         raise VTorqueError(f"{source} asks for {len(spec.groups)} guest groups", code=Code.POLICY, hint="1 is allowed")
     policy = config.policy_for(subject)
     checker = Checker(config, policy, dict.fromkeys((*BOUNDED, "img", "distro", "arch", *spec.asked), source))
     group = spec.groups[0]
+    _check_nodes(nodes, policy)
     checker.group(group)
     pinning = "file" if spec.pinning.mode == "map" else spec.pinning.mode
     checker.features(
         Features(
             pinning, spec.fs_type, spec.disk, spec.mounts, spec.network, spec.iocm, spec.vrdma, spec.unclot_mib
-        )
+        ),
+        nodes * group.per_node,
     )  # fmt: skip
     for key, given in (("vm_prologue", spec.vm_prologue), ("vm_epilogue", spec.vm_epilogue)):
         if given is not None:
@@ -315,8 +325,7 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str) -> Ima
     return image
 
 
-def check_nodes(nodes: int, policy: Policy) -> None:
-    """Root's check of how many nodes the batch system gave to a guest job. Raises VTorqueError (VT-POLICY)."""
+def _check_nodes(nodes: int, policy: Policy) -> None:
     bounds = policy.bounds("nodes")
     side = bounds.broken_by(nodes)
     if side is not None:

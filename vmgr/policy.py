@@ -74,6 +74,12 @@ class Policy:
         possible = [word for word in allowed if word not in NO_DEFAULTS]
         return default if default in possible or not possible else possible[0]
 
+    def network(self, guests: int) -> str:
+        """The network of a job with so many guests whose user asks for none: several are to reach each other."""
+        several, allowed = self._tree["network"]["several"], self.allowed("network")
+        usual = str(self.default("network"))
+        return several if guests > 1 and several is not None and (allowed is None or several in allowed) else usual
+
     def leaf(self, key: str, leaf: str) -> Any:
         """Any other leaf of a key."""
         return self._tree[key][leaf]

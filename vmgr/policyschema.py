@@ -54,11 +54,12 @@ def _chosen(what: str, known: tuple[str, ...], allowed: list[str], default: str,
 
 _VCPUS = number(1, 4096)
 _CORES = number(0, 4096)
+_NETWORKS = ("user", "bridge", "job")
 
 KEYS: dict[str, Any] = {
     "nodes": {
         "min": Key(number(1, 100000), 1, "least nodes of a guest job"),
-        "max": Key(number(1, 100000), 1, "most nodes of a guest job"),
+        "max": Key(number(1, 100000), 1024, "most nodes of a guest job"),
     },
     "img": _feature(
         "an image",
@@ -69,7 +70,7 @@ KEYS: dict[str, Any] = {
     "arch": _feature("an architecture"),
     "vcpus": _bounded("vCPUs of a guest", _VCPUS, 1, 64, 1),
     "ram": _bounded("RAM of a guest", positive_size, 128, 1024 * 1024, 512),
-    "vms_per_node": _bounded("guests on a node", number(1, 1024), 1, 1, 1),
+    "vms_per_node": _bounded("guests on a node", number(1, 1024), 1, 16, 1),
     "vcpu_pinning": _chosen("pinning of vCPUs", ("auto", "off", "file"), ["auto", "off", "file"], "auto", "file"),
     "fs_type": _chosen("the kind of the guest's disk", ("overlay", "sharedfs", "ramdisk"), ["overlay"], "overlay"),
     "disk": _feature(
@@ -81,7 +82,14 @@ KEYS: dict[str, Any] = {
         "cloud-config of the user's own",
         allowed=Key(names, [], "keys of cloud-config that users may give; guests run them as root"),
     ),
-    "network": _chosen("the network", ("user", "bridge", "job"), ["user"], "user"),
+    "network": {
+        **_chosen("the network", _NETWORKS, ["user", "job"], "user"),
+        "several": Key(
+            nullable(choice(*_NETWORKS)),
+            "job",
+            "the same for a job of several guests, where it is allowed; null: as for one",
+        ),
+    },
     "mounts": _feature(
         "a choice of shares",
         allowed=Key(nullable(names), None, "shares that may be asked for; all when not set"),

@@ -20,7 +20,7 @@ from nodesite import FUZZ, a_user
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import meeting
-from vmgr.node.meeting import Barrier, Watch, call_over, nodes_folder, over, parse_failure, parse_report, report
+from vmgr.node.meeting import OVER, Barrier, Watch, call, called, nodes_folder, parse_failure, parse_report, report
 from vmgr.node.userio import User
 
 KEY, OLDER = "0123456789abcdef", "fedcba9876543210"
@@ -115,16 +115,27 @@ def test_the_end_of_all_nodes_is_awaited_within_a_bound(directory: str, user: Us
     run(work())
 
 
+@pytest.mark.parametrize("turns", range(8))
+def test_who_stops_listening_at_once_leaves_no_child(directory: str, user: User, turns: int) -> None:
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2"])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await barrier.close()
+
+    run(work())
+
+
 @pytest.mark.parametrize("inotify", [True, False])
 def test_the_job_is_called_over(directory: str, user: User, inotify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "SISTER_LOOKS_AGAIN_SECONDS", 0.2)
 
     async def work() -> None:
-        waiting = asyncio.ensure_future(over(directory, KEY, user=user, inotify=inotify))
-        await call_over(user, directory, OLDER, timeout_s=10)
+        waiting = asyncio.ensure_future(called(OVER, directory, KEY, user=user, inotify=inotify))
+        await call(user, directory, OLDER, OVER, timeout_s=10)
         await asyncio.sleep(0.5)
         assert not waiting.done()
-        await call_over(user, directory, KEY, timeout_s=10)
+        await call(user, directory, KEY, OVER, timeout_s=10)
         await waiting
 
     run(work())
@@ -155,7 +166,7 @@ def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User,
             assert not waiting.done()
             waiting.cancel()
             (problem,) = await barrier.all_gone(0.1)
-            assert problem.code is Code.INTERNAL and problem.output == "7"
+            assert problem.code is Code.INTERNAL and problem.output == ""
         finally:
             await barrier.close()
 
@@ -164,7 +175,7 @@ def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User,
 
 @FUZZ
 @given(
-    st.text(max_size=20) | st.from_regex(r"(ready|failed|gone)\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
+    st.text(max_size=20) | st.from_regex(r"(up|ready|failed|gone)\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
 )
 def test_any_file(name: str, data: bytes) -> None:
     found = parse_report(name, data)
@@ -182,6 +193,31 @@ def test_any_failure(value: Any) -> None:
         problem = parse_failure(data, "n1")
         assert problem is None or (70 <= problem.code.status <= 79 and "\n" not in str(problem))
         assert problem is None or len(problem.output) <= meeting.MAX_OUTPUT_CHARS
+
+
+@FUZZ
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            word: st.none() | st.text() | st.lists(st.text() | st.lists(st.integers())) | st.just(["x" * 9000] * 7)
+            for word in ("code", "reason", "output", "addresses", "other")
+        },
+    )
+)
+def test_any_report_takes_little_room(data: dict[str, Any]) -> None:
+    found = meeting.kept({**data, "long": "x" * 60_000, "deep": [[]] * 20_000})
+    assert len(json.dumps(found, ensure_ascii=False)) < 4 * meeting.MAX_OUTPUT_CHARS
+    for word in ("code", "reason", "output"):
+        assert word in found or not isinstance(data.get(word), str)
+
+
+def test_nesting_that_is_too_deep_to_show_is_no_fault() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    problem = parse_failure(meeting.kept({"code": "VT-HOOK", "reason": deep, "output": deep}), "n1")
+    assert problem is not None and problem.code is Code.HOOK
 
 
 def test_a_folder_full_of_files_is_looked_at_no_further_than_bounded(tmp_path: Path) -> None:

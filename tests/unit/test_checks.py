@@ -41,7 +41,7 @@ def test_defaults(config: Config) -> None:
 
 
 def test_default_features(config: Config) -> None:
-    features = guest_features({}, checker(config))
+    features = guest_features({}, checker(config), 1)
     assert features._asdict() == {
         "pinning": "auto",
         "fs_type": "overlay",
@@ -61,21 +61,41 @@ def test_default_features(config: Config) -> None:
         ({"vcpus": 0}, "vcpus=0 (here) is below the minimum 1"),
         ({"ram_mib": 127}, "ram=127M (here) is below the minimum 128M"),
         ({"ram_mib": 4097}, "ram=4097M (here) is above the maximum 4G"),
-        ({"per_node": 2}, "vms_per_node=2 (here) is above the maximum 1"),
+        ({"per_node": 17}, "vms_per_node=17 (here) is above the maximum 16"),
         ({"image": "suse"}, "img=suse (here): unknown image"),
     ],
 )
 def test_root_refuses_the_same_in_a_specification(config: Config, fields: dict[str, Any], text: str) -> None:
     group = GuestGroup("micro", 1, 2, 512)._replace(**fields)
     with pytest.raises(VTorqueError) as caught:
-        check_spec(SPEC._replace(groups=(group,)), config, CAROL, "here")
+        check_spec(SPEC._replace(groups=(group,)), config, CAROL, "here", nodes=1)
     assert text in str(caught.value)
+
+
+def test_root_refuses_more_nodes_than_the_policy_has(site: Site) -> None:
+    site.configure("policy: {vcpus: {max: 8}, ram: {max: 4G}, nodes: {max: 2}}\n")
+    config = load_config(site.install)
+    spec = SPEC._replace(mounts=("home", "opt-hpc"))
+    assert check_spec(spec, config, CAROL, "here", nodes=2).name == "micro"
+    with pytest.raises(VTorqueError, match=r"the job has 3 nodes; 1 to 2 are allowed \(.*vtorque.yaml line") as caught:
+        check_spec(spec, config, CAROL, "here", nodes=3)
+    assert caught.value.code is Code.POLICY
+
+
+def test_the_network_that_nobody_asks_for_is_no_refusal_of_roots(site: Site) -> None:
+    site.configure("policy: {vcpus: {max: 8}, ram: {max: 4G}, network: {enabled: false}}\n")
+    config, spec = load_config(site.install), SPEC._replace(mounts=("home", "opt-hpc"))
+    check_spec(spec, config, CAROL, "here", nodes=1)
+    check_spec(spec._replace(network="job"), config, CAROL, "here", nodes=2)
+    for network, nodes in (("user", 2), ("job", 1)):
+        with pytest.raises(VTorqueError, match="network is switched off here"):
+            check_spec(spec._replace(network=network), config, CAROL, "here", nodes=nodes)
 
 
 def test_specification(config: Config) -> None:
     spec = SPEC._replace(mounts=("home", "opt-hpc"))
-    assert check_spec(spec, config, CAROL, "here").name == "micro"
-    assert check_spec(spec._replace(mounts=("home",)), config, CAROL, "here").name == "micro"
+    assert check_spec(spec, config, CAROL, "here", nodes=1).name == "micro"
+    assert check_spec(spec._replace(mounts=("home",)), config, CAROL, "here", nodes=1).name == "micro"
 
 
 OPEN = """\
@@ -122,10 +142,10 @@ def test_what_a_hand_written_specification_cannot_get(
         SPEC._replace(
             groups=(GuestGroup("micro", 4, 8, 512),), fs_type="ramdisk", network="job", disk=Disk(None, 10240),
             iocm=Iocm(1, 4), vrdma=True, unclot_mib=128, pinning=Pinning("map", (("0-7",) * 8,) * 4),
-        ), config, CAROL, "here",
+        ), config, CAROL, "here", nodes=2,
     )  # fmt: skip
     with pytest.raises(VTorqueError) as caught:
-        check_spec(SPEC._replace(**fields), config, CAROL, "here")
+        check_spec(SPEC._replace(**fields), config, CAROL, "here", nodes=1)
     assert caught.value.code is code and text in str(caught.value)
 
 
@@ -134,7 +154,7 @@ def test_components_that_the_site_has_not(config: Config, component: str) -> Non
     fields: dict[str, Any] = {"iocm": Iocm(1, 1), "vrdma": True, "unclot_mib": 64}
     field = "unclot_mib" if component == "unclot" else component
     with pytest.raises(VTorqueError, match=f"{component}=true is not available on this site; components.{component}"):
-        check_spec(SPEC._replace(**{field: fields[field]}), config, CAROL, "here")
+        check_spec(SPEC._replace(**{field: fields[field]}), config, CAROL, "here", nodes=1)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +174,13 @@ def test_components_that_the_site_has_not(config: Config, component: str) -> Non
 def test_features_that_are_switched_off(site: Site, key: str, fields: dict[str, Any]) -> None:
     site.configure(f"components: {{iocm: true, vrdma: true, unclot: true}}\npolicy: {{{key}: {{enabled: false}}}}\n")
     with pytest.raises(VTorqueError) as caught:
-        check_spec(SPEC._replace(**{"mounts": ("home", "opt-hpc"), **fields}), load_config(site.install), CAROL, "here")
+        check_spec(
+            SPEC._replace(**{"mounts": ("home", "opt-hpc"), **fields}),
+            load_config(site.install),
+            CAROL,
+            "here",
+            nodes=1,
+        )
     assert caught.value.code is Code.POLICY
     assert f" is refused; {key} is switched off here (policy.{key}.enabled, {site.install.config} line 4)" in str(
         caught.value
@@ -168,19 +194,19 @@ def test_a_default_needs_no_permission(site: Site) -> None:
         "  mounts: {enabled: false, default: [home]}}\n"
     )
     config = load_config(site.install)
-    features = guest_features({}, checker(config))
+    features = guest_features({}, checker(config), 1)
     assert (features.vrdma, features.pinning, features.mounts) == (True, "off", ("home",))
     spec = SPEC._replace(vrdma=True, pinning=Pinning("off", None), mounts=("home",))
-    assert check_spec(spec, config, CAROL, "here").name == "micro"
+    assert check_spec(spec, config, CAROL, "here", nodes=1).name == "micro"
 
 
 def test_overrides_hold_on_the_node_too(site: Site) -> None:
     site.configure("policy: {vcpus: {max: 1}, users: {carol: {vcpus: {max: 2}}}}\n")
     config = load_config(site.install)
     spec = SPEC._replace(mounts=("home", "opt-hpc"))
-    assert check_spec(spec, config, CAROL, "here").name == "micro"
+    assert check_spec(spec, config, CAROL, "here", nodes=1).name == "micro"
     with pytest.raises(VTorqueError, match=r"vcpus=2 \(here\) is above the maximum 1; 1 to 1 is allowed \(.* line 3\)"):
-        check_spec(spec, config, Subject("dave", "users", None), "here")
+        check_spec(spec, config, Subject("dave", "users", None), "here", nodes=1)
 
 
 def test_allowed_images(site: Site) -> None:
@@ -215,7 +241,7 @@ def test_default_shares(site: Site, mounts: str, default: tuple[str, ...]) -> No
         "- {name: opt-hpc, source: /opt, target: /opt-hpc}\n"
         f"- {{name: data, source: /data, target: /data}}\npolicy: {{{mounts}img: {{default: micro}}}}\n"
     )
-    assert guest_features({}, checker(load_config(site.install))).mounts == default
+    assert guest_features({}, checker(load_config(site.install)), 1).mounts == default
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from nodesite import a_spec
@@ -25,8 +25,6 @@ def test_a_plain_job_is_possible() -> None:
         ({"fs_type": "sharedfs"}, "fs_type=sharedfs"),
         ({"disk": Disk(None, 1024)}, "disk"),
         ({"disk": Disk("data.qcow2", None)}, "disk"),
-        ({"network": "bridge"}, "network=bridge"),
-        ({"network": "job"}, "network=job"),
         ({"iocm": Iocm(0, 0)}, "iocm"),
         ({"vrdma": True}, "vrdma"),
         ({"unclot_mib": 64}, "unclot"),
@@ -38,9 +36,9 @@ def test_what_is_not_possible_yet_is_refused_by_name(fields: dict[str, Any], sai
     assert caught.value.code is Code.NODE and "possible now: " in str(caught.value)
 
 
-def notes(policy: dict[str, Any], **components: bool) -> list[str]:
+def notes(policy: dict[str, Any], bridge: Optional[str] = None, **components: bool) -> list[str]:
     tree = check_config({"policy": policy, "components": components})
-    return beyond_nodes(tree["policy"], tree["components"])
+    return beyond_nodes(tree["policy"], tree["components"], bridge)
 
 
 def test_nodes_can_do_what_is_built_in() -> None:
@@ -53,17 +51,28 @@ def test_nodes_can_do_what_is_built_in() -> None:
     [
         ({"fs_type": {"allowed": ["overlay", "ramdisk"]}}, "policy.fs_type.allowed has ramdisk: "),
         ({"fs_type": {"allowed": ["ramdisk"], "default": "ramdisk", "enabled": False}}, "policy.fs_type.default is "),
-        ({"network": {"allowed": ["user", "bridge", "job"]}}, "policy.network.allowed has bridge, job: "),
         ({"metadata": {"allowed": ["runcmd", "users", "hostname"]}}, "policy.metadata.allowed has users, hostname: "),
         ({"disk": {"enabled": True}}, "policy.disk.enabled is true: "),
         ({"queues": {"io": {"disk": {"enabled": True}}}}, "policy.queues.io.disk.enabled is true: "),
         ({"groups": {"chem": {"disk": {"enabled": True}}}}, "policy.groups.chem.disk.enabled is true: "),
-        ({"users": {"carol": {"network": {"allowed": ["user", "job"]}}}}, "policy.users.carol.network.allowed has job"),
+        (
+            {"users": {"carol": {"fs_type": {"allowed": ["overlay", "ramdisk"]}}}},
+            "policy.users.carol.fs_type.allowed has ",
+        ),
     ],
 )
 def test_what_a_configuration_allows_beyond_that(policy: dict[str, Any], said: str) -> None:
     (line,) = notes(policy)
     assert line.startswith(said)
+
+
+def test_a_bridge_that_the_site_has_not() -> None:
+    policy = {"network": {"allowed": ["user", "bridge", "job"]}}
+    (line,) = notes(policy)
+    assert line == "policy.network.allowed has bridge: nodes refuse it as long as network.bridge.name is not set"
+    assert notes(policy, bridge="br0") == []
+    assert notes({"network": {**policy["network"], "enabled": False}}) == []
+    assert len(notes({"network": {**policy["network"], "enabled": False, "several": "bridge"}})) == 1
 
 
 def test_what_nobody_may_ask_for_is_no_news() -> None:
@@ -73,10 +82,10 @@ def test_what_nobody_may_ask_for_is_no_news() -> None:
 
 
 def test_an_override_says_only_what_is_its_own() -> None:
-    some, more = {"network": {"allowed": ["user", "job"]}}, {"network": {"allowed": ["user", "job", "bridge"]}}
+    some, more = ({"fs_type": {"allowed": ["overlay", *words]}} for words in (["ramdisk"], ["ramdisk", "sharedfs"]))
     overrides = {"fast": {"vcpus": {"max": 2}}, "big": more, "same": some}
     lines = notes({**some, "queues": overrides})
-    assert [line.partition(" ")[0] for line in lines] == ["policy.network.allowed", "policy.queues.big.network.allowed"]
+    assert [line.partition(" ")[0] for line in lines] == ["policy.fs_type.allowed", "policy.queues.big.fs_type.allowed"]
 
 
 def test_components_count_where_the_site_has_them() -> None:

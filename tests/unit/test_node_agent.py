@@ -30,7 +30,7 @@ def specification(
         return data
 
     monkeypatch.setattr(agent, "read_file", read_file)
-    monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source: subjects.append(subject))
+    monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source, nodes: subjects.append(subject))
     facts = {"job_id": "12.host", "user": "carol", "node_index": 0, "queue": None, **call}
 
     async def work() -> None:
@@ -67,11 +67,3 @@ def test_what_nodes_cannot_do_is_refused_after_the_policy(monkeypatch: pytest.Mo
     with pytest.raises(VTorqueError) as caught:
         specification(a_spec(vrdma=True), monkeypatch)
     assert caught.value.code is Code.NODE and "yet" in str(caught.value)
-
-
-def test_more_nodes_than_the_policy_has_are_refused_by_root_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    three = Allocation(("n1", "n2", "n3"), 1, "b" * 16)
-    assert specification(a_spec(), monkeypatch, allocation=three, policy={"nodes": {"max": 3}})
-    with pytest.raises(VTorqueError, match=r"the job has 3 nodes; 1 to 2 are allowed \(.*vtorque.yaml line") as caught:
-        specification(a_spec(), monkeypatch, allocation=three, policy={"nodes": {"max": 2}})
-    assert caught.value.code is Code.POLICY

@@ -23,7 +23,7 @@ POLICY = [
     ("-vm vcpus=0 job.sh", f"vsub: VT-POLICY: vcpus=0 ({COMMAND}) is below the minimum 1; 1 to 8 is allowed (the built-in default)"),
     ("-vm ram=64M job.sh", f"vsub: VT-POLICY: ram=64M ({COMMAND}) is below the minimum 128M; 128M to 4G is allowed (the built-in default)"),
     ("-vm ram=5G job.sh", f"vsub: VT-POLICY: ram=5G ({COMMAND}) is above the maximum 4G; 128M to 4G is allowed ({CONFIG} line 3)"),
-    ("-vm vms_per_node=2 job.sh", f"vsub: VT-POLICY: vms_per_node=2 ({COMMAND}) is above the maximum 1; 1 to 1 is allowed (the built-in default)"),
+    ("-vm vms_per_node=17 job.sh", f"vsub: VT-POLICY: vms_per_node=17 ({COMMAND}) is above the maximum 16; 1 to 16 is allowed (the built-in default)"),
     ("-vm cpus=2 job.sh", f"vsub: VT-KEY: unknown request in {COMMAND}: the key 'cpus'; allowed: {KEYS}"),
     ("-vm vcpus job.sh", f"vsub: VT-VALUE: vcpus in {COMMAND} has no value; write vcpus=VALUE"),
     ("-vm vcpus=two job.sh", f"vsub: VT-VALUE: vcpus=two in {COMMAND} cannot be read; a whole number is needed"),
@@ -187,7 +187,9 @@ NODES = [
 @pytest.mark.parametrize(("line", "option", "count"), NODES, ids=[row[0] for row in NODES])
 def test_more_nodes_than_the_policy_has(site: Site, vsub_run: Runner, line: str, option: str, count: int) -> None:
     site.script()
-    message = f"{option} ({COMMAND}) asks for {count} nodes with guests; 1 to 1 is allowed (the built-in default)"
+    site.configure("policy: {img: {default: micro}, nodes: {max: 1}}\n")
+    place = f"{site.install.config} line 3"
+    message = f"{option} ({COMMAND}) asks for {count} nodes with guests; 1 to 1 is allowed ({place})"
     assert vsub_run(*line.split()) == (2, "", f"vsub: VT-POLICY: {message}\n")
     assert not site.called and site.left_in_home() == []
 

@@ -448,6 +448,8 @@ def misread(request: str, needed: str) -> Row:
 COUNT, SIZE = "a whole number is needed", "a size such as 2048M or 1.5G (a whole number of MiB) is needed"
 SWITCH = "true, yes, on, enabled or false, no, off, disabled is needed"
 AMBIGUOUS = f"{SWITCH}; 0 and 1 are ambiguous: to the vTorque of 2018, 0 was enabled and 1 disabled"
+TOGETHER = {"network": "job"}
+"""What several guests get when nobody says otherwise."""
 HAS_ALL = "components: {iocm: true, vrdma: true, unclot: true}\n"
 SITE_HAS_ALL = f"policy: {{{GENERAL}}}\n{HAS_ALL}"
 WIDE = policy("vms_per_node: {max: 4}, fs_type: {allowed: [overlay, sharedfs, ramdisk]}, network: {allowed: [user, bridge, job]}, disk: {enabled: true, max: 20G}, metadata: {allowed: [packages, write_files]}, nodes: {max: 4}")
@@ -468,8 +470,8 @@ KEYS = [
     key("ram=1.5GiB", {"ram_mib": 1536}, "mem=1792mb"),
     key("ram=128M", {"ram_mib": 128}, "mem=384mb"),
     key("vms_per_node=1", {}),
-    key("vms_per_node=2", {"per_node": 2}, "nodes=1:ppn=2 mem=1280mb", config=WIDE),
-    key("vms_per_node=3,vcpus=2,ram=1G", {"per_node": 3, "vcpus": 2, "ram_mib": 1024}, "nodes=1:ppn=6 mem=3328mb", config=WIDE),
+    key("vms_per_node=2", {"per_node": 2, **TOGETHER}, "nodes=1:ppn=2 mem=1280mb", config=WIDE),
+    key("vms_per_node=3,vcpus=2,ram=1G", {**TOGETHER, "per_node": 3, "vcpus": 2, "ram_mib": 1024}, "nodes=1:ppn=6 mem=3328mb", config=WIDE),
     key("vcpu_pinning=auto", {}),
     key("vcpu_pinning=off", {"pinning": ("off", None)}),
     key("vcpus=2,vcpu_pinning=map.yaml", {"vcpus": 2, "pinning": ("map", (("2", "4-5,7"),))}, "nodes=1:ppn=2 mem=768mb", files={"map.yaml": MAP}),
@@ -512,7 +514,7 @@ KEYS = [
     wrong("vcpus=0", f"VT-POLICY: vcpus=0 ({CL}) is below the minimum 1; 1 to 8 is allowed (the built-in default)"),
     wrong("ram=64M", f"VT-POLICY: ram=64M ({CL}) is below the minimum 128M; 128M to 4G is allowed (the built-in default)"),
     wrong("ram=5G", f"VT-POLICY: ram=5G ({CL}) is above the maximum 4G; 128M to 4G is allowed (<config> line 3)"),
-    wrong("vms_per_node=2", f"VT-POLICY: vms_per_node=2 ({CL}) is above the maximum 1; 1 to 1 is allowed (the built-in default)"),
+    wrong("vms_per_node=17", f"VT-POLICY: vms_per_node=17 ({CL}) is above the maximum 16; 1 to 16 is allowed (the built-in default)"),
     wrong("img=suse", f"VT-IMAGE: img=suse ({CL}): unknown image 'suse' in the pool <pool>; images: debian-12, micro"),
     wrong("img=../x", f"VT-IMAGE: img=../x ({CL}): unknown image '../x' in the pool <pool>; images: debian-12, micro"),
     wrong("img=debian-12", f"VT-POLICY: img=debian-12 ({CL}) is not allowed; allowed: micro (<config> line 3)", config="policy: {img: {default: micro, allowed: [micro]}}\n"),
@@ -520,7 +522,7 @@ KEYS = [
     wrong("arch=arm64", f"VT-IMAGE: arch=arm64 ({CL}) does not describe the image micro; it is x86_64; arch= asserts, img= selects"),
     wrong("img=debian-12,ram=256M", f"VT-POLICY: ram=256M ({CL}) is less than the image debian-12 needs; at least 384M (the image's description in <pool>)"),
     wrong("fs_type=ramdisk", f"VT-POLICY: fs_type=ramdisk ({CL}) is not allowed; allowed: overlay (the built-in default)"),
-    wrong("network=bridge", f"VT-POLICY: network=bridge ({CL}) is not allowed; allowed: user (the built-in default)"),
+    wrong("network=bridge", f"VT-POLICY: network=bridge ({CL}) is not allowed; allowed: user, job (the built-in default)"),
     wrong("disk=1G", f"VT-POLICY: disk=1G ({CL}) is refused; disk is switched off here (policy.disk.enabled, the built-in default)"),
     wrong("disk=21G", f"VT-POLICY: disk=21G ({CL}) is too large; at most 20G (<config> line 3)", config=WIDE),
     wrong("mounts=scratch", f"VT-POLICY: mounts=scratch ({CL}) names scratch, which the site has not; shares: home, opt-hpc"),
@@ -635,16 +637,22 @@ RESOURCES = [
     # what the node keeps for itself, several nodes, several guests
     guest("job.sh", wanted="nodes=1:ppn=2 mem=1536mb", config=HOST),
     guest("-l nodes=1:ppn=4,mem=4gb job.sh", "-l nodes=1:ppn=4,mem=4gb", "", spec={"vcpus": 3, "ram_mib": 3072}, config=HOST),
-    guest("-l nodes=1:ppn=7,mem=5gb -vm vms_per_node=2 job.sh", "-l nodes=1:ppn=7,mem=5gb", "", spec={"asked": ("vms_per_node",), "per_node": 2, "vcpus": 3, "ram_mib": 2048}, config=HOST),
+    guest("-l nodes=1:ppn=7,mem=5gb -vm vms_per_node=2 job.sh", "-l nodes=1:ppn=7,mem=5gb", "", spec={"asked": ("vms_per_node",), **TOGETHER, "per_node": 2, "vcpus": 3, "ram_mib": 2048}, config=HOST),
     refused("-l nodes=1:ppn=1 job.sh", f"VT-RESOURCE: vcpus=1, the least, needs {sum_of(1, host=1)}, and ppn=1 ({CL}) gives 1; ask for at least 2 on each node", config=HOST),
-    guest("-l nodes=2 job.sh", "-l nodes=2", "mem=1536mb", config=NODES),
-    guest("-l nodes=2 -vm vcpus=2,vms_per_node=2 job.sh", "", "nodes=2:ppn=4 mem=2560mb", spec={"asked": ("vcpus", "vms_per_node"), "vcpus": 2, "per_node": 2}, config=NODES),
-    guest("-l nodes=2:ppn=2+1:ppn=4:big job.sh", "-l nodes=2:ppn=2+1:ppn=4:big", "mem=2304mb", spec=two(), config=NODES),
-    guest("-l nodes=n1+n2:ppn=4 job.sh", "", "nodes=n1:ppn=4+n2:ppn=4 mem=1536mb", spec=two(4), config=NODES),
-    guest("-l nodes=n1:ppn=2+n2:ppn=4,mem=4gb job.sh", "-l nodes=n1:ppn=2+n2:ppn=4,mem=4gb", "", spec={"vcpus": 2, "ram_mib": 1792}, config=NODES),
-    guest("-l nodes=2:ppn=1+1:ppn=4 -vm vcpus=2 job.sh", "", "nodes=2:ppn=2+1:ppn=4 mem=2304mb", spec={"asked": ("vcpus",), **two()}, config=policy("nodes: {max: 8}, raise_requests: true"), err=f"vsub: note: ppn=1 ({CL}) is raised: vcpus=2 ({CL}) needs {sum_of(2)}\n"),
-    refused("-l nodes=2 job.sh", f"VT-POLICY: -l nodes=2 ({CL}) asks for 2 nodes with guests; 1 to 1 is allowed (the built-in default)"),
-    refused("-l nodes=a:ppn=2+b job.sh", f"VT-POLICY: -l nodes=a:ppn=2+b ({CL}) asks for 2 nodes with guests; 1 to 1 is allowed (the built-in default)"),
+    guest("-l nodes=2 job.sh", "-l nodes=2", "mem=1536mb", spec=TOGETHER, config=NODES),
+    guest("-l nodes=2 job.sh", "-l nodes=2", "mem=1536mb", spec=TOGETHER, config=policy("network: {enabled: false}")),
+    guest("-l nodes=2 job.sh", "-l nodes=2", "mem=1536mb", config=policy("network: {several: null}")),
+    guest("-l nodes=2 job.sh", "-l nodes=2", "mem=1536mb", config=policy("network: {allowed: [user]}")),
+    guest("-l nodes=2 job.sh", "-l nodes=2", "mem=1536mb", spec={"network": "bridge"}, config=policy("network: {allowed: [user, bridge, job], several: bridge}")),
+    guest("-l nodes=2 -vm network=user job.sh", "-l nodes=2", "mem=1536mb", spec={"asked": ("network",)}, config=NODES),
+    refused("-l nodes=2 -vm network=user job.sh", f"VT-POLICY: network=user ({CL}) is refused; network is switched off here (policy.network.enabled, <config> line 3)", config=policy("network: {enabled: false}")),
+    guest("-l nodes=2 -vm vcpus=2,vms_per_node=2 job.sh", "", "nodes=2:ppn=4 mem=2560mb", spec={"asked": ("vcpus", "vms_per_node"), **TOGETHER, "vcpus": 2, "per_node": 2}, config=NODES),
+    guest("-l nodes=2:ppn=2+1:ppn=4:big job.sh", "-l nodes=2:ppn=2+1:ppn=4:big", "mem=2304mb", spec={**two(), **TOGETHER}, config=NODES),
+    guest("-l nodes=n1+n2:ppn=4 job.sh", "", "nodes=n1:ppn=4+n2:ppn=4 mem=1536mb", spec={**two(4), **TOGETHER}, config=NODES),
+    guest("-l nodes=n1:ppn=2+n2:ppn=4,mem=4gb job.sh", "-l nodes=n1:ppn=2+n2:ppn=4,mem=4gb", "", spec={"vcpus": 2, "ram_mib": 1792, **TOGETHER}, config=NODES),
+    guest("-l nodes=2:ppn=1+1:ppn=4 -vm vcpus=2 job.sh", "", "nodes=2:ppn=2+1:ppn=4 mem=2304mb", spec={"asked": ("vcpus",), **two(), **TOGETHER}, config=policy("nodes: {max: 8}, raise_requests: true"), err=f"vsub: note: ppn=1 ({CL}) is raised: vcpus=2 ({CL}) needs {sum_of(2)}\n"),
+    refused("-l nodes=1025 job.sh", f"VT-POLICY: -l nodes=1025 ({CL}) asks for 1025 nodes with guests; 1 to 1024 is allowed (the built-in default)"),
+    refused("-l nodes=a:ppn=2+b job.sh", f"VT-POLICY: -l nodes=a:ppn=2+b ({CL}) asks for 2 nodes with guests; 1 to 1 is allowed (<config> line 3)", config=policy("nodes: {max: 1}")),
     refused("-l nodes=9 job.sh", f"VT-POLICY: -l nodes=9 ({CL}) asks for 9 nodes with guests; 1 to 8 is allowed (<config> line 3)", config=NODES),
     refused("job.sh", "VT-POLICY: the job asks for 1 nodes with guests; 2 to 8 is allowed (<config> line 3)", config=policy("nodes: {min: 2, max: 8}")),
     # who may share the nodes

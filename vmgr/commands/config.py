@@ -35,7 +35,7 @@ def check() -> None:
     """
     source = installation().config_file
     tree, _ = read_tree(source)
-    for note in beyond_nodes(tree["policy"], tree["components"]):
+    for note in beyond_nodes(tree["policy"], tree["components"], tree["network"]["bridge"]["name"]):
         click.echo(f"{source}: note: {note}")
     click.echo(f"{source}: ok")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec
@@ -11,7 +11,6 @@ from vmgr.policy import LAYERS, overridden
 from vmgr.request import COMPONENTS
 
 FS_TYPES = ("overlay",)
-NETWORKS = ("user",)
 
 _COMPONENTS = {
     "iocm": "the I/O core manager (iocm)",
@@ -24,7 +23,6 @@ def check(spec: Spec) -> None:
     """Refuse what is legal, and asked for, but not possible yet. Raises VTorqueError (VT-NODE)."""
     for beyond, what, possible in (
         (spec.fs_type not in FS_TYPES, f"fs_type={spec.fs_type}", f"fs_type={' or '.join(FS_TYPES)}"),
-        (spec.network not in NETWORKS, f"network={spec.network}", f"network={' or '.join(NETWORKS)}"),
         (spec.disk is not None, "a persistent disk (disk)", "a disk that goes with the job"),
         (spec.iocm is not None, _COMPONENTS["iocm"], "guests without it"),
         (spec.vrdma, _COMPONENTS["vrdma"], "guests without them"),
@@ -38,32 +36,38 @@ def check(spec: Spec) -> None:
             )
 
 
-def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool]) -> list[str]:
+def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool], bridge: Optional[str]) -> list[str]:
     """A line for each thing that a configuration allows and nodes refuse, with its key. For `vmgr config check`.
 
-    `policy` is the checked tree below `policy`, overrides and all, `components` the one below `components`. What an
-    override shares with the general policy is said once.
+    `policy` is the checked tree below `policy`, overrides and all, `components` the one below `components`, `bridge`
+    the site's bridge. What an override shares with the general policy is said once.
     """
     general = {key: value for key, value in policy.items() if key not in LAYERS}
-    found = dict(_beyond(general, components))
+    found = dict(_beyond(general, components, bridge))
     lines = [f"policy.{key} {text}" for key, text in found.items()]
     for layer in LAYERS:
         for name, override in policy[layer].items():
-            for key, text in _beyond(overridden(general, override), components):
+            for key, text in _beyond(overridden(general, override), components, bridge):
                 if found.get(key) != text:
                     lines.append(f"policy.{layer}.{name}.{key} {text}")
     return lines
 
 
-def _beyond(policy: Mapping[str, Any], components: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+def _beyond(
+    policy: Mapping[str, Any], components: Mapping[str, bool], bridge: Optional[str]
+) -> Iterator[tuple[str, str]]:
     """The leaf and the text of each thing in one variant of the policy."""
-    for key, possible in (("fs_type", FS_TYPES), ("network", NETWORKS)):
-        asked = policy[key]["allowed"] if policy[key]["enabled"] else []
-        refused = [word for word in asked if word not in possible]
-        if refused:
-            yield f"{key}.allowed", f"has {', '.join(refused)}: nodes refuse all but {', '.join(possible)} yet"
-        elif policy[key]["default"] not in possible:
-            yield f"{key}.default", f"is {policy[key]['default']}: nodes refuse all but {', '.join(possible)} yet"
+    kinds = policy["fs_type"]
+    refused = [word for word in kinds["allowed"] if word not in FS_TYPES] if kinds["enabled"] else []
+    if refused:
+        yield "fs_type.allowed", f"has {', '.join(refused)}: nodes refuse all but {', '.join(FS_TYPES)} yet"
+    elif kinds["default"] not in FS_TYPES:
+        yield "fs_type.default", f"is {kinds['default']}: nodes refuse all but {', '.join(FS_TYPES)} yet"
+    networks = policy["network"]
+    if bridge is None and "bridge" in networks["allowed"] and (
+        networks["enabled"] or "bridge" in (networks["default"], networks["several"])
+    ):  # fmt: skip
+        yield "network.allowed", "has bridge: nodes refuse it as long as network.bridge.name is not set"
     if policy["disk"]["enabled"]:
         yield "disk.enabled", "is true: nodes refuse persistent disks yet"
     if policy["metadata"]["enabled"]:

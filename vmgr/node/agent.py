@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional
 
 from vmgr import logs
-from vmgr.checks import check_nodes, check_spec
+from vmgr.checks import check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
@@ -26,9 +26,11 @@ from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
 from vmgr.node.boot import Crew, Job, boot
 from vmgr.node.control import Control
-from vmgr.node.fellows import Fellows
+from vmgr.node.fellows import Fellows, parse_ssh_ports
 from vmgr.node.jobfiles import status_name
-from vmgr.node.members import plan_members
+from vmgr.node.keys import MAX_KEY_BYTES
+from vmgr.node.meeting import FAILED, GONE, READY
+from vmgr.node.network.plan import plan_network
 from vmgr.node.reap import reap
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
@@ -165,7 +167,7 @@ class Agent:
         """On a sister: tell that nothing is left here."""
         if self.fellows is not None:
             if not self.fellows.leads:
-                await self.fellows.tell("gone", self.progress.failure())
+                await self.fellows.tell(GONE, self.progress.failure())
             await self.fellows.close()
 
     async def _live_and_tell(self, user: User) -> None:
@@ -182,7 +184,7 @@ class Agent:
             if self.fellows.leads:
                 await self.fellows.call_over()
             else:
-                await self.fellows.tell("failed", self.progress.failure())
+                await self.fellows.tell(FAILED, self.progress.failure())
         try:
             await first(self._unattended(), self.job_over.wait())
         except VTorqueError as err:
@@ -239,7 +241,6 @@ class Agent:
         try:
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
-                self.progress.private["ssh"] = {"port": crew.guests[0].ssh_port, "host_key": crew.host_key.public}
                 self.progress.stage("ready", "ready")
                 asyncio.get_running_loop().run_in_executor(None, _reap, self.config)
                 died = [guest.died() for guest in crew.guests]
@@ -256,14 +257,26 @@ class Agent:
     async def _ready(self, job: Job, crew: Crew, fellows: Fellows) -> None:
         """Return when the guests of this node, and on the mother superior those of all nodes, are ready."""
         boot_s = self.config.timeouts.boot
-        await every(*(guest.ready(boot_s) for guest in crew.guests))
-        await fellows.tell("ready", {"guests": [guest.name for guest in crew.guests]})
+        introducing = [self._introduce(job, crew, fellows)] if job.network.kind == "bridge" else []
+        await every(*(guest.ready(boot_s) for guest in crew.guests), *introducing)
+        self.progress.private["ssh"] = {"port": await crew.open_ssh(), "host_key": crew.host_key.public}
+        said = {"ssh_ports": crew.ssh_ports()}
+        self.progress.facts.update(said)
+        await fellows.tell(READY, said)
         if len(job.allocation.nodes) > 1:
             self.progress.stage("guests ready")
             try:
-                await asyncio.wait_for(fellows.all_ready(), boot_s)
+                told = await asyncio.wait_for(fellows.all_ready(), boot_s)
             except asyncio.TimeoutError:
                 raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
+            for data in told:
+                self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, job.names))
+
+    async def _introduce(self, job: Job, crew: Crew, fellows: Fellows) -> None:
+        """Tell the guests of this node where all guests of the job are, once all of them have said so."""
+        addresses = await fellows.exchange(await crew.addresses())
+        for guest in crew.guests:
+            guest.send_hosts(zip(addresses, job.names))
 
     async def _job(self, user: User, allocation: Allocation) -> Job:
         """What the user asks for, read with the user's rights, and checked as if `vsub` had never seen it."""
@@ -274,13 +287,14 @@ class Agent:
         data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=patience)
         spec = parse_spec(data, sha256=directory.sha256, source=source)
         subject = Subject(user.name, primary_group(user), self.call.queue)
-        image = check_spec(spec, self.config, subject, source)
-        check_nodes(len(allocation.nodes), self.config.policy_for(subject))
+        image = check_spec(spec, self.config, subject, source, nodes=len(allocation.nodes))
         abilities.check(spec)
-        members = plan_members(
-            self.call.job_id, allocation.nodes, spec.groups[0].per_node, self.config.network.mac_prefix
-        )
-        return Job(self.call.job_id, self.place, user, spec, image, allocation, members)
+        per_node, names = spec.groups[0].per_node, allocation.nodes
+        network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)
+        key = None
+        if len(network.members) > 1 and network.kind != "user":
+            key = await read_file(user, f"{directory.directory}/key", limit=MAX_KEY_BYTES, timeout_s=patience)
+        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, key)
 
     @contextmanager
     def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:

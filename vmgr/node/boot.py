@@ -1,15 +1,15 @@
-"""From a checked specification to a node's running, pinned guests: plan, stage, seed, launch, pin."""
+"""From a checked specification to a node's running, pinned guests: plan, stage, connect, seed, launch, pin."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Callable, NamedTuple, Optional
 
-from vmgr.config import Config, Mount
-from vmgr.errors import Code, VTorqueError
+from vmgr.config import Config, Mount, Network
+from vmgr.errors import VTorqueError
 from vmgr.images.pool import Image
 from vmgr.jobspec import GuestGroup, Spec
 from vmgr.node import process, record
@@ -19,8 +19,11 @@ from vmgr.node.console import Console
 from vmgr.node.cpus import Affinity, reserve
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestport import GuestPort
+from vmgr.node.keys import HostKey, certify, make_host_key
 from vmgr.node.launch import Files, start
 from vmgr.node.members import Member
+from vmgr.node.network.plan import NetworkPlan, guest_net
+from vmgr.node.network.wires import Wires, connect
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.stage import create_overlay, reserve_overlay
 from vmgr.node.state import Progress, Together
@@ -31,15 +34,12 @@ if TYPE_CHECKING:
     from vmgr.node.seed import SeedPlan
 
 CONSOLE_LOG_BYTES = 1 << 20
-QEMU_ADDRESS = "10.0.2.15"
-"""What QEMU's user networking gives by DHCP."""
-
 ConsoleLogs = Callable[[str], Optional[BinaryIO]]
 """Where the console of the guest of this name is logged, None for nowhere."""
 
 
 class Job(NamedTuple):
-    """What guests are booted for on this node."""
+    """What guests are booted for on this node. `key` is the file of the job's key, None where no guest needs it."""
 
     job_id: str
     place: record.Place
@@ -47,7 +47,8 @@ class Job(NamedTuple):
     spec: Spec
     image: Image
     allocation: Allocation
-    members: tuple[Member, ...]
+    network: NetworkPlan
+    key: Optional[bytes]
 
     @property
     def group(self) -> GuestGroup:
@@ -56,25 +57,49 @@ class Job(NamedTuple):
     @property
     def own(self) -> list[Member]:
         """The guests of this node, by their number."""
-        return [member for member in self.members if member.node == self.allocation.node_index]
+        return list(self.network.own(self.allocation.node_index))
 
-
-class HostKey(NamedTuple):
-    """The SSH key of a node's guests, in OpenSSH's formats."""
-
-    private: str
-    public: str
+    @property
+    def names(self) -> list[str]:
+        """The names of all guests of the job, by rank."""
+        return [member.name for member in self.network.members]
 
 
 class Crew(NamedTuple):
-    """A node's running guests, in the order of their numbers, and the host key that they share."""
+    """A node's running guests, in the order of their numbers, the host key that they share, and their network."""
 
+    members: tuple[Member, ...]
     guests: tuple[RunningGuest, ...]
     host_key: HostKey
+    wires: Wires
+
+    async def addresses(self) -> list[str]:
+        """The guests' addresses: planned, given by the site, or said by the guests while they become ready."""
+        found = []
+        for member, guest, lease in zip(self.members, self.guests, self.wires.addresses):
+            known = member.address or (lease and lease.partition("/")[0])
+            found.append(known or await guest.address())
+        return found
+
+    async def open_ssh(self) -> int:
+        """Open what leads to SSH of the guests, from outside too; the port of 127.0.0.1 for the first of them.
+
+        Raises VTorqueError (VT-NODE).
+        """
+        if self.guests[0].ssh_port is not None:
+            return self.guests[0].ssh_port
+        addresses = await self.addresses()
+        ports = [await self.wires.forward(*each) for each in enumerate(addresses, start=1)]
+        return ports[0]
+
+    def ssh_ports(self) -> dict[str, int]:
+        """The ports of this node that lead to SSH of guests from outside, by name of the guest."""
+        return {self.members[number - 1].name: port for number, port in self.wires.ssh_ports.items()}
 
     async def kill(self) -> None:
-        """End all of them at once and give everything back that they held."""
+        """End all of them at once and give everything back that they held. Raises VTorqueError (VT-STAGE)."""
         await asyncio.gather(*(guest.kill() for guest in self.guests))
+        await self.wires.close()
 
 
 class Staged(NamedTuple):
@@ -91,26 +116,31 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
     for template in templates.rglob("*"):
         check_trusted(template)
     kernel, disk = image.path("kernel"), image.path("disk") if image.disk else None
+    mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
     affinities = reserve(config, place, job.spec.pinning, job.group.vcpus, len(own))
     overlays = [reserve_overlay(config, place, image, member.name) if disk else None for member in own]
     staged = [Staged(*each) for each in zip(own, overlays, affinities)]
-    overlaying = asyncio.gather(*(_stage(disk, overlay, image) for overlay in overlays))
-    staging = asyncio.gather(_host_key(place), overlaying, probe_beside(config, kernel))
-    await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
-    import vmgr.node.seed  # noqa: F401
-
-    host_key, _, kvm = await staging
     guests: list[RunningGuest] = []
     monitors: list[socket.socket] = []
+    nodes = job.allocation.nodes
+    connecting = asyncio.ensure_future(connect(job.network, job.allocation.node_index, nodes, config, place))
     try:
-        mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
-        seeds = [_write_seed(job, member, config, templates, host_key, mounts) for member in own]
+        overlaying = asyncio.gather(*(_stage(disk, overlay, image) for overlay in overlays))
+        staging = asyncio.gather(make_host_key(place), overlaying, probe_beside(config, kernel))
+        await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
+        import vmgr.node.seed  # noqa: F401
+
+        host_key, _, kvm = await staging
+        wires = await asyncio.shield(connecting)
+        common = _Common(host_key, _certificate(job, host_key), wires, config.network, mounts)
+        seeds = [_write_seed(job, member, common, templates, config.vm_hooks) for member in own]
         progress.stage("staged")
         together = Together(progress, len(own))
         accelerator, gid = choose_accelerator(config, kvm), kvm_gid() if kvm.works else None
-        for each, seed in zip(staged, seeds):
+        taps: Sequence[Optional[int]] = wires.taps or [None] * len(own)
+        for each, seed, tap in zip(staged, seeds, taps):
             plan = _guest_plan(job, each.member, accelerator, mounts)
-            files = Files(seed, each.overlay, disk)
+            files = Files(seed, each.overlay, disk, tap)
             guest, qmp = start(
                 config.hypervisor.qemu, plan, files, job.user, kvm_gid=gid, started=lambda pid: _note(place, pid)
             )
@@ -121,14 +151,24 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
             monitors.append(qmp)
         progress.stage("launched")
         await asyncio.gather(*(
-            guest.pin_and_run(qmp, each.affinity, timeout_s=config.timeouts.launch)
-            for guest, qmp, each in zip(guests, monitors, staged)
+            guest.pin_and_run(qmp, each.affinity, on_tap=tap is not None, timeout_s=config.timeouts.launch)
+            for guest, qmp, each, tap in zip(guests, monitors, staged, taps)
         ))  # fmt: skip
     except BaseException:
-        await Crew(tuple(guests), host_key).kill()
+        await asyncio.gather(*(guest.kill() for guest in guests))
+        await _disconnect(connecting)
         raise
     progress.stage("pinned and running", "booting")
-    return Crew(tuple(guests), host_key)
+    return Crew(tuple(own), tuple(guests), host_key, wires)
+
+
+async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
+    """Take the network away, if it is there by now; what is left of it stands in the record."""
+    connecting.cancel()
+    try:
+        await (await connecting).close()
+    except (asyncio.CancelledError, VTorqueError):
+        pass
 
 
 def _guest_plan(job: Job, member: Member, accelerator: str, mounts: tuple[Mount, ...]) -> GuestPlan:
@@ -154,34 +194,58 @@ def _note(place: record.Place, pid: int) -> None:
         record.append(place, {"do": "process", "role": "qemu", **found._asdict()})
 
 
-def _write_seed(
-    job: Job, member: Member, config: Config, templates: Path, host_key: HostKey, mounts: tuple[Mount, ...]
-) -> Path:
+class _Common(NamedTuple):
+    """What the seeds of a node's guests have in common."""
+
+    host_key: HostKey
+    certificate: Optional[str]
+    wires: Wires
+    network: Network
+    mounts: tuple[Mount, ...]
+
+
+def _certificate(job: Job, host_key: HostKey) -> Optional[str]:
+    if job.key is None:
+        return None
+    return certify(host_key, [member.name for member in job.own], job.key, job.spec.ssh_public_key)
+
+
+def _write_seed(job: Job, member: Member, common: _Common, templates: Path, vm_hooks: Optional[Path]) -> Path:
     from vmgr.node.seed import seed_files, site_hooks, write_seed
 
-    hooks = site_hooks(config.vm_hooks, member.rank) if config.vm_hooks else {}
+    hooks = site_hooks(vm_hooks, member.rank) if vm_hooks else {}
     seed = job.place.folder / f"seed.{member.number}.iso"
-    write_seed(seed_files(_seed_plan(job, member, host_key, mounts), templates, hooks), seed)
+    write_seed(seed_files(_seed_plan(job, member, common), templates, hooks), seed)
     return seed
 
 
-def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount, ...]) -> SeedPlan:
-    from vmgr.node.network.plan import GuestNet
+def _seed_plan(job: Job, member: Member, common: _Common) -> SeedPlan:
     from vmgr.node.seed import SeedPlan
 
-    group = job.group
+    group, wires, kind = job.group, common.wires, job.network.kind
+    known = {"user": [member], "job": job.network.members, "bridge": []}[kind]
     return SeedPlan(
         instance=f"{job.job_id}-{job.place.attempt}-{member.number}",
         hostname=member.name,
         family=job.image.family,
         user=job.user,
         ssh_public_key=job.spec.ssh_public_key,
-        host_key=host_key.private,
-        host_key_pub=host_key.public,
-        mounts=mounts,
-        network=GuestNet(member.mac),
-        hosts=((QEMU_ADDRESS, member.name),),
-        slots=tuple((each.name, group.vcpus) for each in job.members),
+        host_key=common.host_key.private,
+        host_key_pub=common.host_key.public,
+        host_cert=common.certificate,
+        user_key=None if job.key is None else job.key.decode("ascii", "replace"),
+        mounts=common.mounts,
+        network=guest_net(
+            job.network,
+            member,
+            common.network,
+            address=wires.addresses[member.number - 1],
+            gateway=wires.gateways[member.number - 1],
+            mtu=wires.mtu,
+        ),
+        hosts=tuple((each.address, each.name) for each in known if each.address is not None),
+        wait_hosts=kind == "bridge",
+        slots=tuple((name, group.vcpus) for name in job.names),
         environment={
             "DISTRO": job.image.distro,
             "VTORQUE_DISTRO": job.image.family,
@@ -189,7 +253,7 @@ def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount,
             "VTORQUE_JOBID": job.job_id,
             "VTORQUE_NODE": job.allocation.name,
             "VTORQUE_RANK": str(member.rank),
-            "VTORQUE_GUESTS": " ".join(each.name for each in job.members),
+            "VTORQUE_GUESTS": " ".join(job.names),
             "VTORQUE_VCPUS": str(group.vcpus),
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
@@ -200,21 +264,3 @@ def _seed_plan(job: Job, member: Member, host_key: HostKey, mounts: tuple[Mount,
 async def _stage(disk: Optional[Path], overlay: Optional[Path], image: Image) -> None:
     if disk is not None and overlay is not None:
         await create_overlay(disk, overlay, backing_format=image.disk_format)
-
-
-async def _host_key(place: record.Place) -> HostKey:
-    """A new Ed25519 key, so that no guest need make one (5 to 20 s of a guest's boot under emulation)."""
-    path = place.folder / "host_key"
-    child = await asyncio.create_subprocess_exec(
-        "ssh-keygen", "-q",
-        "-t", "ed25519",
-        "-N", "",
-        "-C", "vtorque",
-        "-f", os.fspath(path),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    if await child.wait():
-        raise VTorqueError("ssh-keygen made no host key for the guests", code=Code.STAGE)
-    return HostKey(path.read_text(), path.with_name("host_key.pub").read_text().strip())

@@ -6,12 +6,15 @@ What stands there is the user's word: it ends or holds up that user's job, and d
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from typing import Any, Optional
 
-from vmgr.errors import VTorqueError
+from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import meeting
 from vmgr.node.allocation import Allocation, short
+from vmgr.node.guestport import host_address
 from vmgr.node.userio import User
 
 
@@ -50,10 +53,27 @@ class Fellows:
         except VTorqueError as err:
             LOGGER.warning("the other nodes were not told that this one is %s: %s", kind, err)
 
-    async def all_ready(self) -> None:
-        """On the mother superior: wait until every node is ready. Raises VTorqueError, the first that a node tells."""
+    async def exchange(self, own: Sequence[str]) -> list[str]:
+        """Tell the addresses of this node's guests, and wait for those of all guests of the job, by rank.
+
+        Every node has as many guests. Raises VTorqueError: VT-BOOT when what comes is none, or as `all_ready`.
+        """
+        if self._alone:
+            return list(own)
+        await self.tell(meeting.UP, {"addresses": own})
+        nodes, order = len(self._allocation.nodes), (self._directory, self._allocation.key)
         if self._barrier is not None:
-            await self._barrier.all_ready()
+            told = [_addresses(said, len(own)) for said in await self._barrier.all_up()]
+            found = [address for addresses in told for address in addresses]
+            text = json.dumps({"v": 1, "addresses": found}).encode()
+            await meeting.call(self._user, *order, meeting.HOSTS, text, timeout_s=self._timeout_s)
+            return found
+        said = await meeting.called(meeting.HOSTS, *order, user=self._user, inotify=self._inotify)
+        return _addresses(said, nodes * len(own))
+
+    async def all_ready(self) -> list[dict[str, Any]]:
+        """On the mother superior: wait until every node is ready; what they said. Raises VTorqueError, see there."""
+        return [] if self._barrier is None else await self._barrier.all_ready()
 
     async def failure(self) -> None:
         """Wait for the failure of another node, and raise it."""
@@ -65,14 +85,18 @@ class Fellows:
         """On a sister: wait until the mother superior says that the job is over."""
         if self._alone or self.leads:
             await asyncio.Event().wait()
-        await meeting.over(self._directory, self._allocation.key, user=self._user, inotify=self._inotify)
+        await meeting.called(
+            meeting.OVER, self._directory, self._allocation.key, user=self._user, inotify=self._inotify
+        )
 
     async def call_over(self) -> None:
         """On the mother superior: tell every node, once, that the job is over."""
         if self._barrier is not None and not self._called_over:
             self._called_over = True
             try:
-                await meeting.call_over(self._user, self._directory, self._allocation.key, timeout_s=self._timeout_s)
+                await meeting.call(
+                    self._user, self._directory, self._allocation.key, meeting.OVER, timeout_s=self._timeout_s
+                )
             except VTorqueError as err:
                 LOGGER.warning("the other nodes were not told that the job is over: %s", err)
 
@@ -87,3 +111,19 @@ class Fellows:
         """Stop listening."""
         if self._barrier is not None:
             await self._barrier.close()
+
+
+def _addresses(said: dict[str, Any], guests: int) -> list[str]:
+    """The addresses that were told of so many guests. Raises VTorqueError (VT-BOOT) for anything else."""
+    told = said.get("addresses")
+    found = [host_address(text) for text in told] if isinstance(told, list) else []
+    if len(found) != guests or None in found:
+        raise VTorqueError("the addresses of the guests of another node are not known", code=Code.BOOT)
+    return [address for address in found if address is not None]
+
+
+def parse_ssh_ports(said: dict[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """The ports of their nodes that a node says lead to SSH of guests of the job; what is none is passed over."""
+    told = said.get("ssh_ports")
+    ports = told if isinstance(told, dict) else {}
+    return {name: ports[name] for name in names if type(ports.get(name)) is int and 0 < ports[name] < 1 << 16}

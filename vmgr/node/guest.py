@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterable
 from typing import Callable, Optional
 
 from vmgr.config import Timeouts
@@ -34,14 +35,29 @@ class RunningGuest:
         self._ended = asyncio.ensure_future(guest.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
+        self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
-    def ssh_port(self) -> int:
+    def ssh_port(self) -> Optional[int]:
+        """The port of 127.0.0.1 that leads to the guest's SSH through QEMU itself; None on a tap."""
         return self._guest.ssh_port
 
-    async def pin_and_run(self, qmp: socket.socket, affinity: Optional[Affinity], *, timeout_s: float) -> None:
+    async def pin_and_run(
+        self, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool, timeout_s: float
+    ) -> None:
         """Let the guest run, its vCPUs bound to their CPUs. Raises VTorqueError (VT-LAUNCH)."""
-        await pin_and_run(self._guest, qmp, affinity, timeout_s=timeout_s)
+        await pin_and_run(self._guest, qmp, affinity, on_tap=on_tap, timeout_s=timeout_s)
+
+    async def address(self) -> str:
+        """The address that the guest says it has, as soon as it says so while `ready` is waited for.
+
+        Only a guest that is to be told the addresses of all, by `send_hosts`, says this.
+        """
+        return await asyncio.shield(self._address)
+
+    def send_hosts(self, hosts: Iterable[tuple[str, str]]) -> None:
+        """Tell the guest address and name of every guest of the job."""
+        self._port.send_hosts(hosts)
 
     async def _listen(self) -> None:
         async for event in self._port.events():
@@ -62,6 +78,8 @@ class RunningGuest:
                 raise self._boot_error(f"the guest {self.name} cannot run the job: {event.text}")
             if event.name == "prologue" and event.status:
                 raise self._hook_error("prologue", event)
+            if event.name == "up" and event.address is not None and not self._address.done():
+                self._address.set_result(event.address)
             if event.name in ("booted", "prologue"):
                 self._said(self.name, event.name)
             self._is_ready = event.name == "ready"
@@ -99,6 +117,7 @@ class RunningGuest:
         if not self._readers:
             return
         await self._guest.kill()
+        self._address.cancel()
         readers, self._readers = self._readers, []
         for task in readers:
             task.cancel()

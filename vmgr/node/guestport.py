@@ -44,10 +44,10 @@ def parse_event(line: bytes) -> Optional[Event]:
     if type(status) is not int or not 0 <= status <= 255:
         status = 255
     output = decoded.decode("utf-8", "replace")[-MAX_OUTPUT_CHARS:]
-    return Event(data["event"][:32], status, output, _unicast(data.get("address")))
+    return Event(data["event"][:32], status, output, host_address(data.get("address")))
 
 
-def _unicast(text: object) -> Optional[str]:
+def host_address(text: object) -> Optional[str]:
     """`text` where it is the IPv4 address of a host other than the reader itself, else None."""
     try:
         address = ipaddress.IPv4Address(text if isinstance(text, str) else "")

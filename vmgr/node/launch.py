@@ -22,15 +22,22 @@ MAX_QMP_REPLY_BYTES = 1 << 20
 
 
 class Files(NamedTuple):
-    """What only root may open and QEMU gets as descriptors. Both disk files are None for a guest without a disk."""
+    """What only root may open and QEMU gets as descriptors. Both disk files are None for a guest without a disk.
+
+    `tap` is open already, and stays so: its owner closes it.
+    """
 
     seed: Path
     overlay: Optional[Path]
     backing: Optional[Path]
+    tap: Optional[int] = None
 
 
 class Guest:
-    """One running guest: its process, its QMP connection, its console and event port (connected sockets)."""
+    """One running guest: its process, its QMP connection, its console and event port (connected sockets).
+
+    `ssh_port` is the port of 127.0.0.1 that leads to its SSH through QEMU's user networking; None on a tap.
+    """
 
     def __init__(
         self, child: subprocess.Popen[bytes], port: socket.socket, console: socket.socket, errors: int
@@ -41,7 +48,7 @@ class Guest:
         self.errors = errors
         self.qmp = QMPClient("guest", readbuflen=MAX_QMP_REPLY_BYTES)
         self.qmp.events.event_filter = lambda _: False  # nobody reads them: they would pile up
-        self.ssh_port = 0
+        self.ssh_port: Optional[int] = None
 
     async def ended(self) -> None:
         """Return when QEMU has ended and is reaped."""
@@ -106,7 +113,7 @@ def start(
         overlay = _open(files.overlay, os.O_RDWR, opened) if files.overlay else None
         backing = _open(files.backing, os.O_RDONLY, opened) if files.backing else None
         theirs = [theirs.fileno() for _, theirs in pairs]
-        fds = Descriptors(theirs[0], theirs[1], theirs[2], seed, overlay, backing)
+        fds = Descriptors(theirs[0], theirs[1], theirs[2], seed, overlay, backing, files.tap)
         child = subprocess.Popen(
             command_line(qemu, plan, fds),
             stdin=subprocess.DEVNULL,
@@ -119,7 +126,7 @@ def start(
             extra_groups=[*user.gids, *([] if kvm_gid is None else [kvm_gid])],
             umask=0o077,
             start_new_session=True,
-            pass_fds=[*theirs, *opened],
+            pass_fds=[*theirs, *opened, *([] if files.tap is None else [files.tap])],
             preexec_fn=process.dies_with(os.getpid()),
         )
         started(child.pid)
@@ -155,14 +162,16 @@ def _open(path: Path, flags: int, opened: list[int]) -> int:
     return fd
 
 
-async def pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], *, timeout_s: float) -> None:
-    """Connect to QMP, pin each vCPU thread to its CPUs, if it has any, learn the SSH port, and let the guest run.
+async def pin_and_run(
+    guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool, timeout_s: float
+) -> None:
+    """Connect to QMP, pin each vCPU thread to its CPUs, if it has any, and let the guest run.
 
-    Thread ids are QEMU's word, which is the user's: only threads of that very process are touched. Raises
-    VTorqueError (VT-LAUNCH).
+    Where the guest is not on a tap, the port that leads to its SSH is learned. Thread ids are QEMU's word, which is the
+    user's: only threads of that very process are touched. Raises VTorqueError (VT-LAUNCH).
     """
     try:
-        await asyncio.wait_for(_pin_and_run(guest, qmp, affinity), timeout_s)
+        await asyncio.wait_for(_pin_and_run(guest, qmp, affinity, on_tap), timeout_s)
     except asyncio.TimeoutError:
         raise VTorqueError(f"QEMU did not answer within {timeout_s:g} s", code=Code.LAUNCH) from None
     except (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as err:
@@ -172,15 +181,15 @@ async def pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affin
         raise VTorqueError(f"QEMU did not start: {reason}", code=Code.LAUNCH) from err
 
 
-async def _pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affinity]) -> None:
+async def _pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], on_tap: bool) -> None:
     await guest.qmp.connect(qmp)
     if affinity is not None:
         await _pin(guest, affinity)
-    usernet = await guest.qmp.execute("human-monitor-command", {"command-line": "info usernet"})
-    port = forwarded_port(str(usernet))
-    if port is None:
-        raise ValueError("no port leads to the guest's SSH")
-    guest.ssh_port = port
+    if not on_tap:
+        usernet = await guest.qmp.execute("human-monitor-command", {"command-line": "info usernet"})
+        guest.ssh_port = forwarded_port(str(usernet))
+        if guest.ssh_port is None:
+            raise ValueError("no port leads to the guest's SSH")
     await guest.qmp.execute("cont")
     await guest.qmp.disconnect()  # QEMU is the user's: nothing that it could send has to be read any more
 

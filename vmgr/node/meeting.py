@@ -1,7 +1,7 @@
 """How the nodes of a job meet: in the job directory, in files that are written whole, once, with the user's rights.
 
     nodes.<key>/<kind>.<i>   what node i says of itself: `ready`, `failed`, `gone` (JSON)
-    job.<key>/over           what the mother superior says to all
+    job.<key>/<order>        what the mother superior says to all: `hosts` (JSON), `over`
 
 A node never looks a name up that may not be there yet, because an NFS client remembers for up to 30 s (acdirmin,
 nfs(5)) that it was not. It makes the folder itself and lists it; opening a folder makes the client ask the server
@@ -32,15 +32,19 @@ from inotify_simple import INotify, flags
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.userio import Stream, User, read_stream, write_all, write_in_folder
 
-KINDS = ("ready", "failed", "gone")
-OVER = "over"
+UP, READY, FAILED, GONE = KINDS = ("up", "ready", "failed", "gone")
+HOSTS, OVER = ORDERS = ("hosts", "over")
 MAX_REPORT_BYTES = 64 * 1024
+MAX_ORDER_BYTES = 1 << 20
 MAX_ENTRIES_PER_NODE = 16
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
+MAX_ADDRESSES, MAX_ADDRESS_CHARS = 64, 64
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
+_TEXTS = ("code", "reason", "output")
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD = struct.Struct(">HI")
 _NAME = re.compile(rf"({'|'.join(KINDS)})\.([0-9]{{1,6}})", re.ASCII)
 
@@ -69,9 +73,9 @@ async def report(
     await write_in_folder(user, nodes_folder(directory, key), f"{kind}.{index}", text, timeout_s=timeout_s)
 
 
-async def call_over(user: User, directory: str, key: str, *, timeout_s: float) -> None:
-    """Say to all nodes, with the user's rights, that the job is over. Raises VTorqueError (VT-SPEC)."""
-    await write_in_folder(user, job_folder(directory, key), OVER, b"", timeout_s=timeout_s)
+async def call(user: User, directory: str, key: str, order: str, text: bytes = b"", *, timeout_s: float) -> None:
+    """Say one of ORDERS to all nodes, with the user's rights. Raises VTorqueError (VT-SPEC)."""
+    await write_in_folder(user, job_folder(directory, key), order, text, timeout_s=timeout_s)
 
 
 async def reports(directory: str, key: str, *, user: User, nodes: int, inotify: bool = True) -> AsyncIterator[Report]:
@@ -96,16 +100,20 @@ async def reports(directory: str, key: str, *, user: User, nodes: int, inotify: 
         await frames.close()
 
 
-async def over(directory: str, key: str, *, user: User, inotify: bool = True) -> None:
-    """Wait until the mother superior says that the job is over."""
-    watch = Watch(job_folder(directory, key), 0, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
+async def called(order: str, directory: str, key: str, *, user: User, inotify: bool = True) -> dict[str, Any]:
+    """Wait until the mother superior gives an order; gives what it says with it, nothing where that is no JSON."""
+    folder = job_folder(directory, key)
+    watch = Watch(folder, MAX_ORDER_BYTES, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
     frames = await read_stream(user, watch.run)
     try:
-        frame = await _next_frame(frames, 0)
+        while True:
+            frame = await _next_frame(frames, MAX_ORDER_BYTES)
+            if frame is None:  # the folder cannot be watched: the batch system's own word remains
+                await asyncio.Event().wait()
+            elif frame[0] == order:
+                return _parse_object(frame[1]) or {}
     finally:
         await frames.close()
-    if frame is None:  # the folder cannot be watched: the batch system's own word remains
-        await asyncio.Event().wait()
 
 
 def parse_report(name: str, data: bytes) -> Optional[Report]:
@@ -113,11 +121,26 @@ def parse_report(name: str, data: bytes) -> Optional[Report]:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
+    tree = _parse_object(data)
+    return None if tree is None else Report(match[1], int(match[2]), tree)
+
+
+def _parse_object(data: bytes) -> Optional[dict[str, Any]]:
+    """The object in a text of JSON; None for anything else."""
     try:
         tree = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return Report(match[1], int(match[2]), tree) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else None
+
+
+def kept(data: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of all that is asked for, no longer than it may be: those of all nodes stay in memory."""
+    texts = {word: data[word][-MAX_OUTPUT_CHARS:] for word in _TEXTS if isinstance(data.get(word), str)}
+    told = data.get("addresses")
+    if not isinstance(told, list) or len(told) > MAX_ADDRESSES:
+        return texts
+    return {**texts, "addresses": [text[:MAX_ADDRESS_CHARS] for text in told if isinstance(text, str)]}
 
 
 def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
@@ -144,22 +167,29 @@ class Barrier:
             self._listen(reports(directory, key, user=user, nodes=len(nodes), inotify=inotify))
         )
 
-    async def all_ready(self) -> None:
-        """Wait until every node is ready. Raises VTorqueError, the first that a node tells, as soon as it is told."""
-        await self._all("ready", range(len(self._nodes)))
+    async def all_ready(self) -> list[dict[str, Any]]:
+        """Wait until every node is ready; gives what they say, by node.
+
+        Raises VTorqueError, the first failure that a node tells of, as soon as it does.
+        """
+        return await self._all(READY)
+
+    async def all_up(self) -> list[dict[str, Any]]:
+        """Wait until every node has told its guests' addresses; gives what they say, and raises, as `all_ready`."""
+        return await self._all(UP)
 
     async def failure(self) -> None:
         """Wait until a node tells of a failure, and raise it as a VTorqueError."""
-        await self._all("failed", range(len(self._nodes)))
+        await self._all(FAILED)
 
     async def all_gone(self, timeout_s: float) -> list[VTorqueError]:
         """Wait, no longer than `timeout_s`, until nothing is left on any sister; what they say went wrong there."""
         sisters = range(1, len(self._nodes))
-        waiting = asyncio.ensure_future(self._all("gone", sisters, fails=False))
+        waiting = asyncio.ensure_future(self._all(GONE, first=1, fails=False))
         await asyncio.wait([waiting], timeout=timeout_s)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        found = (parse_failure(self._said["gone"].get(index, {}), self._nodes[index]) for index in sisters)
+        found = (parse_failure(self._said[GONE].get(index, {}), self._nodes[index]) for index in sisters)
         return [problem for problem in found if problem is not None]
 
     async def close(self) -> None:
@@ -167,23 +197,22 @@ class Barrier:
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
 
-    async def _all(self, kind: str, indexes: range, *, fails: bool = True) -> None:
-        missing = list(indexes)
+    async def _all(self, kind: str, *, first: int = 0, fails: bool = True) -> list[dict[str, Any]]:
+        """What the nodes from `first` on say of this kind, once all of them have."""
+        said, indexes = self._said[kind], range(first, len(self._nodes))
         while True:
             changed = self._changed
-            if fails and self._said["failed"]:
-                index, said = next(iter(self._said["failed"].items()))
+            if fails and self._said[FAILED]:
+                index, data = next(iter(self._said[FAILED].items()))
                 name = self._nodes[index]
-                raise parse_failure(said, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
-            while missing and missing[-1] in self._said[kind]:
-                missing.pop()
-            if not missing:
-                return
+                raise parse_failure(data, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
+            if len(said) >= len(indexes) and all(index in said for index in indexes):
+                return [said[index] for index in indexes]
             await changed.wait()
 
     async def _listen(self, coming: AsyncIterator[Report]) -> None:
         async for found in coming:
-            self._said[found.kind].setdefault(found.node, found.data)
+            self._said[found.kind].setdefault(found.node, kept(found.data))
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -231,7 +260,7 @@ class Watch(NamedTuple):
             return
         try:
             for name in self._listed(folder) if names is None else names:
-                if name not in told and len(told) < self.entries and (name == OVER or _NAME.fullmatch(name)):
+                if name not in told and len(told) < self.entries and (name in ORDERS or _NAME.fullmatch(name)):
                     data = self._read(folder, name)
                     if data is not None:
                         told.add(name)
@@ -260,11 +289,28 @@ class Watch(NamedTuple):
     def _read(self, folder: int, name: str) -> Optional[bytes]:
         """The content of a file, empty for what is none; None where it cannot be read."""
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                fd = os.open(name, _READ, dir_fd=folder)
+            except FileNotFoundError:
+                _forget_absent(folder, name)
+                fd = os.open(name, _READ, dir_fd=folder)
             with open(fd, "rb") as stream:
                 return stream.read(self.limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         except OSError:
             return None
+
+
+def _forget_absent(folder: int, name: str) -> None:
+    """Have the kernel ask the file system again for a name that it remembers not to be there.
+
+    Listing shows a file that another machine has made; a lookup of its name that came too early may hide it from `open`
+    for as long as lookups are remembered. Making a link of that name asks anew; none is made, since no folder may have
+    one (link(2), EPERM; EEXIST for a name that is there).
+    """
+    try:
+        os.link(".", name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        pass
 
 
 async def _next_frame(frames: Stream, limit: int) -> Optional[tuple[str, bytes]]:

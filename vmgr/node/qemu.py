@@ -16,7 +16,10 @@ PORT_NAME = "org.vtorque.0"
 
 
 class Descriptors(NamedTuple):
-    """Numbers of the descriptors that QEMU inherits: connected sockets, and opened files."""
+    """Numbers of the descriptors that QEMU inherits: connected sockets, opened files, and a tap.
+
+    Without a `tap` the guest has QEMU's user networking.
+    """
 
     qmp: int
     port: int
@@ -24,6 +27,7 @@ class Descriptors(NamedTuple):
     seed: int
     overlay: Optional[int]
     backing: Optional[int]
+    tap: Optional[int] = None
 
 
 class GuestPlan(NamedTuple):
@@ -68,7 +72,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-initrd", str(plan.initrd),
         "-append", plan.cmdline,
         *_disks(plan, fds),
-        *_network(plan),
+        *_network(plan, fds),
         *_shares(plan.mounts),
     ]  # fmt: skip
 
@@ -99,10 +103,11 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
     ]  # fmt: skip
 
 
-def _network(plan: GuestPlan) -> list[str]:
+def _network(plan: GuestPlan, fds: Descriptors) -> list[str]:
     # port 0: the kernel chooses one that is free, QEMU is asked which
+    backend = "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22" if fds.tap is None else f"tap,id=net0,fd={fds.tap}"
     return [
-        "-netdev", "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22",
+        "-netdev", backend,
         "-device", f"virtio-net-pci,netdev=net0,mac={plan.mac},romfile=",
     ]  # fmt: skip
 

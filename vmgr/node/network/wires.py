@@ -72,7 +72,8 @@ class Worker:
 class Wires:
     """A job's network on one node.
 
-    `taps` has a descriptor for each of the node's guests, by their number; they are closed by `close`. `addresses`
+    `taps` has a descriptor for each of the node's guests, by their number, none at all for QEMU's own networking; they
+    are closed by `close`. `addresses`
     are those that the bridge's guests have other than by DHCP, with prefix lengths, and `gateways` their routers.
     `mtu` is what guests may send, None where they need not be told. `ssh_ports` are the ports, by number of the guest,
     on which `forward` listens to the outside.
