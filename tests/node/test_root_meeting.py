@@ -20,7 +20,21 @@ from nodesite import FUZZ, a_user
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import meeting
-from vmgr.node.meeting import OVER, Barrier, Watch, call, called, nodes_folder, parse_failure, parse_report, report
+from vmgr.node.allocation import Allocation
+from vmgr.node.fellows import Fellows
+from vmgr.node.meeting import (
+    HOSTS,
+    OVER,
+    Barrier,
+    Watch,
+    call,
+    called,
+    job_folder,
+    nodes_folder,
+    parse_failure,
+    parse_report,
+    report,
+)
 from vmgr.node.userio import User
 
 KEY, OLDER = "0123456789abcdef", "fedcba9876543210"
@@ -141,6 +155,46 @@ def test_the_job_is_called_over(directory: str, user: User, inotify: bool, monke
     run(work())
 
 
+def fellows(directory: str, user: User, node: int) -> Fellows:
+    return Fellows(directory, Allocation(("n1", "n2", "n3"), node, KEY), user, timeout_s=10)
+
+
+def test_nodes_tell_each_other_where_their_guests_are(directory: str, user: User) -> None:
+    async def work() -> list[list[str]]:
+        nodes = [fellows(directory, user, node) for node in range(3)]
+        try:
+            told = [[f"10.1.{node}.{guest}" for guest in (1, 2)] for node in range(3)]
+            return await asyncio.gather(*(each.exchange(own) for each, own in zip(nodes, told)))
+        finally:
+            for each in nodes:
+                await each.close()
+
+    everybody = [f"10.1.{node}.{guest}" for node in range(3) for guest in (1, 2)]
+    assert run(work()) == [everybody] * 3
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [None, "10.1.1.1", [], ["10.1.1.1"], ["10.1.1.1", "127.0.0.1"], ["10.1.1.1", 7], ["10.1.1.1", "10.1.1.2"] * 2],
+)
+def test_addresses_that_are_none_are_refused(directory: str, user: User, addresses: Any) -> None:
+    async def work() -> None:
+        leader = fellows(directory, user, 0)
+        try:
+            await say(user, directory, "up", 1, addresses=["10.1.2.1", "10.1.2.2"])
+            await say(user, directory, "up", 2, addresses=addresses)
+            with pytest.raises(
+                VTorqueError, match="the addresses of the guests of another node are not known"
+            ) as caught:
+                await leader.exchange(["10.1.3.1", "10.1.3.2"])
+            assert caught.value.code is Code.BOOT
+        finally:
+            await leader.close()
+
+    run(work())
+    assert not Path(job_folder(directory, KEY), HOSTS).exists()
+
+
 def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User, tmp_path: Path) -> None:
     folder = Path(nodes_folder(directory, KEY))
     folder.mkdir()
@@ -201,15 +255,31 @@ def test_any_failure(value: Any) -> None:
         {},
         optional={
             word: st.none() | st.text() | st.lists(st.text() | st.lists(st.integers())) | st.just(["x" * 9000] * 7)
-            for word in ("code", "reason", "output", "addresses", "other")
+            for word in ("code", "reason", "output", "addresses", "ssh_ports", "other")
         },
     )
 )
 def test_any_report_takes_little_room(data: dict[str, Any]) -> None:
     found = meeting.kept({**data, "long": "x" * 60_000, "deep": [[]] * 20_000})
-    assert len(json.dumps(found, ensure_ascii=False)) < 4 * meeting.MAX_OUTPUT_CHARS
+    assert len(json.dumps(found)) <= meeting.MAX_REPORT_BYTES / 2
     for word in ("code", "reason", "output"):
-        assert word in found or not isinstance(data.get(word), str)
+        assert (word in found) == isinstance(data.get(word), str)
+
+
+def test_the_longest_report_is_heard(directory: str, user: User) -> None:
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2"])
+        try:
+            await say(
+                user, directory, "failed", 1, code="VT-HOOK", reason="\0" * 9000, output="\udcff\0" * 90_000 + "end"
+            )
+            with pytest.raises(VTorqueError, match="VT-HOOK: n2: ") as caught:
+                await barrier.failure()
+            assert caught.value.output.endswith("end") and len(caught.value.output) == meeting.MAX_OUTPUT_CHARS
+        finally:
+            await barrier.close()
+
+    run(work())
 
 
 def test_nesting_that_is_too_deep_to_show_is_no_fault() -> None:

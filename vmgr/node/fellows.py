@@ -61,15 +61,13 @@ class Fellows:
         if self._alone:
             return list(own)
         await self.tell(meeting.UP, {"addresses": own})
-        nodes, order = len(self._allocation.nodes), (self._directory, self._allocation.key)
         if self._barrier is not None:
             told = [_addresses(said, len(own)) for said in await self._barrier.all_up()]
             found = [address for addresses in told for address in addresses]
             text = json.dumps({"v": 1, "addresses": found}).encode()
-            await meeting.call(self._user, *order, meeting.HOSTS, text, timeout_s=self._timeout_s)
+            await self._call(meeting.HOSTS, text)
             return found
-        said = await meeting.called(meeting.HOSTS, *order, user=self._user, inotify=self._inotify)
-        return _addresses(said, nodes * len(own))
+        return _addresses(await self._called(meeting.HOSTS), len(self._allocation.nodes) * len(own))
 
     async def all_ready(self) -> list[dict[str, Any]]:
         """On the mother superior: wait until every node is ready; what they said. Raises VTorqueError, see there."""
@@ -85,18 +83,14 @@ class Fellows:
         """On a sister: wait until the mother superior says that the job is over."""
         if self._alone or self.leads:
             await asyncio.Event().wait()
-        await meeting.called(
-            meeting.OVER, self._directory, self._allocation.key, user=self._user, inotify=self._inotify
-        )
+        await self._called(meeting.OVER)
 
     async def call_over(self) -> None:
         """On the mother superior: tell every node, once, that the job is over."""
         if self._barrier is not None and not self._called_over:
             self._called_over = True
             try:
-                await meeting.call(
-                    self._user, self._directory, self._allocation.key, meeting.OVER, timeout_s=self._timeout_s
-                )
+                await self._call(meeting.OVER)
             except VTorqueError as err:
                 LOGGER.warning("the other nodes were not told that the job is over: %s", err)
 
@@ -106,6 +100,14 @@ class Fellows:
             return None
         failures = await self._barrier.all_gone(timeout_s)
         return failures[0] if failures else None
+
+    async def _call(self, order: str, text: bytes = b"") -> None:
+        key = self._allocation.key
+        await meeting.call(self._user, self._directory, key, order, text, timeout_s=self._timeout_s)
+
+    async def _called(self, order: str) -> dict[str, Any]:
+        key = self._allocation.key
+        return await meeting.called(order, self._directory, key, user=self._user, inotify=self._inotify)
 
     async def close(self) -> None:
         """Stop listening."""

@@ -39,11 +39,12 @@ MAX_ORDER_BYTES = 1 << 20
 MAX_ENTRIES_PER_NODE = 16
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
-MAX_ADDRESSES, MAX_ADDRESS_CHARS = 64, 64
+MAX_GUESTS = 64  # of one node
+MAX_NAME_CHARS = 255
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
-_TEXTS = ("code", "reason", "output")
+_TEXTS = {"code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None)}
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD = struct.Struct(">HI")
 _NAME = re.compile(rf"({'|'.join(KINDS)})\.([0-9]{{1,6}})", re.ASCII)
@@ -69,7 +70,7 @@ async def report(
     user: User, directory: str, key: str, kind: str, index: int, data: dict[str, Any], *, timeout_s: float
 ) -> None:
     """Say something of node `index`, with the user's rights. Raises VTorqueError (VT-SPEC)."""
-    text = json.dumps({"v": 1, **data}).encode()
+    text = json.dumps({"v": 1, **kept(data)}, ensure_ascii=False).encode(errors="replace")
     await write_in_folder(user, nodes_folder(directory, key), f"{kind}.{index}", text, timeout_s=timeout_s)
 
 
@@ -135,12 +136,19 @@ def _parse_object(data: bytes) -> Optional[dict[str, Any]]:
 
 
 def kept(data: dict[str, Any]) -> dict[str, Any]:
-    """What a report says of all that is asked for, no longer than it may be: those of all nodes stay in memory."""
-    texts = {word: data[word][-MAX_OUTPUT_CHARS:] for word in _TEXTS if isinstance(data.get(word), str)}
-    told = data.get("addresses")
-    if not isinstance(told, list) or len(told) > MAX_ADDRESSES:
-        return texts
-    return {**texts, "addresses": [text[:MAX_ADDRESS_CHARS] for text in told if isinstance(text, str)]}
+    """What a report says of all that is asked for, no longer than it may be.
+
+    So that what is written is never cut where it is read, and what all nodes say, which the user may have written, has
+    room in the memory of root's.
+    """
+    found: dict[str, Any] = {word: data[word][part] for word, part in _TEXTS.items() if isinstance(data.get(word), str)}
+    addresses, ports = data.get("addresses"), data.get("ssh_ports")
+    if isinstance(addresses, list) and len(addresses) <= MAX_GUESTS:
+        found["addresses"] = [text[:MAX_NAME_CHARS] for text in addresses if isinstance(text, str)]
+    if isinstance(ports, dict) and len(ports) <= MAX_GUESTS:
+        good = {name: port for name, port in ports.items() if type(port) is int and 0 < port < 1 << 16}
+        found["ssh_ports"] = {name[:MAX_NAME_CHARS]: port for name, port in good.items()}
+    return found
 
 
 def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
@@ -200,13 +208,16 @@ class Barrier:
     async def _all(self, kind: str, *, first: int = 0, fails: bool = True) -> list[dict[str, Any]]:
         """What the nodes from `first` on say of this kind, once all of them have."""
         said, indexes = self._said[kind], range(first, len(self._nodes))
+        missing = list(indexes)
         while True:
             changed = self._changed
             if fails and self._said[FAILED]:
                 index, data = next(iter(self._said[FAILED].items()))
                 name = self._nodes[index]
                 raise parse_failure(data, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
-            if len(said) >= len(indexes) and all(index in said for index in indexes):
+            while missing and missing[-1] in said:
+                missing.pop()
+            if not missing:
                 return [said[index] for index in indexes]
             await changed.wait()
 

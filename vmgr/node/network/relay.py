@@ -27,6 +27,7 @@ class Relay:
         self._new_socket = new_socket
         self._servers: list[asyncio.AbstractServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def listen(self, host: str, port: int) -> int:
         """Listen on a port, 0 for a free one; gives it. Raises OSError."""
@@ -36,6 +37,7 @@ class Relay:
 
     async def close(self) -> None:
         """Stop listening and break every connection; idempotent."""
+        self._closed = True  # asyncio may still tell of one that was accepted before
         for server in self._servers:
             server.close()
         for task in self._tasks:
@@ -44,7 +46,7 @@ class Relay:
         self._servers.clear()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= MAX_CONNECTIONS:
+        if self._closed or len(self._tasks) >= MAX_CONNECTIONS:
             writer.transport.abort()
             return
         task = asyncio.ensure_future(self._serve(reader, writer))
