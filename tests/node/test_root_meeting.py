@@ -129,6 +129,17 @@ def test_the_end_of_all_nodes_is_awaited_within_a_bound(directory: str, user: Us
     run(work())
 
 
+@pytest.mark.parametrize("turns", range(8))
+def test_who_stops_listening_at_once_leaves_no_child(directory: str, user: User, turns: int) -> None:
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2"])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await barrier.close()
+
+    run(work())
+
+
 @pytest.mark.parametrize("inotify", [True, False])
 def test_the_job_is_called_over(directory: str, user: User, inotify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "SISTER_LOOKS_AGAIN_SECONDS", 0.2)
@@ -209,7 +220,7 @@ def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User,
             assert not waiting.done()
             waiting.cancel()
             (problem,) = await barrier.all_gone(0.1)
-            assert problem.code is Code.INTERNAL and problem.output == "7"
+            assert problem.code is Code.INTERNAL and problem.output == ""
         finally:
             await barrier.close()
 
@@ -218,7 +229,7 @@ def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User,
 
 @FUZZ
 @given(
-    st.text(max_size=20) | st.from_regex(r"(ready|failed|gone)\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
+    st.text(max_size=20) | st.from_regex(r"(up|ready|failed|gone)\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
 )
 def test_any_file(name: str, data: bytes) -> None:
     found = parse_report(name, data)
@@ -236,6 +247,47 @@ def test_any_failure(value: Any) -> None:
         problem = parse_failure(data, "n1")
         assert problem is None or (70 <= problem.code.status <= 79 and "\n" not in str(problem))
         assert problem is None or len(problem.output) <= meeting.MAX_OUTPUT_CHARS
+
+
+@FUZZ
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            word: st.none() | st.text() | st.lists(st.text() | st.lists(st.integers())) | st.just(["x" * 9000] * 7)
+            for word in ("code", "reason", "output", "addresses", "ssh_ports", "other")
+        },
+    )
+)
+def test_any_report_takes_little_room(data: dict[str, Any]) -> None:
+    found = meeting.kept({**data, "long": "x" * 60_000, "deep": [[]] * 20_000})
+    assert len(json.dumps(found)) <= meeting.MAX_REPORT_BYTES / 2
+    for word in ("code", "reason", "output"):
+        assert (word in found) == isinstance(data.get(word), str)
+
+
+def test_the_longest_report_is_heard(directory: str, user: User) -> None:
+    async def work() -> None:
+        barrier = Barrier(directory, KEY, user=user, nodes=["n1", "n2"])
+        try:
+            await say(
+                user, directory, "failed", 1, code="VT-HOOK", reason="\0" * 9000, output="\udcff\0" * 90_000 + "end"
+            )
+            with pytest.raises(VTorqueError, match="VT-HOOK: n2: ") as caught:
+                await barrier.failure()
+            assert caught.value.output.endswith("end") and len(caught.value.output) == meeting.MAX_OUTPUT_CHARS
+        finally:
+            await barrier.close()
+
+    run(work())
+
+
+def test_nesting_that_is_too_deep_to_show_is_no_fault() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    problem = parse_failure(meeting.kept({"code": "VT-HOOK", "reason": deep, "output": deep}), "n1")
+    assert problem is not None and problem.code is Code.HOOK
 
 
 def test_a_folder_full_of_files_is_looked_at_no_further_than_bounded(tmp_path: Path) -> None:

@@ -39,9 +39,13 @@ MAX_ORDER_BYTES = 1 << 20
 MAX_ENTRIES_PER_NODE = 16
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
+MAX_GUESTS = 64  # of one node
+MAX_NAME_CHARS = 255
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
+_TEXTS = {"code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None)}
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD = struct.Struct(">HI")
 _NAME = re.compile(rf"({'|'.join(KINDS)})\.([0-9]{{1,6}})", re.ASCII)
 
@@ -66,7 +70,7 @@ async def report(
     user: User, directory: str, key: str, kind: str, index: int, data: dict[str, Any], *, timeout_s: float
 ) -> None:
     """Say something of node `index`, with the user's rights. Raises VTorqueError (VT-SPEC)."""
-    text = json.dumps({"v": 1, **data}).encode()
+    text = json.dumps({"v": 1, **kept(data)}, ensure_ascii=False).encode(errors="replace")
     await write_in_folder(user, nodes_folder(directory, key), f"{kind}.{index}", text, timeout_s=timeout_s)
 
 
@@ -129,6 +133,22 @@ def _parse_object(data: bytes) -> Optional[dict[str, Any]]:
     except (ValueError, RecursionError):
         return None
     return tree if isinstance(tree, dict) else None
+
+
+def kept(data: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of all that is asked for, no longer than it may be.
+
+    So that what is written is never cut where it is read, and what all nodes say, which the user may have written, has
+    room in the memory of root's.
+    """
+    found: dict[str, Any] = {word: data[word][part] for word, part in _TEXTS.items() if isinstance(data.get(word), str)}
+    addresses, ports = data.get("addresses"), data.get("ssh_ports")
+    if isinstance(addresses, list) and len(addresses) <= MAX_GUESTS:
+        found["addresses"] = [text[:MAX_NAME_CHARS] for text in addresses if isinstance(text, str)]
+    if isinstance(ports, dict) and len(ports) <= MAX_GUESTS:
+        good = {name: port for name, port in ports.items() if type(port) is int and 0 < port < 1 << 16}
+        found["ssh_ports"] = {name[:MAX_NAME_CHARS]: port for name, port in good.items()}
+    return found
 
 
 def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
@@ -203,7 +223,7 @@ class Barrier:
 
     async def _listen(self, coming: AsyncIterator[Report]) -> None:
         async for found in coming:
-            self._said[found.kind].setdefault(found.node, found.data)
+            self._said[found.kind].setdefault(found.node, kept(found.data))
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -280,11 +300,28 @@ class Watch(NamedTuple):
     def _read(self, folder: int, name: str) -> Optional[bytes]:
         """The content of a file, empty for what is none; None where it cannot be read."""
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                fd = os.open(name, _READ, dir_fd=folder)
+            except FileNotFoundError:
+                _forget_absent(folder, name)
+                fd = os.open(name, _READ, dir_fd=folder)
             with open(fd, "rb") as stream:
                 return stream.read(self.limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         except OSError:
             return None
+
+
+def _forget_absent(folder: int, name: str) -> None:
+    """Have the kernel ask the file system again for a name that it remembers not to be there.
+
+    Listing shows a file that another machine has made; a lookup of its name that came too early may hide it from `open`
+    for as long as lookups are remembered. Making a link of that name asks anew; none is made, since no folder may have
+    one (link(2), EPERM; EEXIST for a name that is there).
+    """
+    try:
+        os.link(".", name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        pass
 
 
 async def _next_frame(frames: Stream, limit: int) -> Optional[tuple[str, bytes]]:

@@ -146,7 +146,12 @@ async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
     reader = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(results, "rb", buffering=0))
+    try:
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(results, "rb", buffering=0))
+    except BaseException:  # given up before it has begun
+        os.kill(pid, signal.SIGKILL)
+        _reap_later(pid)
+        raise
     return Stream(reader, transport, pid)
 
 
