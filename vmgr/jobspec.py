@@ -17,6 +17,8 @@ MAX_SPEC_BYTES = 64 * 1024
 MAX_ARGUMENTS = 4096
 MAX_MEMBERS = 1_000_000
 MAX_METADATA_DEPTH = 16
+MAX_PER_NODE = 256
+"""The most guests on a node that any site may allow: what a node tells of them must have an end."""
 DIRECTORY = ".vtorque"
 """Folder in the user's home that holds the job directories."""
 

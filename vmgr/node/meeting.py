@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Optional
 from inotify_simple import INotify, flags
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import MAX_PER_NODE
 from vmgr.node.userio import Stream, User, read_stream, write_all, write_in_folder
 
 UP, READY, FAILED, GONE = KINDS = ("up", "ready", "failed", "gone")
@@ -39,7 +40,6 @@ MAX_ORDER_BYTES = 1 << 20
 MAX_ENTRIES_PER_NODE = 16
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
-MAX_GUESTS = 64  # of one node
 MAX_NAME_CHARS = 255
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
@@ -143,9 +143,9 @@ def kept(data: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {word: data[word][part] for word, part in _TEXTS.items() if isinstance(data.get(word), str)}
     addresses, ports = data.get("addresses"), data.get("ssh_ports")
-    if isinstance(addresses, list) and len(addresses) <= MAX_GUESTS:
+    if isinstance(addresses, list) and len(addresses) <= MAX_PER_NODE:
         found["addresses"] = [text[:MAX_NAME_CHARS] for text in addresses if isinstance(text, str)]
-    if isinstance(ports, dict) and len(ports) <= MAX_GUESTS:
+    if isinstance(ports, dict) and len(ports) <= MAX_PER_NODE:
         good = {name: port for name, port in ports.items() if type(port) is int and 0 < port < 1 << 16}
         found["ssh_ports"] = {name[:MAX_NAME_CHARS]: port for name, port in good.items()}
     return found
