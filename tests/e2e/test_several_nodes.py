@@ -23,6 +23,23 @@ EVERYWHERE = CONFIG.replace("local: {{", "local: {{nodes: 3, ").replace(
 class Cluster(Site):
     """An installation with simulated nodes, each with its own record, overlays and sockets."""
 
+    def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...] = NODES) -> None:
+        super().__init__(prefix, root)
+        self.nodes = nodes
+
+    def address(self, node: str) -> str:
+        """A node's address."""
+        return self.enter(node, "getent", "ahostsv4", node).split()[0]
+
+    @property
+    def outside(self) -> str:
+        """The address of the machine itself, which is no node."""
+        return re.sub(r"\d+$", "1", self.address(self.nodes[0]))
+
+    def tables(self, node: str) -> list[str]:
+        """The tables in a node's packet filter that jobs have made."""
+        return re.findall(r"table .*vtorque-.*", self.enter(node, "nft", "list", "tables"))
+
     def left_behind(self) -> list[str]:
         left = [
             f"process {process.cmdline()}"
@@ -30,13 +47,15 @@ class Cluster(Site):
             for process in self.processes(what)
             if "vtorque-local" not in " ".join(process.cmdline())
         ]
-        for node in NODES:
+        for node in self.nodes:
             for place in ("spool/jobs", "overlays"):
                 left += [str(path) for path in (self.own(node) / place).glob("*")]
             left += [str(path) for path in (self.root / "local" / "nodes" / node / "mom_priv" / "jobs").glob("*")]
             for place in ("jobs", "tombstones", "ended"):
                 done = self.enter(node, "sh", "-c", f"ls {self.run}/{place} 2>/dev/null || :")
                 left += [f"{node} {self.run}/{place}/{name}" for name in done.split()]
+            links = re.findall(r"^\d+: (vt[^:@]+)", self.enter(node, "ip", "-o", "link"), re.MULTILINE)
+            left += [f"{node} {what}" for what in (*links, *self.tables(node))]
         return left
 
     def enter(self, node: str, *command: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import os
 import select
 import socket
@@ -146,8 +148,29 @@ def plan_for(node: Node, job: str, nodes: Sequence[str], per_node: int = 2, kind
 # frames
 
 
-def send(tap: int, frame: bytes) -> None:
-    os.write(tap, VNET_HEADER + frame)
+def send(tap: int, frame: bytes, header: bytes = VNET_HEADER) -> None:
+    os.write(tap, header + frame)
+
+
+def open_checksum(start: int, offset: int) -> bytes:
+    """The header of a frame in which the checksum of all from `start` is still to be written, at `start + offset`.
+
+    VIRTIO_NET_HDR_F_NEEDS_CSUM of <linux/virtio_net.h>.
+    """
+    return struct.pack("=BBHHHH", 1, 0, 0, 0, start, offset)
+
+
+def adjust(frame: bytes, start: int, checksum_wanted: int) -> bytes:
+    """The frame with two bytes more, by which the checksum of all from `start` is the wanted one."""
+    total = (~checksum_wanted & 0xFFFF) + checksum(frame[start:])
+    return frame + struct.pack("!H", (total & 0xFFFF) + (total >> 16))
+
+
+def offload_checksums(name: str, there: bool) -> None:
+    """Whether a link leaves checksums to what comes behind it (ETHTOOL_STXCSUM), as a network card would write them."""
+    value = array.array("I", (0x17, there))
+    with socket.socket() as link:
+        fcntl.ioctl(link, 0x8946, struct.pack("16sP16x", name.encode(), value.buffer_info()[0]))
 
 
 def until(taps: Sequence[int], last: bytes, timeout_s: float = 10) -> list[bytes]:
@@ -177,8 +200,9 @@ def arp(source: str, sender: str, address: str, wanted: str, operation: int = 1,
     return ethernet(source, BROADCAST, ARP, body + bytes(6) + socket.inet_aton(wanted) + trailer)
 
 
-def ipv4(source: str, target: str, protocol: int, body: bytes) -> bytes:
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0)
+def ipv4(source: str, target: str, protocol: int, body: bytes, fragment: int = 0) -> bytes:
+    """A packet, or a fragment: `fragment` is its place in units of 8 bytes, and 0x2000 when more follow."""
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 7, fragment, 64, protocol, 0)
     head += socket.inet_aton(source) + socket.inet_aton(target)
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body
 

@@ -36,6 +36,8 @@ pytestmark = pytest.mark.root
 
 NAMES = ["n1", "n2"]
 PORT = 4789
+SIOCGSKNS = 0x894C
+"""Of <linux/sockios.h>: a descriptor of the network namespace that a tap is of."""
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +96,28 @@ def job(nodes: list[Node]) -> Iterator[Job]:
 
 def test_frames_reach_the_guests_of_all_nodes(job: Job) -> None:
     first, last = job.members[0], job.members[3]
-    request = arp(first.mac, first.mac, str(first.address), str(last.address))
-    send(job.taps[0], request)
-    assert sum(frame.startswith(request) for frame in job.others_see(0)) == 3
+    send(job.taps[0], job.hello(0, b"to all"))
+    assert job.others_see(0).count(job.hello(0, b"to all")) == 3
     assert [wires.mtu for wires in job.wires] == [1450, 1450]
     body = ipv4(str(first.address), str(last.address), net.UDP, udp(9, 9, b"x" * (1450 - 28)))
     largest = ethernet(first.mac, last.mac, net.IPV4, body)
     send(job.taps[0], largest)
     assert largest in until([job.taps[3]], b"xxx")
+
+
+def test_a_node_answers_arp_for_the_guests_of_others(job: Job) -> None:
+    first, second, last = job.members[0], job.members[1], job.members[3]
+    for member in (second, last):
+        send(job.taps[0], arp(first.mac, first.mac, str(first.address), str(member.address)))
+    send(job.taps[0], job.hello(0))
+    there = until(job.wires[1].taps, b"the last one")
+    assert not any(frame[12:14] == struct.pack("!H", net.ARP) for frame in there)
+    assert any(frame[12:14] == struct.pack("!H", net.ARP) for frame in until([job.taps[1]], b"the last one"))
+    send(job.taps[1], job.hello(1))
+    (answer,) = (frame for frame in until([job.taps[0]], b"the last one") if frame[12:14] == struct.pack("!H", net.ARP))
+    assert answer[:12] == net.mac(first.mac) + net.mac(last.mac)
+    assert answer[20:32] == b"\0\2" + net.mac(last.mac) + socket.inet_aton(str(last.address))
+    assert answer[38:42] == socket.inet_aton(str(first.address))
 
 
 def forged(job: Job) -> dict[str, bytes]:
@@ -120,6 +136,10 @@ def forged(job: Job) -> dict[str, bytes]:
         "ARP from another MAC": arp(other.mac, me.mac, own, foreign),
         "ARP about another MAC": arp(me.mac, other.mac, own, foreign),
         "ARP about another address": arp(me.mac, me.mac, foreign, own, operation=2),
+        "ARP with long addresses": ethernet(
+            me.mac, BROADCAST, net.ARP, struct.pack("!HHBBH", 1, net.IPV4, 8, 4, 1) + net.mac(me.mac) + bytes(18)
+        ),
+        "reverse ARP": ethernet(me.mac, BROADCAST, 0x8035, arp(me.mac, me.mac, own, own, operation=3)[14:]),
         "a VLAN tag": ethernet(me.mac, BROADCAST, net.VLAN, b"\0\5\x08\0" + packet(own)),
         "two VLAN tags": ethernet(me.mac, BROADCAST, 0x88A8, b"\0\5\x81\0\0\5\x08\0" + packet(own)),
         "IPv6": ethernet(me.mac, BROADCAST, net.IPV6, b"\x60" + bytes(5) + b"\x3b\x40" + bytes(32)),
@@ -149,16 +169,28 @@ def test_a_guest_sends_only_as_itself(job: Job) -> None:
     assert came(frames, job.others_see(0)) == set(frames)  # so it was that table that kept them
 
 
-def test_another_job_on_the_same_nodes_sees_no_frame(job: Job, nodes: list[Node]) -> None:
+def test_another_job_on_the_same_nodes_sees_no_frame(job: Job, nodes: list[Node], user: User) -> None:
     other = Job(nodes, "13.s")
     try:
-        first = job.members[0]
-        send(job.taps[0], arp(first.mac, first.mac, str(first.address), "10.0.0.1"))
-        send(job.taps[0], ethernet(first.mac, other.members[3].mac, net.IPV4, job.hello(0, b"to the other job")[14:]))
+        first, theirs = job.members[0], other.members[3]
+        sent = [
+            job.hello(0, b"to all"),
+            ethernet(first.mac, theirs.mac, net.IPV4, job.hello(0, b"to a guest of the other job")[14:]),
+        ]
+        for frame in sent:
+            send(job.taps[0], frame)
         own, foreign = ([frame for frame in each.others_see(0) if frame] for each in (job, other))
-        assert len(own) >= 8 and len(foreign) >= 3
+        assert [own.count(frame) for frame in sent] == [3, 3]
         assert not set(own) & set(foreign)
         assert not {frame[6:12] for frame in foreign} & {net.mac(member.mac) for member in job.members}
+        for each in (job, other):  # now a user sends in the first node's place
+            open_table(nodes[0], each.plan)
+        for each in (job, other):
+            packet = net.vxlan(each.plan.vni, each.hello(0, b"by number"))
+            assert inject(nodes[0], user, nodes[1].address, packet) == ""
+        own, foreign = (until(each.wires[1].taps, b"by number") for each in (job, other))
+        assert own.count(job.hello(0, b"by number")) == foreign.count(other.hello(0, b"by number")) == 2
+        assert other.hello(0, b"by number") not in own and job.hello(0, b"by number") not in foreign
     finally:
         other.close()
 
@@ -215,7 +247,7 @@ def test_nobody_injects_a_frame(job: Job, nodes: list[Node], user: User) -> None
     open_table(nodes[1], job.plan)
     said, seen = attack()
     assert said == ["", "", ""]
-    for text in (b"from a user", b"from a stranger"):
+    for text in (b"from a user", b"from a stranger", b"from the node itself"):
         assert any(frame.endswith(text) for frame in seen), text
 
 
@@ -270,8 +302,9 @@ def has_something(link: socket.socket) -> bool:
     return bool(select.select([link], [], [], 0)[0])
 
 
-def test_source_ports_beyond_nat_are_never_trusted_ones(outside: list[Node], guest: Guest) -> None:
+def test_source_ports_beyond_nat_are_never_trusted_ones(outside: list[Node], wired: Any, guest: Guest) -> None:
     there, here = outside[2], outside[0]
+    _, wires, plan = wired
     with listening(there, socket.SOCK_DGRAM, there.address) as server, guest.socket(socket.SOCK_DGRAM, 800) as me:
         me.sendto(b"question", server.getsockname())
         said, source = server.recvfrom(100)
@@ -283,6 +316,22 @@ def test_source_ports_beyond_nat_are_never_trusted_ones(outside: list[Node], gue
         link, source = server.accept()
         with link:
             assert source[0] == here.address and source[1] >= 1024
+
+    def translate_plainly(table: str, link: str) -> None:
+        at = {"family": "inet", "table": table, "chain": "postrouting"}
+        to_link = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": link}}
+        nft.run([
+            {"flush": {"chain": {"family": "inet", "table": table, "name": "postrouting"}}},
+            {"add": {"rule": {**at, "expr": [to_link, {"masquerade": None}]}}},
+        ])  # fmt: skip
+
+    here.do(lambda: translate_plainly(plan.table, "eth0"))
+    for port, trusted in ((802, False), (803, True)):  # each of the two is enough
+        with listening(there, socket.SOCK_DGRAM, there.address) as server, guest.socket(socket.SOCK_DGRAM, port) as me:
+            me.sendto(b"question", server.getsockname())
+            assert (server.recvfrom(100)[1][1] == port) == trusted
+        with links.inside(wires._namespace):
+            translate_plainly(rules.JOB_TABLE, "out")
 
 
 def test_other_protocols_do_not_get_out(outside: list[Node], wired: Any, guest: Guest) -> None:
@@ -326,6 +375,185 @@ def test_a_guest_does_not_reach_the_nodes_own_services(
         assert knock()
 
 
+def test_a_guest_does_not_reach_its_own_networks_end(wired: tuple[Node, Wires, NetworkPlan], guest: Guest) -> None:
+    _, wires, plan = wired
+    assert wires._namespace is not None
+    with links.inside(wires._namespace):
+        service = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        service.bind(("0.0.0.0", 0))
+    with service, guest.socket(socket.SOCK_DGRAM) as me, guest.socket(socket.SOCK_RAW, proto=net.ICMP) as pinger:
+
+        def knock() -> bool:
+            me.sendto(b"knock", (plan.gateways[0], service.getsockname()[1]))
+            pinger.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), (plan.gateways[0], 0))
+            assert pinger.recv(100)[20:21] == b"\0"  # the echo, so the knock is over
+            return has_something(service)
+
+        assert not knock()
+        with links.inside(wires._namespace):
+            nft.run([{"delete": {"table": {"family": "inet", "name": rules.JOB_TABLE}}}])
+        assert knock()
+
+
+def test_a_guest_reaches_no_services_of_a_cloud(outside: list[Node], wired: Any, guest: Guest) -> None:
+    node, _, plan = wired
+    there, service = outside[2], "169.254.169.254"
+
+    def address() -> None:
+        with links.netlink() as ip:
+            ip.addr("add", index=links.index_of(ip, "eth0"), address=service, prefixlen=32)
+
+    def route() -> None:
+        with links.netlink() as ip:
+            ip.route("add", dst=f"{service}/32", oif=links.index_of(ip, "eth0"))
+
+    there.do(lambda: net.in_thread(address))
+    node.do(lambda: net.in_thread(route))
+    server = listening(there, socket.SOCK_DGRAM, there.address)
+    with server, listening(there, socket.SOCK_DGRAM, service, 80) as cloud, guest.socket(socket.SOCK_DGRAM) as me:
+
+        def arrives() -> bool:
+            me.sendto(b"who am I", (service, 80))
+            me.sendto(b"later", server.getsockname())
+            assert server.recv(100) == b"later"
+            return has_something(cloud)
+
+        assert not arrives()
+        node.do(lambda: nft.run([{"flush": {"chain": {"family": "inet", "table": plan.table, "name": "forward"}}}]))
+        assert arrives()
+
+
+def test_errors_that_a_guest_makes_up_do_not_reach_the_nodes_connections(
+    outside: list[Node], wired: tuple[Node, Wires, NetworkPlan], guest: Guest
+) -> None:
+    node, _, plan = wired
+    there = outside[2]
+    server, own = listening(there, socket.SOCK_DGRAM, there.address), listening(node, socket.SOCK_DGRAM, node.address)
+    raw = listening(node, socket.SOCK_RAW, node.address, proto=net.ICMP)
+    with (
+        server,
+        own,
+        raw,
+        guest.socket(socket.SOCK_RAW, proto=net.ICMP) as me,
+        guest.socket(socket.SOCK_DGRAM) as other,
+    ):
+        own.sendto(b"known", server.getsockname())  # so an error about it is related, to the packet filter
+        assert server.recv(100) == b"known"
+        head = net.udp(own.getsockname()[1], server.getsockname()[1], bytes(8))
+        error = struct.pack("!BBHHH", 3, 4, 0, 0, 600) + ipv4(node.address, there.address, net.UDP, head)
+        error = error[:2] + struct.pack("!H", net.checksum(error)) + error[4:]
+
+        def arrives() -> bool:
+            me.sendto(error, (node.address, 0))
+            other.sendto(b"later", server.getsockname())
+            assert server.recv(100) == b"later"
+            return has_something(raw)
+
+        assert not arrives()
+        node.do(lambda: nft.run([{"flush": {"chain": {"family": "inet", "table": plan.table, "name": "input"}}}]))
+        assert arrives()
+
+
+def hardware_address(name: str) -> str:
+    with socket.socket() as link:
+        answer = fcntl.ioctl(link, 0x8927, struct.pack("16s24x", name.encode()))  # SIOCGIFHWADDR
+    return answer[18:24].hex(":")
+
+
+def test_open_checksums_change_no_ports_behind_the_filters(
+    outside: list[Node], wired: tuple[Node, Wires, NetworkPlan], guest: Guest
+) -> None:
+    node, wires, plan = wired
+    there, member = outside[2], plan.members[0]
+    node.do(lambda: net.offload_checksums("eth0", False))  # as a card writes them
+    assert wires._namespace is not None
+    with links.inside(wires._namespace):
+        router = hardware_address("guests")
+    server = listening(there, socket.SOCK_DGRAM, there.address)
+    with server, listening(there, socket.SOCK_DGRAM, "", PORT) as port, guest.socket(socket.SOCK_DGRAM) as me:
+
+        def sources(ports: tuple[int, int], offset: int, wanted: int) -> set[int]:
+            """Send a datagram one of whose ports becomes `wanted`; gives the ports that some came from until then."""
+            packet = ipv4(str(member.address), there.address, net.UDP, udp(*ports, bytes(4)))
+            frame = net.adjust(ethernet(member.mac, router, net.IPV4, packet)[:-2], 34, wanted)
+            send(wires.taps[0], frame, net.open_checksum(34, offset))
+            me.sendto(b"later", server.getsockname())
+            found = set()
+            while True:
+                data, source = server.recvfrom(100)
+                if data == b"later":
+                    return found
+                found.add(source[1])
+
+        for is_open in (False, True):
+            with links.inside(wires._namespace):
+                net.offload_checksums("out", is_open)
+            sources((6000 + is_open, 9), 2, PORT)
+            assert has_something(port) == is_open
+            (source,) = sources((7000 + is_open, server.getsockname()[1]), 0, 800)
+            assert (source == 800) == is_open
+
+
+def connections(node: Node) -> int:
+    return node.do(lambda: int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text()))
+
+
+def test_guests_connections_do_not_fill_the_nodes_table(base: Path) -> None:
+    with cluster(base, NAMES, job={"nat": True}) as nodes:
+        for node in nodes:
+            node.do(lambda: links.set_if_there("ipv4/ip_forward", "1"))
+        job = Job(nodes, "12.s")
+        try:
+            first, last = job.members[0], job.members[3]
+
+            def talk() -> list[int]:
+                before = [connections(node) for node in nodes]
+                for port in range(1000, 1100):
+                    body = ipv4(str(first.address), str(last.address), net.UDP, udp(port, 9, b"hello"))
+                    send(job.taps[0], ethernet(first.mac, last.mac, net.IPV4, body))
+                job.others_see(0)
+                return [connections(node) - count for node, count in zip(nodes, before)]
+
+            assert max(talk()) <= 1
+            for node in nodes:
+                for hook in ("prerouting", "output"):
+                    at = {"family": "inet", "table": job.plan.table, "name": f"raw-{hook}"}
+                    node.do(lambda at=at: nft.run([{"flush": {"chain": at}}]))  # type: ignore[misc]
+            assert min(talk()) > 50
+        finally:
+            job.close()
+
+
+@pytest.mark.parametrize(("limit", "arriving"), [(3, 3), (rules.MAX_CONNECTIONS, 8)])
+def test_guests_have_so_many_connections_to_the_outside(
+    outside: list[Node], monkeypatch: pytest.MonkeyPatch, limit: int, arriving: int
+) -> None:
+    monkeypatch.setattr(rules, "MAX_CONNECTIONS", limit)
+    node, there = outside[0], outside[2]
+    plan = net.plan_for(node, "12.s", ["n1"], per_node=1)
+    wires = node.wire(plan, ["n1"])
+    member = plan.members[0]
+    guest = Guest(wires.taps[0], member.mac, f"{member.address}/{plan.prefix}", plan.gateways[0], wires.mtu or 0)
+    try:
+        with listening(there, socket.SOCK_DGRAM, there.address) as server:
+            links_out = [guest.socket(socket.SOCK_DGRAM) for _ in range(8)]
+            links_out[0].sendto(b"question", server.getsockname())
+            server.sendto(b"answer", server.recvfrom(100)[1])
+            assert links_out[0].recv(100) == b"answer"
+            for link in links_out[1:]:
+                link.sendto(b"another", server.getsockname())
+            links_out[0].sendto(b"later", server.getsockname())  # a connection that is known goes on
+            seen = [server.recv(100)]
+            while seen[-1] != b"later":
+                seen.append(server.recv(100))
+            for link in links_out:
+                link.close()
+        assert len(seen) == arriving
+    finally:
+        guest.close()
+        node.run(wires.close())
+
+
 def test_a_guest_reaches_no_vxlan_port_through_nat(outside: list[Node], wired: Any, guest: Guest) -> None:
     node, wires, plan = wired
     there = outside[2]
@@ -337,10 +565,14 @@ def test_a_guest_reaches_no_vxlan_port_through_nat(outside: list[Node], wired: A
     ):
 
         def arrives() -> bool:
-            me.sendto(net.vxlan(plan.vni, bytes(60)), (there.address, PORT))
-            me.sendto(b"later", server.getsockname())
-            assert server.recv(100) == b"later"
-            return has_something(port)
+            found = []
+            for size in (60, 3000):  # the larger one in fragments
+                me.sendto(net.vxlan(plan.vni, bytes(size)), (there.address, PORT))
+                me.sendto(b"later", server.getsockname())
+                assert server.recv(100) == b"later"
+                found.append(has_something(port) and bool(port.recv(65536)))
+            assert found[0] == found[1]
+            return found[0]
 
         assert not arrives()
         with links.inside(wires._namespace):
@@ -618,6 +850,11 @@ def of_a_guest(mac: str, address: str) -> dict[str, bytes]:
         head = struct.pack("!IHBB", 6 << 28, len(body), protocol, 255)
         return ethernet(mac, BROADCAST, net.IPV6, head + bytes(15) + b"\1" + bytes(15) + b"\2" + body)
 
+    def fragment6(kind: int, body: bytes) -> bytes:
+        """The first fragment of a packet of IPv6."""
+        return v6(44, struct.pack("!BBHI", kind, 0, 1, 7) + body)
+
+    first = ipv4(address, "255.255.255.255", net.UDP, udp(9, PORT, bytes(16)), fragment=0x2000)
     frames = {
         "IPv4": v4(address, 9, 9),
         "ARP": arp(mac, mac, address, "10.66.0.1"),
@@ -628,6 +865,11 @@ def of_a_guest(mac: str, address: str) -> dict[str, bytes]:
         "router advertisement": v6(58, ROUTER_ADVERTISEMENT),
         "UDP to the VXLAN port": v4(address, 9, PORT),
         "UDP over IPv6 to the VXLAN port": v6(net.UDP, udp(9, PORT, bytes(8))),
+        "fragment to the VXLAN port": ethernet(mac, BROADCAST, net.IPV4, first),
+        "fragment of IPv6": fragment6(net.UDP, udp(9, 9, bytes(8))),
+        "fragment of IPv6 to the VXLAN port": fragment6(net.UDP, udp(9, PORT, bytes(8))),
+        "fragment of a router advertisement": fragment6(58, ROUTER_ADVERTISEMENT),
+        "fragment that hides its port": fragment6(60, struct.pack("!BB6s", net.UDP, 0, b"\1\4")),
         "ARP about another MAC": arp(mac, "02:00:00:00:00:99", address, "10.66.0.1"),
         "VLAN": ethernet(mac, BROADCAST, net.VLAN, b"\0\5\x08\0" + v4(address, 9, 9)[14:]),
     }
@@ -647,7 +889,7 @@ def test_a_guest_with_dhcp_asks_but_does_not_answer(site: tuple[Node, socket.soc
         for frame in [*wrong.values(), *frames.values(), frames["IPv4"] + b", the last one"]:
             send(wires.taps[0], frame)
         seen = heard(wire, b", the last one")
-        assert came({**frames, **wrong}, seen) == {"IPv4", "ARP", "DHCP question", "IPv6"}
+        assert came({**frames, **wrong}, seen) == {"IPv4", "ARP", "DHCP question", "IPv6", "fragment of IPv6"}
         node.do(lambda: nft.run([{"delete": {"table": {"family": "netdev", "name": plan.table}}}]))
         for frame in [*wrong.values(), *frames.values(), frames["IPv4"] + b", the last one"]:
             send(wires.taps[0], frame)
@@ -669,13 +911,75 @@ def test_guests_have_addresses_of_the_pool_and_keep_to_them(site: tuple[Node, so
         assert caught.value.code == Code.NODE
         mac = plan.members[0].mac
         own, foreign = of_a_guest(mac, "10.66.0.20"), of_a_guest(mac, "10.66.0.21")
-        for frames in (foreign, own):
-            for frame in frames.values():
+
+        def pass_through() -> tuple[set[str], set[str]]:
+            for frame in (*foreign.values(), *own.values(), own["IPv4"] + b", the last one"):
                 send(wires.taps[0], frame)
-        send(wires.taps[0], own["IPv4"] + b", the last one")
-        seen = [frame for frame in heard(wire, b", the last one") if frame[12:14] != b"\x81\0"]
-        assert {name for name in own if own[name] in seen} == {"IPv4", "ARP"}
-        assert not {name for name in foreign if foreign[name] in seen}
+            seen = [frame for frame in heard(wire, b", the last one") if frame[12:14] != b"\x81\0"]
+            return {name for name in own if own[name] in seen}, {name for name in foreign if foreign[name] in seen}
+
+        assert pass_through() == ({"IPv4", "ARP"}, set())
+        node.do(lambda: nft.run([{"delete": {"table": {"family": "netdev", "name": plan.table}}}]))
+        untagged = set(own) - {"VLAN"}
+        assert pass_through() == (untagged, untagged)
+    finally:
+        node.run(wires.close())
+
+
+@pytest.mark.parametrize("site", [SITE], indirect=True)
+def test_open_checksums_change_no_address_behind_the_filter(site: tuple[Node, socket.socket]) -> None:
+    node, wire = site
+    plan = net.plan_for(node, "12.s", ["n1"], kind="bridge")
+    wires = node.wire(plan, ["n1"])
+    try:
+        node.do(lambda: net.offload_checksums("port", False))  # as the node's card writes them
+        mac = plan.members[0].mac
+        body = ipv4("10.66.0.20", "255.255.255.255", net.UDP, udp(9, 9, b"forged"))
+        frame = net.adjust(ethernet(mac, BROADCAST, net.IPV4, body), 20, 0xC0A8)
+        last = ethernet(mac, BROADCAST, net.IPV4, ipv4("10.66.0.20", "255.255.255.255", net.UDP, udp(9, 9, b"last")))
+
+        def addresses() -> set[bytes]:
+            send(wires.taps[0], frame, net.open_checksum(20, 6))
+            send(wires.taps[0], last)
+            return {seen[26:30] for seen in heard(wire, b"last") if b"forged" in seen}
+
+        assert addresses() == set()
+        namespace = fcntl.ioctl(wires.taps[0], SIOCGSKNS)
+        try:
+            with links.inside(namespace):
+                net.offload_checksums("port1", True)
+        finally:
+            os.close(namespace)
+        assert addresses() == {bytes([0xC0, 0xA8, 0, 20])}
+    finally:
+        node.run(wires.close())
+
+
+HOLD = """\
+import errno, fcntl, sys
+for request, argument in ((0x894C, 0), (0x400454CA, b"tap9".ljust(16, b"\\0") + b"\\2\\x50".ljust(24, b"\\0"))):
+    try:
+        fcntl.ioctl(int(sys.argv[1]), request, argument)
+        print("done", end=" ")
+    except OSError as err:
+        print(errno.errorcode[err.errno], end=" ")
+"""
+
+
+@pytest.mark.parametrize("site", [SITE], indirect=True)
+def test_who_holds_a_tap_gets_no_namespace_and_no_other_tap(site: tuple[Node, socket.socket], user: User) -> None:
+    node, _ = site
+    wires = node.wire(net.plan_for(node, "12.s", ["n1"], kind="bridge"), ["n1"])
+
+    def hold(**who: Any) -> list[str]:
+        argv = ["/usr/bin/python3", "-c", HOLD, str(wires.taps[0])]
+        return subprocess.run(
+            argv, pass_fds=[wires.taps[0]], capture_output=True, text=True, check=True, **who
+        ).stdout.split()
+
+    try:
+        assert hold(user=user.uid, group=user.gid, extra_groups=[]) == ["EPERM", "EEXIST"]
+        assert hold() == ["done", "EEXIST"]
     finally:
         node.run(wires.close())
 

@@ -17,7 +17,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.members import Member
-from vmgr.node.network import claims, leases, links, nft, rules
+from vmgr.node.network import claims, entries, leases, links, nft, rules
 from vmgr.node.network.claims import Claim
 from vmgr.node.network.leases import Lease
 from vmgr.node.network.plan import NetworkPlan
@@ -248,11 +248,11 @@ class Builder:
             bridge, wire = links.bridge(ip, BRIDGE), links.index_of(ip, WIRE)
             remote = [member for member in plan.members if member.node != self.index]
             firsts = [addresses[0] for addresses in underlay.peers]
-            links.lead(
-                ip, wire,
-                ((member.mac, firsts[member.node]) for member in remote),
+            entries.lead(
+                wire,
+                ((member.mac, str(member.address), firsts[member.node]) for member in remote),
                 (address for node, address in enumerate(firsts) if node != self.index),
-            )  # fmt: skip
+            )
             taps = []
             for member in self.own:
                 name = f"tap{member.number}"
@@ -279,8 +279,13 @@ class Builder:
         return namespace
 
     def _pair(self, ip: Any, outer: str, inner: str, namespace: int) -> int:
-        """Two joined links, `outer` in the node's namespace, signed; gives its number."""
+        """Two joined links, `outer` in the node's namespace, signed; gives its number.
+
+        What comes out of `outer` is what goes on: nothing changes it any more behind a filter there.
+        """
         ip.link("add", ifname=outer, kind="veth", peer={"ifname": inner, "net_ns_fd": namespace})
+        with links.inside(namespace):
+            links.complete_checksums(inner)
         index = links.index_of(ip, outer)
         links.sign(ip, index, self.mark)
         links.set_if_there(f"ipv6/conf/{outer}/disable_ipv6", "1")

@@ -20,11 +20,18 @@ _VNI_OFFSET, _VNI_BITS = 8 * 8 + 32, 24
 """Where the number of the network stands behind the start of the UDP header (RFC 7348)."""
 _DHCP_SERVER, _DHCPV6_SERVER = 67, 547
 _ROUTER_ADVERTISEMENT, _REDIRECT = 134, 137
+_EXTENSIONS = (0, 43, 44, 51, 60, 135, 139, 140)
+"""Headers of IPv6 that other headers may follow (IANA, "IPv6 Extension Header Types"), but for ESP."""
+
+MAX_CONNECTIONS = 4096
+"""Of a job's guests on one node, at a time, to the outside. The node has one table for all that it forwards."""
+_PINGS = {"rate": 100, "per": "second"}
+
+_BEFORE_TRACKING = -300
 
 Expression = dict[str, Any]
 ACCEPT: Expression = {"accept": None}
 DROP: Expression = {"drop": None}
-_KNOWN = ["established", "related"]
 _PORTS = {"range": [1024, 65535]}
 
 
@@ -43,6 +50,8 @@ def tap(table: str, device: str, port: int, mac: str, address: Optional[str]) ->
     No guest answers as a DHCP server or a router of IPv6.
 
     The type of a frame is read from the frame itself: what the kernel calls its protocol leaves VLAN tags out.
+    A first fragment holds at least 8 bytes behind the headers of IP, so ports and types of ICMP are seen, unless IPv6
+    has more headers behind that of the fragment: such fragments do not pass.
     """
     rules = [
         [_match(_payload("ether", "saddr"), mac, "!="), DROP],
@@ -64,6 +73,7 @@ def tap(table: str, device: str, port: int, mac: str, address: Optional[str]) ->
         ]
     else:
         rules += [
+            [_match({"exthdr": {"name": "frag", "field": "nexthdr"}}, {"set": list(_EXTENSIONS)}), DROP],
             [_match(_payload("icmpv6", "type"), {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}), DROP],
             [*arp, ACCEPT],
             [_type(IPV4), ACCEPT],
@@ -77,17 +87,16 @@ def node(table: Table, port: int, vni: int, peers: Sequence[str], nat: Optional[
     """A job's table in the node's namespace. `peers` are all addresses of the job's nodes.
 
     A packet that a program sends has a socket, and so a uid, whoever runs it; one of the kernel's own VXLAN has none.
+    Each connection between guests has a source port of its own there: without `notrack` guests could fill the node's
+    table of connections with them.
     """
     to_port = _match(_payload("udp", "dport"), port)
     ours = [to_port, _match(_raw("th", _VNI_OFFSET, _VNI_BITS), vni)]
-    inputs = [
-        [*ours, _match(_payload("ip", "saddr"), {"set": list(peers)}, "!="), DROP],
-        [_match(_meta("nfproto"), "ipv6"), *ours, DROP],
-    ]
+    inputs = [[*ours, _match(_payload("ip", "saddr"), {"set": list(peers)}, "!="), DROP]]
     forwards = [[to_port, DROP]]
     commands = _chain(*table[:2], "output", _hook("output"), [[to_port, _match(_meta("skuid"), 0, ">="), DROP]])
     if nat is not None:
-        inputs += [[_from(nat.outer), _known(), ACCEPT], [_from(nat.outer), DROP]]
+        inputs.append([_from(nat.outer), DROP])
         forwards += [
             [_from(nat.outer), _match(_payload("ip", "daddr"), {"prefix": {"addr": "169.254.0.0", "len": 16}}), DROP],
             [_from(nat.outer), _match(_payload("ip", "saddr"), nat.inner_address), _transports(icmp=True), ACCEPT],
@@ -100,6 +109,9 @@ def node(table: Table, port: int, vni: int, peers: Sequence[str], nat: Optional[
             [*outward, _transports(), {"masquerade": {"port": _PORTS}}],
             [*outward, _match(_meta("l4proto"), "icmp"), {"masquerade": None}],
         ])  # fmt: skip
+    for hook in ("prerouting", "output"):
+        raw = _hook(hook, priority=_BEFORE_TRACKING)
+        commands += _chain(*table[:2], f"raw-{hook}", raw, [[*ours, {"notrack": None}]])
     commands += _chain(*table[:2], "input", _hook("input"), inputs)
     commands += _chain(*table[:2], "forward", _hook("forward"), forwards)
     return commands
@@ -113,12 +125,14 @@ def job(bridge: str, subnet: str, nat: Optional[Nat]) -> list[Command]:
     commands: list[Command] = [{"add": {"table": {"family": at[0], "name": at[1]}}}]
     commands += _chain(*at, "input", _hook("input", policy="drop"), [
         [_known(), ACCEPT],
-        [_match(_payload("icmp", "type"), "echo-request"), ACCEPT],
+        [_match(_payload("icmp", "type"), "echo-request"), {"limit": _PINGS}, ACCEPT],
     ])  # fmt: skip
     forwards: list[list[Expression]] = []
     if nat is not None:
+        outward = [_from(bridge), _to(nat.inner), _match(_payload("ip", "saddr"), own)]
         forwards = [
-            [_from(bridge), _to(nat.inner), _match(_payload("ip", "saddr"), own), ACCEPT],
+            [*outward, _state("new"), {"ct count": {"val": MAX_CONNECTIONS, "inv": True}}, DROP],
+            [*outward, ACCEPT],
             [_from(nat.inner), _to(bridge), _known(), ACCEPT],
         ]
         snat = {"addr": nat.inner_address, "family": "ip"}
@@ -179,8 +193,12 @@ def _to(link: str, op: str = "==") -> Expression:
     return _match(_meta("oifname"), link, op)
 
 
+def _state(*states: str) -> Expression:
+    return _match({"ct": {"key": "state"}}, list(states), "in")
+
+
 def _known() -> Expression:
-    return _match({"ct": {"key": "state"}}, _KNOWN, "in")
+    return _state("established", "related")
 
 
 def _transports(*, icmp: bool = False) -> Expression:
