@@ -355,7 +355,7 @@ def open_site(name: str) -> Iterator[Site]:
 def run(name: str, body: Callable[[], None]) -> int:
     """A benchmark's main: `body` as root, its failures in one line. Gives the exit status."""
     if os.geteuid() != 0:
-        print(f"{name}: needs root: it installs the toolkit, adds a user and starts guests (sudo bench/{name})")
+        print(f"{name}: needs root (sudo bench/{name})")
         return 1
 
     def stop(signum: int, _frame: object) -> None:

@@ -245,9 +245,10 @@ def installed(text: str) -> Iterator[Site]:
 
 
 VM_HOOK = """#!/bin/sh
-# the site's {name} in each guest: leaves a trace in the user's home, and fails where the user's job asks for it
+# the site's {name} in each guest: leaves a trace in the user's home, and fails or stays where the user asks for it
 . /run/vtorque/guest.env
 echo "root-{name} $(id -u) $(hostname)" >>"$VT_HOME/hooks"
+[ ! -e "$VT_HOME/slow-{name}" ] || sleep 300
 [ ! -e "$VT_HOME/fail-{name}" ] || {{ echo "the {name} of the site says no"; exit 5; }}
 """
 

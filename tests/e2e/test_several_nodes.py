@@ -6,8 +6,10 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .conftest import CONFIG, Site, User, account, clean_after, eventually, installed
@@ -173,6 +175,148 @@ def test_a_job_deleted_at_any_stage_leaves_nothing(cluster: Cluster, user: User,
     assert time.monotonic() - begun <= 20, "all nodes end clean soon"
     if stage == "job started":
         assert user.output(f"job.sh.o{job.partition('.')[0]}") == "before\n"
+
+
+def test_a_job_deleted_in_its_epilogues_leaves_nothing(cluster: Cluster, user: User) -> None:
+    for name in ("slow-epilogue", "slow-epilogue.parallel"):
+        user.write(name, "")
+    job = user.submit("echo before\n", "-l", "nodes=2")
+    hooks = user.home / "hooks"
+    eventually(lambda: hooks.exists() and hooks.read_text().count("-epilogue") == 2, "the VM epilogues run")
+    deleted_in_time(cluster, job)
+    assert user.output(f"job.sh.o{job.partition('.')[0]}") == "before\n"
+
+
+def deleted_in_time(cluster: Cluster, job: str) -> None:
+    """Delete a job: all nodes end clean within 15 s, and stay so."""
+    assert cluster.client("qdel", job).returncode == 0
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
+    cluster.wait(job)
+    assert not cluster.left_behind()
+
+
+@pytest.mark.parametrize(("hook", "number"), [("prologue", 0), ("prologue.parallel", 2)])
+def test_nothing_comes_up_on_a_node_whose_prologue_is_late(
+    cluster: Cluster, user: User, hook: str, number: int
+) -> None:
+    """The job is deleted before that node has begun: its epilogues run beside the prologue, which begins then."""
+    with changed_hook(cluster, hook, f"[ $PBS_NODENUM != {number} ] || sleep 6"):
+        job = user.submit("touch ran\n", "-l", "nodes=3")
+        cluster.wait_on("n2", job, "agent")
+        assert cluster.client("qdel", job).returncode == 0
+        cluster.wait(job)
+        late = NODES[number]
+        eventually(lambda: f"job {job}: the job was deleted before its guest" in cluster.log(late), "it sees that")
+    if number:
+        age_tombstone(cluster, NODES[0])
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
+    assert not cluster.reached(late, job, "agent"), "not even the agent has begun"
+    for node in NODES:
+        assert not cluster.reached(node, job, "booted")
+    assert not (user.home / "ran").exists()
+
+
+def age_tombstone(cluster: Cluster, node: str) -> None:
+    """Let the janitor find the tombstone of a job whose prologue never began on a node: it stays for an hour."""
+    cluster.enter(node, "sh", "-c", f"touch -d '2 hours ago' {cluster.run}/tombstones/*")
+    cluster.enter(node, str(cluster.vmgr), "node", "reap")
+
+
+@contextmanager
+def changed_hook(cluster: Cluster, name: str, line: str) -> Iterator[None]:
+    """A hook of all nodes that begins with `line`."""
+    path = cluster.root / "local" / "mom_priv" / name
+    kept = path.read_text()
+    first, _, rest = kept.partition("\n")
+    path.write_text(f"{first}\n{line}\n{rest}")
+    try:
+        yield
+    finally:
+        path.write_text(kept)
+
+
+def test_a_job_deleted_while_its_specification_cannot_be_read(cluster: Cluster, user: User) -> None:
+    """The job directory is on a file system that hangs, on every node: neither agents nor hooks wait for it."""
+    job = user.submit("touch ran\n", "-h", "-l", "nodes=3")
+    (spec,) = user.home.glob(".vtorque/*/*/spec.json")
+    with hanging(cluster, user, spec.parent):
+        assert cluster.client("qrls", job).returncode == 0
+        for node in NODES:
+            cluster.wait_on(node, job, "agent")
+        deleted_in_time(cluster, job)
+    for node in NODES:
+        assert not cluster.reached(node, job, "spec")
+    assert not (user.home / "ran").exists()
+
+
+@contextmanager
+def hanging(cluster: Cluster, user: User, where: Path) -> Iterator[None]:
+    """A FUSE file system of the user's over a folder, on every node, whose servers are stopped."""
+    source = user.home / "behind"
+    source.mkdir()
+    enter = [str(cluster.prefix / "libexec" / "vtorque-local"), "enter"]
+    command = ["bindfs", "-f", "-o", "nonempty,allow_other", str(source), str(where)]
+    servers = [subprocess.Popen([*enter, node, *command]) for node in NODES]
+    try:
+        mounted = f"grep -q {where} /proc/mounts && echo mounted || :"
+        eventually(
+            lambda: all(cluster.enter(node, "sh", "-c", mounted) for node in NODES), "the FUSE mounts", limit_s=20
+        )
+        inside = [child for server in servers for child in psutil.Process(server.pid).children()]
+        assert len(inside) == len(NODES)
+        for process in inside:
+            process.suspend()
+        yield
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+        for node in NODES:
+            cluster.enter(node, "sh", "-c", f"umount -l {where} || :")
+
+
+def test_epilogues_make_no_node_wait(cluster: Cluster, user: User) -> None:
+    """Under 0.3 s, after a clean end and of a job that is killed. A node under load can make any one of them slow: so
+    each may take that much CPU time, but of each kind only the fastest is held against the clock.
+    """
+    ends = {"clean": "true\n", "killed": "trap '' TERM\ntouch runs\nfor i in $(seq 3000); do sleep 0.1; done\n"}
+    walls: dict[tuple[str, str], list[float]] = {}
+    cpu: list[float] = []
+    note = f"trap 'times >>{cluster.root}/log/costs' EXIT"
+    with changed_hook(cluster, "epilogue", note), changed_hook(cluster, "epilogue.parallel", note):
+        for end, script in ends.items():
+            for _ in range(2):
+                job = user.submit(script, "-l", "nodes=3")
+                if end == "killed":
+                    eventually((user.home / "runs").exists, "the script runs")
+                    (user.home / "runs").unlink()
+                    assert cluster.client("qdel", job).returncode == 0
+                cluster.wait(job)
+                eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
+                for name, seconds in hook_times(cluster, job):
+                    walls.setdefault((end, name), []).append(seconds)
+                cpu += [seconds for node in NODES for seconds in cpu_times(cluster.own(node) / "log" / "costs")]
+    print("epilogues, wall:", walls, "CPU:", sorted(cpu))
+    assert [len(seconds) for seconds in walls.values()] == [4, 2, 4, 2] and len(cpu) == 12, "none is missed"
+    assert max(cpu) < 0.3
+    assert max(min(seconds) for seconds in walls.values()) < 0.3
+
+
+def hook_times(cluster: Cluster, job: str) -> list[tuple[str, float]]:
+    """The seconds of root's epilogues of a job, as the batch system saw them."""
+    log = (cluster.root / "local" / "server_priv" / "log").read_text()
+    found = re.findall(
+        rf"{re.escape(job)}: n\d: \S*/mom_priv/(epilogue(?:\.parallel)?): status 0 after ([0-9.]+) s", log
+    )
+    return [(name, float(seconds)) for name, seconds in found]
+
+
+def cpu_times(path: Path) -> list[float]:
+    """The CPU seconds of shells and their children, from what `times` of each has said in two lines; takes the file."""
+    lines = path.read_text().splitlines()
+    path.unlink()
+    parts = [sum(60 * float(m) + float(s) for m, s in re.findall(r"([0-9]+)m([0-9.]+)s", line)) for line in lines]
+    return [mine + children for mine, children in zip(parts[::2], parts[1::2])]
 
 
 def test_a_job_that_is_queued_again_starts_clean(cluster: Cluster, user: User) -> None:

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Callable, Optional
 
 import psutil
 import pytest
 
-from vmgr.node import leftovers
-from vmgr.node.leftovers import Tree
+from vmgr.node import leftovers, record
+from vmgr.node.leftovers import Leftovers, Tree
 from vmgr.node.process import Process, identify
+from vmgr.node.undo import undo
 
 pytestmark = pytest.mark.root
 UID, OTHER = 48311, 48312
@@ -178,8 +180,8 @@ def test_pids_that_others_have_now(start: Start, monkeypatch: pytest.MonkeyPatch
     wrapper = start("sleep 906.1 & wait")
     tree = Tree(UID)
     tree.note(wrapper.pid)
-    found = tree.find()
     child = sleeper(906.1)
+    found = tree.find()
     assert child.pid in pids(found)
     real = leftovers.started
     monkeypatch.setattr(leftovers, "started", lambda pid: (real(pid) or 0) + 1)
@@ -223,3 +225,87 @@ def test_ending_does_not_wait_longer_than_it_must(start: Start) -> None:
     assert asyncio.run(tree.end([], grace_s=30)) == []
     tree.note(job.pid)
     assert tree.find() == [], "one that is gone is not noted"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> record.Place:
+    """An attempt's place, with no agent."""
+    folder = tmp_path / "jobs" / "1.host" / "0000000000000001-1-abcdefgh"
+    folder.mkdir(parents=True)
+    return record.Place(folder, tmp_path / "run" / "1.host" / "s.sock")
+
+
+def recorded(place: record.Place) -> set[int]:
+    return {step["pid"] for step in record.steps(place) if step["do"] == "leftover"}
+
+
+def test_what_is_found_is_recorded_once_and_ended_with_the_job(start: Start, place: record.Place) -> None:
+    wrapper = start("setsid sleep 909.1 & setsid sh -c 'sleep 909.2; :' & wait")
+    bystander = start("sleep 909.3")
+    left = {sleeper(909.1).pid, sleeper(909.2).pid, sleeper(909.2).ppid()}
+
+    async def live() -> None:
+        leavings = Leftovers(place, UID)
+        for _ in range(2):
+            await leavings.join(wrapper.pid)
+            assert recorded(place) == left and len(list(record.steps(place))) == 3
+        await leavings.end()
+        assert all(not psutil.pid_exists(pid) or is_gone(psutil.Process(pid)) for pid in left)
+
+    asyncio.run(live())
+    eventually(lambda: is_gone(wrapper))  # of itself: it waited for what was ended
+    assert os.waitstatus_to_exitcode(os.waitpid(wrapper.pid, 0)[1]) == 0
+    assert not is_gone(bystander)
+
+
+def test_those_that_have_joined_are_left_to_end_by_themselves(start: Start, place: record.Place) -> None:
+    wrapper = start("sleep 910.1 & wait; while :; do wait; sleep 0.01; done")
+
+    async def live() -> None:
+        leavings = Leftovers(place, UID)
+        await leavings.join(wrapper.pid)
+        await leavings.end()
+
+    sleeper(910.1)
+    asyncio.run(live())
+    assert not is_gone(wrapper)
+
+
+def test_who_undoes_an_attempt_ends_what_its_agent_has_seen(start: Start, place: record.Place) -> None:
+    """With what that has started since; a shell that goes on when its child ends has no time to."""
+    shell = "trap 'sleep 911.3 & wait' USR1; sleep 911.2 & wait; sleep 911.4"
+    wrapper = start(f'setsid sleep 911.1 & setsid sh -c "{shell}" & wait')
+    one, two = sleeper(911.1), sleeper(911.2)
+    asyncio.run(Leftovers(place, UID).join(wrapper.pid))
+    assert recorded(place) == {one.pid, two.pid, two.ppid()}
+    os.kill(two.ppid(), signal.SIGUSR1)
+    three = sleeper(911.3)
+    lines = place.record.read_text().splitlines(keepends=True)
+    place.record.write_text("".join(line for line in lines if f'"pid": {one.pid},' not in line))
+    assert undo(place, patience_s=0.25) == []
+    eventually(lambda: is_gone(two) and is_gone(three))
+    assert not is_gone(one), "nobody has written that it is the job's"
+    assert not is_gone(wrapper) and not place.folder.exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "911.4"]]
+
+
+def test_many_processes_and_many_questions_are_bounded(
+    start: Start, place: record.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "MAX_RECORDED", 5)
+    monkeypatch.setattr(leftovers, "AT_ONCE", 3)
+    wrapper = start("for i in 1 2 3 4 5 6 7 8; do sleep 912.1 & done; sleep 912.2 & wait")
+    sleeper(912.2)
+
+    async def live() -> int:
+        leavings = Leftovers(place, UID)
+        begin = time.monotonic()
+        await asyncio.gather(*(leavings.join(wrapper.pid) for _ in range(4)))
+        assert time.monotonic() - begin >= 3 * leftovers.LOOK_SECONDS
+        count = len(leavings._tree.find(noted=False))
+        await leavings.end()
+        assert leavings._tree.find(noted=False) == []
+        return count
+
+    assert asyncio.run(live()) == 9
+    assert len(recorded(place)) == 5

@@ -20,7 +20,21 @@ from nodesite import FUZZ, a_user
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import meeting
-from vmgr.node.meeting import Barrier, Watch, call_over, nodes_folder, over, parse_failure, parse_report, report
+from vmgr.node.allocation import Allocation
+from vmgr.node.fellows import Fellows
+from vmgr.node.meeting import (
+    HOSTS,
+    OVER,
+    Barrier,
+    Watch,
+    call,
+    called,
+    job_folder,
+    nodes_folder,
+    parse_failure,
+    parse_report,
+    report,
+)
 from vmgr.node.userio import User
 
 KEY, OLDER = "0123456789abcdef", "fedcba9876543210"
@@ -120,14 +134,54 @@ def test_the_job_is_called_over(directory: str, user: User, inotify: bool, monke
     monkeypatch.setattr(meeting, "SISTER_LOOKS_AGAIN_SECONDS", 0.2)
 
     async def work() -> None:
-        waiting = asyncio.ensure_future(over(directory, KEY, user=user, inotify=inotify))
-        await call_over(user, directory, OLDER, timeout_s=10)
+        waiting = asyncio.ensure_future(called(OVER, directory, KEY, user=user, inotify=inotify))
+        await call(user, directory, OLDER, OVER, timeout_s=10)
         await asyncio.sleep(0.5)
         assert not waiting.done()
-        await call_over(user, directory, KEY, timeout_s=10)
+        await call(user, directory, KEY, OVER, timeout_s=10)
         await waiting
 
     run(work())
+
+
+def fellows(directory: str, user: User, node: int) -> Fellows:
+    return Fellows(directory, Allocation(("n1", "n2", "n3"), node, KEY), user, timeout_s=10)
+
+
+def test_nodes_tell_each_other_where_their_guests_are(directory: str, user: User) -> None:
+    async def work() -> list[list[str]]:
+        nodes = [fellows(directory, user, node) for node in range(3)]
+        try:
+            told = [[f"10.1.{node}.{guest}" for guest in (1, 2)] for node in range(3)]
+            return await asyncio.gather(*(each.exchange(own) for each, own in zip(nodes, told)))
+        finally:
+            for each in nodes:
+                await each.close()
+
+    everybody = [f"10.1.{node}.{guest}" for node in range(3) for guest in (1, 2)]
+    assert run(work()) == [everybody] * 3
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [None, "10.1.1.1", [], ["10.1.1.1"], ["10.1.1.1", "127.0.0.1"], ["10.1.1.1", 7], ["10.1.1.1", "10.1.1.2"] * 2],
+)
+def test_addresses_that_are_none_are_refused(directory: str, user: User, addresses: Any) -> None:
+    async def work() -> None:
+        leader = fellows(directory, user, 0)
+        try:
+            await say(user, directory, "up", 1, addresses=["10.1.2.1", "10.1.2.2"])
+            await say(user, directory, "up", 2, addresses=addresses)
+            with pytest.raises(
+                VTorqueError, match="the addresses of the guests of another node are not known"
+            ) as caught:
+                await leader.exchange(["10.1.3.1", "10.1.3.2"])
+            assert caught.value.code is Code.BOOT
+        finally:
+            await leader.close()
+
+    run(work())
+    assert not Path(job_folder(directory, KEY), HOSTS).exists()
 
 
 def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User, tmp_path: Path) -> None:
@@ -190,7 +244,7 @@ def test_a_folder_full_of_files_is_looked_at_no_further_than_bounded(tmp_path: P
     for number in range(200):
         (folder / f"ready.{number}").write_text("{}")
     read, write = os.pipe()
-    Watch(str(folder), 100, 1.0, 50, False)._tell_new(set(), write)
+    Watch(str(folder), 100, 1.0, 50, False).tell_new(set(), write)
     os.close(write)
     with open(read, "rb") as stream:
         assert stream.read().count(json.dumps({}).encode()) == 50

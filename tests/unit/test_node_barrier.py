@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from nodesite import REPOSITORY
@@ -100,3 +101,53 @@ def test_one_of_somebody_elses(tmp_path: Path) -> None:
     os.chown(path, 4711, 4711)
     done = then(path)
     assert (done.returncode, done.stdout) == (255, "") and "does not belong" in done.stderr
+
+
+WATCHED = f"""\
+import sys, types
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from vmgr.node import barrier
+config = types.SimpleNamespace(paths=types.SimpleNamespace(run=Path("/nonexistent")))
+sys.exit(barrier._watched(config, sys.argv[1], sys.argv[2:]))
+"""
+
+
+def both(path: Path, **options: object) -> list[subprocess.CompletedProcess[str]]:
+    """What comes of a user's own prologue as it is, and as a child that is watched."""
+    calls = [[CODE, "--then", str(path), "--", *ARGUMENTS], [WATCHED, str(path), *ARGUMENTS]]
+    return [
+        subprocess.run(
+            [sys.executable, "-I", "-c", *call], capture_output=True, text=True, timeout=60, check=False,
+            **options,  # type: ignore[call-overload]
+        )
+        for call in calls
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["exit 0", "exit 1", "exit 7", "kill -TERM $$", "kill -KILL $$", "kill -INT $$", "kill -PIPE $$", "kill -XFSZ $$"],
+)
+def test_one_that_is_watched_ends_as_it_would(line: str, tmp_path: Path) -> None:
+    text = f'#!/bin/sh\necho "$@"; cat /proc/self/environ; grep Sig /proc/self/status >&2; umask; {line}\n'
+    alone, watched = both(script(tmp_path / "p", text), env={"PBS_NODENUM": "0", "LANG": "C"}, cwd=str(tmp_path))
+    assert alone.returncode == watched.returncode and "PBS_NODENUM" in watched.stdout
+    assert (watched.stdout, watched.stderr) == (alone.stdout, alone.stderr)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o720, None])
+def test_one_that_torque_would_not_run_is_not_watched_either(mode: Optional[int], tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    if mode is not None:
+        script(path, "#!/bin/sh\necho run\n", mode)
+    alone, watched = both(path)
+    assert (watched.returncode, watched.stdout, watched.stderr) == (alone.returncode, "", alone.stderr)
+
+
+def test_the_orphans_of_one_that_is_watched_are_ours(tmp_path: Path) -> None:
+    orphan = "sleep 0.2; ps -o ppid= -p $$"
+    text = f"#!/bin/sh\nps -o ppid= -p $$\n(setsid sh -c '{orphan}' &)\nsleep 1\n"
+    alone, watched = (done.stdout.split() for done in both(script(tmp_path / "p", text)))
+    assert watched[0] == watched[1], "the parent of what was left behind is the parent of the prologue"
+    assert alone[0] != alone[1]

@@ -485,3 +485,24 @@ def test_members_of_an_array_are_jobs_of_their_own(first: str, second: str, node
     assert not record.take_end(paths, first) and record.take_end(paths, second)
     assert undo(places[0]) == [] and record.places(paths) == [places[1]]
     assert len(reap(node.config)) == 1 and node.left() == []
+
+
+def test_processes_that_do_not_end_are_waited_for_together(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = node.place()
+    lock, _ = made(node, place)
+    for pid in range(1000, 1010):
+        record.append(place, {"do": "process", "role": "qemu", "boot": "x", "pid": pid, "start": 1})
+    killed: list[int] = []
+    waited: list[float] = []
+
+    def end(found: process.Process, *, timeout_s: float) -> bool:
+        killed.append(found.pid)
+        waited.append(timeout_s)
+        time.sleep(timeout_s)
+        return False
+
+    monkeypatch.setattr(process, "end", end)
+    assert undo(place, patience_s=0.1) == [f"process: pid {pid} (qemu) does not end" for pid in range(1009, 999, -1)]
+    assert sorted(killed[:10]) == list(range(1000, 1010)) and waited[:10] == [0.0] * 10, "all are killed at once"
+    assert sum(waited) <= 0.11
+    os.close(lock)

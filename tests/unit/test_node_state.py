@@ -78,16 +78,22 @@ def test_changes_come_at_once_and_several_as_one() -> None:
 
 
 class Served:
-    """A control socket that is being served; `over` counts the ends of the job."""
+    """A control socket that is being served; `overs` counts the ends of the job, `joined` has who joined it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.progress = Progress(0, FACTS)
         self.overs = 0
-        self.control = Control(self.progress, os.getuid(), over=self.over, attached=lambda: None)
+        self.joined: list[int] = []
+        self.control = Control(
+            self.progress, os.getuid(), over=self.over, attached=lambda: None, joined=self.join
+        )  # fmt: skip
 
     def over(self) -> None:
         self.overs += 1
+
+    async def join(self, pid: int) -> None:
+        self.joined.append(pid)
 
     async def talk(self, data: bytes, *, answers: int = 0) -> list[dict[str, Any]]:
         """Say something, take so many answers, leave."""
@@ -151,6 +157,29 @@ def test_the_job_is_over_when_its_wrapper_says_so_or_breaks() -> None:
         assert place.overs == 2
         await place.talk(b'{"op":"follow"}\n{"op":"attach"}\n', answers=2)
         assert place.overs == 2, "one role a connection"
+
+    assert served(work) == []
+
+
+def test_only_the_wrapper_and_who_says_so_are_the_jobs() -> None:
+    async def work(place: Served) -> None:
+        (answer,) = await place.talk(b'{"op":"join"}\n', answers=1)
+        assert answer["state"] == "starting" and place.joined == [os.getpid()]
+        await place.talk(b'{"op":"status"}\n{"op":"follow"}\n{"op":"started"}\n{"op":"end"}\n', answers=2)
+        assert len(place.joined) == 1, "whoever else asks may have come from anywhere"
+        await place.talk(b'{"op":"attach"}\n', answers=1)
+        assert place.joined == [os.getpid()] * 2
+
+    assert served(work) == []
+
+
+def test_root_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_peer", lambda _: control._Peer(1, 0))
+
+    async def work(place: Served) -> None:
+        place.control._owner = 1000
+        await place.talk(b'{"op":"join"}\n{"op":"attach"}\n', answers=2)
+        assert place.joined == []
 
     assert served(work) == []
 
@@ -237,7 +266,7 @@ def test_arbitrary_requests_leave_the_agent_serving(lines: list[bytes]) -> None:
 
 
 def test_too_many_callers_are_turned_away_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_peer_uid", lambda _: 1000)  # root would always be served
+    monkeypatch.setattr(control, "_peer", lambda _: control._Peer(1, 1000))  # root would always be served
     monkeypatch.setattr(os, "getuid", lambda: 1000)
 
     async def work(place: Served) -> None:

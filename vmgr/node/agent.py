@@ -14,7 +14,7 @@ import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Optional
 
 from vmgr import logs
 from vmgr.checks import check_spec
@@ -39,6 +39,9 @@ from vmgr.node.waiting import all_of, every, first
 from vmgr.paths import installation
 from vmgr.policy import Subject
 from vmgr.trust import check_trusted
+
+if TYPE_CHECKING:
+    from vmgr.node.leftovers import Leftovers
 
 LOCK_FD, SOCKET_FD = 3, 4
 LAST_ANSWER_SECONDS = 5.0
@@ -127,11 +130,17 @@ class Agent:
             LOGGER.error("%s", err)
             undo(self.place)
             return
-        control = Control(self.progress, user.uid, over=self.job_over.set, attached=self.attached.set)
+        leftovers = self._leftovers(user)
+        control = Control(
+            self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
+            joined=leftovers.join if leftovers else None,
+        )  # fmt: skip
         server = await control.serve(listener)
         publisher = asyncio.ensure_future(self._publish(user))
         await self._live_and_tell(user)
         await self._hear_of_the_end()
+        if leftovers is not None:
+            await leftovers.end()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         record.note_end(self.config.paths, self.call.job_id, self.place)
@@ -140,6 +149,14 @@ class Agent:
         await asyncio.gather(publisher, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
+
+    def _leftovers(self, user: User) -> Optional[Leftovers]:
+        """Where the site ends what a job leaves running on the node: what ends it."""
+        if not self.config.kill_user_processes:
+            return None
+        from vmgr.node.leftovers import Leftovers  # psutil takes its time
+
+        return Leftovers(self.place, user.uid)
 
     def _name_guests(self, node: str, per_node: int) -> None:
         names = [guest_name(node, number) for number in range(1, per_node + 1)]

@@ -2,7 +2,8 @@
 
 The caller is known by the kernel's word (SO_PEERCRED): root or the job's owner. Operations: `status` (one answer),
 `follow` (an answer now and after each change), `attach` (the job wrapper: as `follow`, and the job is over when the
-connection breaks), `started` (the script runs now), `end` (the job is over).
+connection breaks), `join` (as `status`; the caller and what it has started are the job's), `started` (the script runs
+now), `end` (the job is over).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import asyncio
 import json
 import socket
 import struct
-from typing import Callable
+from collections.abc import Awaitable
+from typing import Callable, NamedTuple, Optional
 
 from vmgr.logs import LOGGER
 from vmgr.node.state import Progress
@@ -20,18 +22,32 @@ MAX_CLIENTS = 64
 MAX_REQUEST_BYTES = 4096
 
 
+class _Peer(NamedTuple):
+    """Who connected, by the kernel's word."""
+
+    pid: int
+    uid: int
+
+
 class Control:
     """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over,
-    `attached` when it comes.
+    `attached` when it comes, `joined` with the pid of each process of the owner's that says it is the job's.
     """
 
     def __init__(
-        self, progress: Progress, owner: int, *, over: Callable[[], None], attached: Callable[[], None]
+        self,
+        progress: Progress,
+        owner: int,
+        *,
+        over: Callable[[], None],
+        attached: Callable[[], None],
+        joined: Optional[Callable[[int], Awaitable[None]]] = None,
     ) -> None:
         self._progress = progress
         self._owner = owner
         self._over = over
         self._attached = attached
+        self._joined = joined
         self._clients: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket) -> asyncio.AbstractServer:
@@ -47,23 +63,23 @@ class Control:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        uid = _peer_uid(writer)
+        peer = _peer(writer)
         try:
-            if uid not in (0, self._owner):
-                await _send(writer, {"error": f"this job belongs to uid {self._owner}, you are uid {uid}"})
+            if peer.uid not in (0, self._owner):
+                await _send(writer, {"error": f"this job belongs to uid {self._owner}, you are uid {peer.uid}"})
                 return
-            if uid and len(self._clients) >= MAX_CLIENTS:
+            if peer.uid and len(self._clients) >= MAX_CLIENTS:
                 await _send(writer, {"error": f"the agent of this job serves {MAX_CLIENTS} callers already"})
                 return
             self._clients.add(task)
-            await self._converse(reader, writer)
+            await self._converse(reader, writer, peer)
         except (OSError, ValueError, RecursionError):
             pass  # it is gone, or speaks another language
         finally:
             self._clients.discard(task)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: _Peer) -> None:
         follower: list[asyncio.Task[None]] = []
         attached = False
         try:
@@ -73,26 +89,34 @@ class Control:
                     break
                 request = json.loads(line)
                 op = request.get("op") if isinstance(request, dict) else None
-                if op == "status":
+                if op in ("status", "join"):
+                    if op == "join":
+                        await self._join(peer)
                     await _send(writer, self._progress.full())
                 elif op in ("follow", "attach") and not follower:
                     if op == "attach":
                         attached = True
                         self._attached()
                     follower.append(asyncio.ensure_future(self._follow(writer)))
+                    if op == "attach":
+                        await self._join(peer)
                 elif op == "started":
                     if self._progress.state == "ready":
                         self._progress.stage("job started", "running")
                 elif op == "end":
                     self._over()
                 else:
-                    await _send(writer, {"error": "the operations are status, follow, attach, started and end"})
+                    await _send(writer, {"error": "the operations are status, follow, attach, join, started and end"})
         finally:
             for task in follower:
                 task.cancel()
             if attached:
                 LOGGER.debug("the job wrapper has left")
                 self._over()
+
+    async def _join(self, peer: _Peer) -> None:
+        if self._joined is not None and peer.uid == self._owner:
+            await self._joined(peer.pid)
 
     async def _follow(self, writer: asyncio.StreamWriter) -> None:
         try:
@@ -107,7 +131,8 @@ async def _send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None
     await writer.drain()
 
 
-def _peer_uid(writer: asyncio.StreamWriter) -> int:
+def _peer(writer: asyncio.StreamWriter) -> _Peer:
     peer = writer.get_extra_info("socket")
-    _, uid, _ = struct.unpack("iII", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
-    return int(uid)
+    given = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, _ = struct.unpack("iII", given)
+    return _Peer(pid, uid)

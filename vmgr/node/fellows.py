@@ -21,17 +21,20 @@ from vmgr.node.userio import User
 class Fellows:
     """How the agent of one attempt tells the others, and hears of them. Use `close` at the end."""
 
-    def __init__(self, directory: str, allocation: Allocation, user: User, *, timeout_s: float) -> None:
+    def __init__(
+        self, directory: str, allocation: Allocation, user: User, *, timeout_s: float, inotify: bool = True
+    ) -> None:
         self._directory = directory
         self._allocation = allocation
         self._user = user
         self._timeout_s = timeout_s
+        self._inotify = inotify
         self._alone = len(allocation.nodes) == 1
         self._called_over = False
         self._barrier: Optional[meeting.Barrier] = None
         if not self._alone and self.leads:
             names = [short(node) for node in allocation.nodes]
-            self._barrier = meeting.Barrier(directory, allocation.key, user=user, nodes=names)
+            self._barrier = meeting.Barrier(directory, allocation.key, user=user, nodes=names, inotify=inotify)
 
     @property
     def leads(self) -> bool:
@@ -58,14 +61,13 @@ class Fellows:
         if self._alone:
             return list(own)
         await self.tell(meeting.UP, {"addresses": own})
-        nodes, order = len(self._allocation.nodes), (self._directory, self._allocation.key)
         if self._barrier is not None:
             told = [_addresses(said, len(own)) for said in await self._barrier.all_up()]
             found = [address for addresses in told for address in addresses]
             text = json.dumps({"v": 1, "addresses": found}).encode()
-            await meeting.call(self._user, *order, meeting.HOSTS, text, timeout_s=self._timeout_s)
+            await self._call(meeting.HOSTS, text)
             return found
-        return _addresses(await meeting.called(meeting.HOSTS, *order, user=self._user), nodes * len(own))
+        return _addresses(await self._called(meeting.HOSTS), len(self._allocation.nodes) * len(own))
 
     async def all_ready(self) -> list[dict[str, Any]]:
         """On the mother superior: wait until every node is ready; what they said. Raises VTorqueError, see there."""
@@ -81,16 +83,14 @@ class Fellows:
         """On a sister: wait until the mother superior says that the job is over."""
         if self._alone or self.leads:
             await asyncio.Event().wait()
-        await meeting.called(meeting.OVER, self._directory, self._allocation.key, user=self._user)
+        await self._called(meeting.OVER)
 
     async def call_over(self) -> None:
         """On the mother superior: tell every node, once, that the job is over."""
         if self._barrier is not None and not self._called_over:
             self._called_over = True
             try:
-                await meeting.call(
-                    self._user, self._directory, self._allocation.key, meeting.OVER, timeout_s=self._timeout_s
-                )
+                await self._call(meeting.OVER)
             except VTorqueError as err:
                 LOGGER.warning("the other nodes were not told that the job is over: %s", err)
 
@@ -100,6 +100,14 @@ class Fellows:
             return None
         failures = await self._barrier.all_gone(timeout_s)
         return failures[0] if failures else None
+
+    async def _call(self, order: str, text: bytes = b"") -> None:
+        key = self._allocation.key
+        await meeting.call(self._user, self._directory, key, order, text, timeout_s=self._timeout_s)
+
+    async def _called(self, order: str) -> dict[str, Any]:
+        key = self._allocation.key
+        return await meeting.called(order, self._directory, key, user=self._user, inotify=self._inotify)
 
     async def close(self) -> None:
         """Stop listening."""

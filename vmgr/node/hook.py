@@ -19,7 +19,7 @@ from vmgr.node.hookargs import HookCall, parse_epilogue, parse_prologue
 from vmgr.paths import Installation, installation
 
 PATIENCE_SECONDS = 0.25
-"""How long an epilogue waits for each process that it kills; the janitor comes back for one that hangs."""
+"""How long an epilogue waits for the processes that it kills; the janitor comes back for one that hangs."""
 
 AGENT_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 

@@ -1,7 +1,8 @@
 """What a job's user left running on the node, outside the guests: found by process tree and session.
 
 The batch system ends the processes of the job's own session. What has left that session, or what the batch system
-missed, is found here from the processes that the job is known to have had: the job wrapper, the user prologue.
+missed, is found here from the processes that the job is known to have had: the job wrapper, and the user prologue that
+has one of the user's own to run. A process that left both its parents and its session between two looks is not found.
 """
 
 from __future__ import annotations
@@ -10,13 +11,33 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional
 
 import psutil
 
+from vmgr.errors import printable
+from vmgr.logs import LOGGER
+from vmgr.node import record
 from vmgr.node.process import Process, boot_id, started
 
+GRACE_SECONDS = 2.0
+"""How long what is left may take to end by itself after TERM."""
+
+LOOK_SECONDS = 0.2
+"""The least time between two looks at all processes: a user may ask for them as often as they like."""
+
+END_SECONDS = 10.0
+"""For how long what comes meanwhile is ended too."""
+
+AT_ONCE = 500
+"""How many processes are ended at once: each takes a descriptor."""
+
+MAX_RECORDED = 1000
+"""How many processes are written to the record, which has room for other things too."""
+
+MAX_NAMED = 10
 KILL_SECONDS = 5.0
 """How long a killed process may take to be gone: one that waits for a file system that hangs may never be."""
 
@@ -68,6 +89,8 @@ class Tree:
         These are the descendants of noted processes, the members of their sessions and the descendants of these,
         started later than the noted one, owned by the user altogether (real, effective and saved uid).
         """
+        if not self._known and not self._sessions:
+            return []
         all_seen = {pid: seen for pid in psutil.pids() if (seen := _see(pid, self._uid)) is not None}
         self._forget_ended(all_seen)
         by_start = sorted(all_seen.items(), key=lambda item: (item[1].start, item[0]))
@@ -118,7 +141,7 @@ class Tree:
         with contextlib.ExitStack() as opened:
             left = {}
             for process in found:
-                fd = self._open(process)
+                fd = _open(process, self._uid)
                 if fd is not None:
                     opened.callback(os.close, fd)
                     left[fd] = process
@@ -130,17 +153,106 @@ class Tree:
                 left = {fd: process for fd, process in left.items() if fd not in ended}
             return list(left.values())
 
-    def _open(self, process: Process) -> Optional[int]:
-        """A pidfd of exactly this process, None when it is gone or not the user's any more."""
+
+class Leftovers:
+    """What the user of one attempt leaves running on this node.
+
+    What is found stands in the attempt's record from then on, so that it is killed also where the epilogue comes
+    before the agent has ended it.
+    """
+
+    def __init__(self, place: record.Place, uid: int) -> None:
+        self._place = place
+        self._uid = uid
+        self._tree = Tree(uid)
+        self._recorded: set[Process] = set()
+        self._turn = asyncio.Lock()
+        self._looked = 0.0
+
+    async def join(self, pid: int) -> None:
+        """Note that a process is the job's, and see what it has started so far."""
+        async with self._turn:
+            self._tree.note(pid)
+            await asyncio.sleep(self._looked + LOOK_SECONDS - time.monotonic())
+            await self._look()
+
+    async def end(self) -> None:
+        """End what the job has running here, all but the processes that have joined: the job wrapper still has to tell
+        the job's status, and ends by itself. What cannot be ended is logged.
+        """
+        async with self._turn:
+            deadline, grace_s = time.monotonic() + END_SECONDS, GRACE_SECONDS
+            stuck: set[Process] = set()
+            found = await self._look()
+            while found and time.monotonic() < deadline:
+                LOGGER.warning("left running by the user, ended: %s", _named(found))
+                stuck.update(await self._end(found[:AT_ONCE], grace_s))
+                found, grace_s = [process for process in await self._look() if process not in stuck], 0.0
+            if found or stuck:
+                LOGGER.error("left running by the user, cannot be ended: %s", _named([*found, *stuck]))
+
+    async def _end(self, found: list[Process], grace_s: float) -> list[Process]:
         try:
-            fd = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            return None
-        seen = _see(process.pid, self._uid)
-        if process.boot == boot_id() and seen is not None and seen.start == process.start and seen.is_users:
-            return fd
-        os.close(fd)
+            return await self._tree.end(found, grace_s=grace_s)
+        except OSError as err:
+            LOGGER.error("what the user left running: %s", err)
+            return found
+
+    async def _look(self) -> list[Process]:
+        """All but those that have joined; in a thread, because there may be thousands of processes on a node."""
+        found = await asyncio.get_running_loop().run_in_executor(None, lambda: self._tree.find(noted=False))
+        self._looked = time.monotonic()
+        for process in found:
+            if process not in self._recorded and len(self._recorded) < MAX_RECORDED:
+                self._recorded.add(process)
+                try:
+                    record.append(self._place, {"do": "leftover", "uid": self._uid, **process._asdict()})
+                except OSError as err:
+                    LOGGER.error("what the user left running is not recorded: %s", err)
+        return found
+
+
+def kill(recorded: Iterable[Process], uid: int) -> None:
+    """Kill processes that `Leftovers` recorded, with what these have started since; parents first, because a shell
+    goes on when its child ends. Their end is not waited for: nothing else depends on it.
+    """
+    tree = Tree(uid)
+    for process in recorded:
+        if started(process.pid) == process.start and process.boot == boot_id():
+            tree.note(process.pid)
+    for process in tree.find():
+        fd = _open(process, uid)
+        if fd is not None:
+            try:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            finally:
+                os.close(fd)
+
+
+def _open(process: Process, uid: int) -> Optional[int]:
+    """A pidfd of exactly this process, None when it is gone or not this user's any more."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
         return None
+    seen = _see(process.pid, uid)
+    if process.boot == boot_id() and seen is not None and seen.start == process.start and seen.is_users:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _named(found: Sequence[Process]) -> str:
+    """How many processes there are, and the names of the first ones, which are the user's words."""
+    names = []
+    for process in found[:MAX_NAMED]:
+        try:
+            names.append(f"{process.pid} {printable(psutil.Process(process.pid).name())}")
+        except psutil.Error:
+            names.append(str(process.pid))
+    return f"{len(found)} ({', '.join(names)}{', ...' if len(found) > MAX_NAMED else ''})"
 
 
 def _see(pid: int, uid: int) -> Optional[_Seen]:

@@ -6,7 +6,8 @@
 A node never looks a name up that may not be there yet, because an NFS client remembers for up to 30 s (acdirmin,
 nfs(5)) that it was not. It makes the folder itself and lists it; opening a folder makes the client ask the server
 whether it has changed. inotify tells at once of what this machine writes, and nothing of what others do, so the
-folder is listed again after a while. Only the mother superior lists what all nodes say.
+folder is listed again after a while. Only the mother superior lists what all nodes say, and what an event tells of it
+opens without listing, so that what it does grows as the number of nodes.
 
 Whatever is read here is the user's word.
 """
@@ -14,12 +15,14 @@ Whatever is read here is the user's word.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
 import select
 import stat
 import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -185,13 +188,16 @@ class Barrier:
     async def _all(self, kind: str, *, first: int = 0, fails: bool = True) -> list[dict[str, Any]]:
         """What the nodes from `first` on say of this kind, once all of them have."""
         said, indexes = self._said[kind], range(first, len(self._nodes))
+        missing = list(indexes)
         while True:
             changed = self._changed
             if fails and self._said[FAILED]:
                 index, data = next(iter(self._said[FAILED].items()))
                 name = self._nodes[index]
                 raise parse_failure(data, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
-            if len(said) >= len(indexes) and all(index in said for index in indexes):
+            while missing and missing[-1] in said:
+                missing.pop()
+            if not missing:
                 return [said[index] for index in indexes]
             await changed.wait()
 
@@ -206,7 +212,7 @@ class Watch(NamedTuple):
     """The work of the child that watches a folder: `run` writes a frame for each new file to a descriptor, for ever.
 
     It makes the folder where it is not there. `limit` bounds a file's size in bytes, `entries` how many files are
-    looked at.
+    looked at. A folder that cannot be listed now is listed again later.
     """
 
     folder: str
@@ -216,18 +222,43 @@ class Watch(NamedTuple):
     inotify: bool
 
     def run(self, out: int) -> None:
+        self.make()
+        watch = self._events()
+        told: set[str] = set()
+        look = time.monotonic()
+        while True:
+            left = look - time.monotonic()
+            if left <= 0:
+                self.tell_new(told, out)
+                look = time.monotonic() + self.look_again_s
+            elif watch is None:
+                time.sleep(left)
+            elif select.select([watch], [], [], left)[0]:
+                self.tell_new(told, out, [event.name for event in watch.read(timeout=0)])
+
+    def make(self) -> None:
+        """Make the folder where it is not there."""
         try:
             Path(self.folder).mkdir(0o700)
         except FileExistsError:
             pass
-        watch = self._events()
-        told: set[str] = set()
-        while True:
-            self._tell_new(told, out)
-            if watch is None:
-                select.select([], [], [], self.look_again_s)
-            elif select.select([watch], [], [], self.look_again_s)[0]:
-                watch.read(timeout=0)
+
+    def tell_new(self, told: set[str], out: int, names: Optional[list[str]] = None) -> None:
+        """Write a frame for each file that is not `told` yet: of these names, or of all that are there."""
+        try:
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            for name in self._listed(folder) if names is None else names:
+                if name not in told and len(told) < self.entries and (name in ORDERS or _NAME.fullmatch(name)):
+                    data = self._read(folder, name)
+                    if data is not None:
+                        told.add(name)
+                        text = name.encode()
+                        write_all(out, _HEAD.pack(len(text), len(data)) + text + data)
+        finally:
+            os.close(folder)
 
     def _events(self) -> Optional[INotify]:
         if not self.inotify:
@@ -239,30 +270,21 @@ class Watch(NamedTuple):
             return None
         return watch
 
-    def _tell_new(self, told: set[str], out: int) -> None:
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def _listed(self, folder: int) -> list[str]:
         try:
             with os.scandir(folder) as listing:
-                for count, entry in enumerate(listing):
-                    if count >= self.entries:
-                        break
-                    known = entry.name in ORDERS or _NAME.fullmatch(entry.name)
-                    if known and entry.name not in told:
-                        data = self._read(folder, entry.name)
-                        if data is not None:
-                            told.add(entry.name)
-                            name = entry.name.encode()
-                            write_all(out, _HEAD.pack(len(name), len(data)) + name + data)
-        finally:
-            os.close(folder)
+                return [entry.name for entry in itertools.islice(listing, self.entries)]
+        except OSError:
+            return []
 
     def _read(self, folder: int, name: str) -> Optional[bytes]:
+        """The content of a file, empty for what is none; None where it cannot be read."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            with open(fd, "rb") as stream:
+                return stream.read(self.limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         except OSError:
             return None
-        with open(fd, "rb") as stream:
-            return stream.read(self.limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 async def _next_frame(frames: Stream, limit: int) -> Optional[tuple[str, bytes]]:

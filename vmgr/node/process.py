@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -116,3 +117,10 @@ def dies_with(parent: int) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return prepare
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parents end, in place of the machine's first process (prctl(2))."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

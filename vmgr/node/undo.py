@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vmgr.node import process, record
 
 KILL_SECONDS = 5.0
-"""How long a killed process may take to be gone: one that waits for a file system of the user's may never be."""
+"""How long killed processes may take to be gone: one that waits for a file system of the user's may never be."""
 
 
 def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     """Undo an attempt and remove its place. Gives a line for each inverse that failed; empty when nothing is left.
 
     The agent goes first: as long as it lives it may add to the record. The calling process may be the agent itself
-    and is spared.
+    and is spared. Processes are waited for no longer than `patience_s`, all together, so all are killed before.
     """
-    failures = _undo_steps((step for step in record.steps(place) if step.get("role") == "agent"), patience_s)
+    deadline = time.monotonic() + patience_s
+    failures = _undo_steps((step for step in record.steps(place) if step.get("role") == "agent"), deadline)
     others = [step for step in record.steps(place) if step.get("role") != "agent"]
-    failures += _undo_steps(reversed(others), patience_s)
+    _undo_steps((step for step in others if step.get("do") == "process"), 0.0)
+    failures += _kill_leftovers([step for step in others if step.get("do") == "leftover"])
+    failures += _undo_steps(reversed(others), deadline)
     if not failures:
         shutil.rmtree(place.folder, ignore_errors=True)
         for folder in (place.folder.parent, place.socket.parent):
@@ -36,20 +40,36 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     return failures
 
 
-def _undo_steps(steps: Iterable[dict[str, Any]], patience_s: float) -> list[str]:
+def _undo_steps(steps: Iterable[dict[str, Any]], deadline: float) -> list[str]:
     failures = []
     for step in steps:
         try:
-            _undo_step(step, patience_s)
+            _undo_step(step, max(0.0, deadline - time.monotonic()))
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
             failures.append(f"{step.get('do')}: {err}")
     return failures
 
 
+def _kill_leftovers(steps: Sequence[dict[str, Any]]) -> list[str]:
+    if not steps:
+        return []
+    from vmgr.node.leftovers import kill  # few jobs have such steps, and psutil takes its time
+
+    try:
+        kill(map(_process, steps), int(steps[0]["uid"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
+        return [f"leftover: {err}"]
+    return []
+
+
+def _process(step: dict[str, Any]) -> process.Process:
+    return process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
+
+
 def _undo_step(step: dict[str, Any], patience_s: float) -> None:
     kind = step["do"]
     if kind == "process":
-        found = process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
+        found = _process(step)
         if found.pid != os.getpid() and not process.end(found, timeout_s=patience_s):
             raise OSError(f"pid {found.pid} ({step.get('role')}) does not end")
     elif kind in ("overlay", "socket"):
