@@ -173,3 +173,31 @@ def test_a_guest_that_waits_for_hosts_still_obeys(setup_for: MakeSetup) -> None:
         machine.send("shutdown")
         machine.wait_for("epilogue")
         assert machine.ended()
+
+
+def test_what_mpirun_starts_elsewhere_has_the_environment_of_its_caller(pair: tuple[Machine, Machine]) -> None:
+    home = pair[0].setup.mounts[0].source
+    script = home / "caller.sh"
+    script.write_text(
+        "export WORDS='it'\\''s \"two\"  $words \\n\nand lines'\n"
+        "export LONG=$(head -c 100000 /dev/zero | tr '\\0' x)\nexport LONGER=$LONG\n"
+        "export PATH=$HOME/bin:$PATH LD_LIBRARY_PATH=$HOME/lib HOSTNAME=here VTORQUE_RANK=0\n"
+        "umask 0027\nulimit -S -s 4096\n"
+        "/run/vtorque/rsh -x -o LogLevel=QUIET vn2-1 "
+        '\'printf "%s\\n" "$WORDS" ${#LONG} ${#LONGER} "$PATH $LD_LIBRARY_PATH";\''
+        " 'umask; ulimit -S -s; hostname; env | grep -E \"^(HOSTNAME|SSH_|VT)\"; cat; exit 7'\n"
+        "echo $?\n"
+    )
+    done = pair[0].ssh(f"echo never | sh {pair[0].setup.user.home}/caller.sh")
+    where = pair[0].setup.user.home
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        'it\'s "two"  $words \\n', "and lines", "100000", "100000",
+        f"{where}/bin:/usr/local/bin:/usr/bin:/bin:/usr/games {where}/lib", "0027", "4096", "vn2-1", "7",
+    ]  # fmt: skip
+
+
+def test_what_mpirun_starts_elsewhere_can_be_refused(pair: tuple[Machine, Machine]) -> None:
+    done = pair[1].ssh("/run/vtorque/rsh vn1-1 hostname")
+    assert (done.returncode, done.stdout) == (255, "") and "Host key verification failed" in done.stderr
+    assert pair[1].ssh("/run/vtorque/rsh vn1-1").returncode == 2

@@ -58,7 +58,7 @@ mounts:
 
 def rendered(plan: SeedPlan, folder: Path, name: str = "user-data", template: str = TEMPLATE) -> bytes:
     """What a template of our own comes to."""
-    for path, text in (("common/guest", "g"), ("common/run", "r")):
+    for path, text in (("common/guest", "g"), ("common/run", "r"), ("common/rsh", "s")):
         (folder / "guest" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "guest" / path).write_text(text)
     family = folder / "guest" / plan.family

@@ -81,8 +81,7 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
         files["user-data"], stages = merge(files["user-data"], plan.metadata)
         files["vtorque/stages"] = "".join(f"{stage}\n" for stage in stages).encode()
     common = templates / "guest" / "common"
-    files["vtorque/guest"] = (common / "guest").read_bytes()
-    files["vtorque/run"] = (common / "run").read_bytes()
+    files.update({f"vtorque/{name}": (common / name).read_bytes() for name in ("guest", "run", "rsh")})
     files["vtorque/guest.env"] = os.fsencode(_guest_env(plan))
     files.update({f"vtorque/{name}": os.fsencode(text) for name, text in (_guests(plan) | _ssh(plan)).items()})
     files.update({f"vtorque/{name}": data for name, data in hooks.items()})

@@ -1,0 +1,198 @@
+"""MPI over several nodes with several guests on each: names, ssh from guest to guest, `mpirun` without options.
+
+The image has an Open MPI. Programs are compiled against it here, as users do on the front end; hpcc is Debian's own
+binary. An MPI of the user's own, MPICH, stands in the home.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import User, account, clean_after, installed
+from .test_several_nodes import EVERYWHERE, Cluster
+
+RING = Path(__file__).with_name("mpi_ring.c")
+ELEMENTS = 200_000
+"""How many numbers the program reduces."""
+
+HPCC_PATIENCE_S = 540
+
+GUESTS = ["vn1-1", "vn1-2", "vn2-1", "vn2-2"]
+MPI = "-vm", "img=debian-12,ram=640M,network=job"
+FOUR = "-l", "nodes=2:ppn=2", *MPI, "-vm", "vms_per_node=2"
+
+JOB = """\
+#!/bin/bash
+umask 0027
+export WORDS="it's two  words" PATH=$HOME/own/bin:$PATH LD_LIBRARY_PATH=$HOME/own/lib
+say() { echo "== $1"; }
+say nodefile; cat $PBS_NODEFILE
+say hosts; cat /etc/hosts
+say ssh; for guest in $VTORQUE_GUESTS; do ssh $guest hostname; done
+say mpirun; mpirun hostname
+say environment; mpirun sh -c 'echo "$VTORQUE_RANK $(hostname) $PATH $WORDS $(umask)"'
+say openmpi; mpirun ./ring.openmpi
+say mpich; mpirun.mpich ./ring.mpich
+say end
+"""
+
+HPCC = """\
+#!/bin/bash
+export LD_LIBRARY_PATH=$HOME/own/lib
+mpirun ./hpcc
+"""
+
+HPCC_INPUT = """\
+HPLinpack benchmark input file
+of a problem as small as emulated processors need
+HPL.out      output file name (if any)
+8            device out (6=stdout,7=stderr,file)
+1            # of problems sizes (N)
+{n}          Ns
+1            # of NBs
+32           NBs
+0            PMAP process mapping (0=Row-,1=Column-major)
+1            # of process grids (P x Q)
+1            Ps
+{ranks}      Qs
+16.0         threshold
+1            # of panel fact
+2            PFACTs (0=left, 1=Crout, 2=Right)
+1            # of recursive stopping criterium
+4            NBMINs (>= 1)
+1            # of panels in recursion
+2            NDIVs
+1            # of recursive panel fact.
+1            RFACTs (0=left, 1=Crout, 2=Right)
+1            # of broadcast
+1            BCASTs (0=1rg,1=1rM,2=2rg,3=2rM,4=Lng,5=LnM)
+1            # of lookahead depth
+1            DEPTHs (>=0)
+2            SWAP (0=bin-exch,1=long,2=mix)
+64           swapping threshold
+0            L1 in (0=transposed,1=no-transposed) form
+0            U  in (0=transposed,1=no-transposed) form
+1            Equilibration (0=no,1=yes)
+8            memory alignment in double (> 0)
+##### this line is a separator
+0            Number of additional problem sizes for PTRANS
+1200         values of N
+0            number of additional blocking sizes for PTRANS
+40           values of NB
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with installed(EVERYWHERE) as site:
+        yield Cluster(site.prefix, site.root)
+
+
+@pytest.fixture(scope="module")
+def _member(cluster: Cluster) -> Iterator[User]:
+    with account(cluster) as member:
+        yield member
+
+
+@pytest.fixture
+def user(_member: User, cluster: Cluster) -> Iterator[User]:
+    with clean_after(_member, cluster):
+        yield _member
+
+
+def libraries(*programs: Path) -> list[Path]:
+    """The libraries of programs, but the C library, which every image has."""
+    listed = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=True).stdout
+    found = {Path(path) for path in re.findall(r"=> (/\S+)", listed)}
+    return sorted(path for path in found if not path.name.startswith(("libc.", "libm.")))
+
+
+def put(user: User, folder: str, *files: Path) -> None:
+    """Copy files into a folder in the user's home."""
+    target = user.home / folder
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy(file, target / file.name)
+
+
+def compiled(user: User, mpi: str) -> Path:
+    """The ring program for an MPI, in the user's home."""
+    target = user.home / f"ring.{mpi}"
+    subprocess.run([f"mpicc.{mpi}", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(RING)], check=True)
+    return target
+
+
+def sections(out: str) -> dict[str, list[str]]:
+    """The job's output by its headings."""
+    parts = re.split(r"^== (\w+)\n", out, flags=re.MULTILINE)
+    return {name: text.splitlines() for name, text in zip(parts[1::2], parts[2::2])}
+
+
+def ring(hosts: list[str]) -> list[str]:
+    """What the ring program says when it ran on these hosts and every message and sum was right."""
+    ranks = len(hosts)
+    total = sum(range(1, ranks + 1))
+    return [
+        f"ranks {ranks}",
+        *(f"host {rank} {name}" for rank, name in enumerate(hosts)),
+        f"ring {sum(number * number for number in range(1, ranks + 1))}",
+        f"sum {total} {total * ELEMENTS}",
+        f"max {ranks - 1} {hosts[-1]}",
+    ]
+
+
+@pytest.mark.timeout(480)
+def test_mpi_over_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
+    compiled(user, "openmpi")
+    own = compiled(user, "mpich")
+    put(user, "own/bin", Path("/usr/bin/mpirun.mpich"), Path("/usr/bin/hydra_pmi_proxy"))
+    mpich = [path for path in libraries(own) if path.name.startswith(("libmpich", "libgfortran", "libquadmath"))]
+    slurm = [path for path in libraries(Path("/usr/bin/hydra_pmi_proxy")) if path.name.startswith("libslurm")]
+    put(user, "own/lib", *mpich, *slurm)
+    done = user.job(JOB, *FOUR)
+    assert (done.status, done.err) == (0, ""), done
+    said = sections(done.out)
+    assert said["nodefile"] == GUESTS
+    assert said["hosts"][:2] == ["127.0.0.1 localhost", "::1 localhost"]
+    assert [line.split()[1:] for line in said["hosts"][2:]] == [[name] for name in GUESTS]
+    assert len({line.split()[0] for line in said["hosts"][2:]}) == len(GUESTS)
+    assert said["ssh"] == GUESTS
+    assert sorted(said["mpirun"]) == GUESTS
+    path = f"{user.home}/own/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+    assert sorted(said["environment"]) == [
+        f"{rank} {name} {path} it's two  words 0027" for rank, name in enumerate(GUESTS)
+    ]
+    assert said["openmpi"] == ring(GUESTS)
+    assert said["mpich"] == ring(GUESTS)
+    assert said["end"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_hpcc_as_debian_ships_it(cluster: Cluster, user: User) -> None:
+    hpcc = Path("/usr/bin/hpcc")
+    put(user, "", hpcc)
+    put(user, "own/lib", *(path for path in libraries(hpcc) if path.name.startswith("libblas")))
+    user.write("hpccinf.txt", HPCC_INPUT.format(n=200, ranks=2))
+    # not pinned: each simulated node would take the first CPU of the same machine
+    command = str(cluster.vsub), "--wait", "-l", "nodes=2:ppn=1", *MPI, "-vm", "vcpu_pinning=off"
+    waiting = user.start(*command, str(user.write("job.sh", HPCC)))
+    job, progress = waiting.communicate(timeout=HPCC_PATIENCE_S)
+    done = user.finished(job.strip(), waiting.returncode, progress)
+    assert (done.status, done.err) == (0, ""), done
+    report = (user.home / "hpccoutf.txt").read_text()
+    assert re.search(r"^CommWorldProcs=2$", report, re.MULTILINE)
+    assert re.search(r"^Success=1$", report, re.MULTILINE)
+    passed, failed = (
+        [int(number) for number in re.findall(rf"^ +(\d+) tests completed and {how} residual checks", report, re.M)]
+        for how in ("passed", "failed")
+    )
+    assert len(passed) == 2 and min(passed) >= 1, "PTRANS and HPL, each with its own verification"
+    assert failed == [0, 0]
+    assert "FAILED" not in report
