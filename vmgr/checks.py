@@ -101,15 +101,15 @@ class Checker:
             if value > max(self.policy.bounds(key).default, least):
                 self.switched_on(key, value)
 
-    def features(self, features: Features, guests: int) -> None:
-        """Refuse what breaks the policy, or what the site has not, for a job of so many guests."""
+    def features(self, features: Features) -> None:
+        """Refuse what breaks the policy, or what the site has not."""
         for key, word, usual in (
-            ("vcpu_pinning", features.pinning, self.policy.default("vcpu_pinning")),
-            ("fs_type", features.fs_type, self.policy.default("fs_type")),
-            ("network", features.network, self.policy.network(guests)),
+            ("vcpu_pinning", features.pinning, [self.policy.default("vcpu_pinning")]),
+            ("fs_type", features.fs_type, [self.policy.default("fs_type")]),
+            ("network", features.network, [self.policy.network(guests) for guests in (1, 2)]),
         ):
             self.chosen(key, word)
-            if word != usual:
+            if word not in usual:
                 self.switched_on(key, word)
         for name in features.mounts:
             self._share(name, features.mounts)
@@ -224,7 +224,7 @@ def guest_features(request: Request, checker: Checker, guests: int) -> Features:
         vrdma=bool(value("vrdma")),
         unclot_mib=number("unclot_shmem", request, policy) if value("unclot") else None,
     )
-    checker.features(features, guests)
+    checker.features(features)
     return features
 
 
@@ -308,8 +308,7 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nod
     checker.features(
         Features(
             pinning, spec.fs_type, spec.disk, spec.mounts, spec.network, spec.iocm, spec.vrdma, spec.unclot_mib
-        ),
-        nodes * group.per_node,
+        )
     )  # fmt: skip
     for key, given in (("vm_prologue", spec.vm_prologue), ("vm_epilogue", spec.vm_epilogue)):
         if given is not None:

@@ -277,8 +277,10 @@ def user(_user: User, site: Site) -> Iterator[User]:
 def account(site: Site) -> Iterator[User]:
     """A user of an installation."""
     user = User(site)
-    yield user
-    user.remove()
+    try:
+        yield user
+    finally:
+        user.remove()
 
 
 @contextmanager

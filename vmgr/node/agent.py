@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,7 +35,7 @@ from vmgr.node.network.plan import plan_network
 from vmgr.node.reap import reap
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
-from vmgr.node.userio import User, look_up, primary_group, read_file
+from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
 from vmgr.node.waiting import all_of, every, first
 from vmgr.paths import installation
 from vmgr.policy import Subject
@@ -63,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the agent for the attempt in the folder `argv[0]`."""
     for fd in (LOCK_FD, SOCKET_FD):
         os.set_inheritable(fd, False)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(MAX_DESCRIPTORS, most), most))
     install = installation()
     config = load_config(install)
     place = next((p for p in record.places(config.paths) if str(p.folder) == argv[0]), None)
@@ -274,7 +277,7 @@ class Agent:
     async def _ready(self, job: Job, crew: Crew, fellows: Fellows) -> None:
         """Return when the guests of this node, and on the mother superior those of all nodes, are ready."""
         boot_s = self.config.timeouts.boot
-        introducing = [self._introduce(job, crew, fellows)] if job.network.kind == "bridge" else []
+        introducing = [self._introduce(job, crew, fellows, boot_s)] if job.network.kind == "bridge" else []
         await every(*(guest.ready(boot_s) for guest in crew.guests), *introducing)
         self.progress.private["ssh"] = {"port": await crew.open_ssh(), "host_key": crew.host_key.public}
         said = {"ssh_ports": crew.ssh_ports()}
@@ -286,12 +289,26 @@ class Agent:
                 told = await asyncio.wait_for(fellows.all_ready(), boot_s)
             except asyncio.TimeoutError:
                 raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
-            for data in told:
-                self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, job.names))
+            names, per_node = job.names, len(crew.guests)
+            for node, data in enumerate(told):
+                own = names[node * per_node : (node + 1) * per_node]
+                self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, own))
 
-    async def _introduce(self, job: Job, crew: Crew, fellows: Fellows) -> None:
-        """Tell the guests of this node where all guests of the job are, once all of them have said so."""
-        addresses = await fellows.exchange(await crew.addresses())
+    async def _introduce(self, job: Job, crew: Crew, fellows: Fellows, timeout_s: float) -> None:
+        """Tell the guests of this node where all guests of the job are, once all of them have said so.
+
+        Raises VTorqueError (VT-BOOT) when they have not in time.
+        """
+
+        async def exchange() -> list[str]:
+            return await fellows.exchange(await crew.addresses())
+
+        try:
+            addresses = await asyncio.wait_for(exchange(), timeout_s)
+        except asyncio.TimeoutError:
+            raise VTorqueError(
+                f"not all guests had said their addresses within {timeout_s} s", code=Code.BOOT
+            ) from None
         for guest in crew.guests:
             guest.send_hosts(zip(addresses, job.names))
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vmgr.node.seed import SeedPlan
 
 CONSOLE_LOG_BYTES = 1 << 20
+MAX_VARIABLE_BYTES = 100_000
+"""Linux starts no program with a variable of more than 128 KiB (execve(2), MAX_ARG_STRLEN)."""
 ConsoleLogs = Callable[[str], Optional[BinaryIO]]
 """Where the console of the guest of this name is logged, None for nowhere."""
 
@@ -99,7 +101,7 @@ class Crew(NamedTuple):
 
     async def kill(self) -> None:
         """End all of them at once and give everything back that they held; what is left stands in the record."""
-        await asyncio.gather(*(guest.kill() for guest in self.guests))
+        await asyncio.gather(*(guest.kill() for guest in self.guests), return_exceptions=True)
         try:
             await self.wires.close()
         except VTorqueError as err:
@@ -159,7 +161,7 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
             for guest, qmp, each, tap in zip(guests, monitors, staged, taps)
         ))  # fmt: skip
     except BaseException:
-        await asyncio.gather(*(guest.kill() for guest in guests))
+        await asyncio.gather(*(guest.kill() for guest in guests), return_exceptions=True)
         await _disconnect(connecting)
         raise
     progress.stage("pinned and running", "booting")
@@ -171,8 +173,10 @@ async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
     connecting.cancel()
     try:
         await (await connecting).close()
-    except (asyncio.CancelledError, VTorqueError):
+    except asyncio.CancelledError:
         pass
+    except Exception as err:  # what is raised is what led here
+        LOGGER.warning("%s", err)
 
 
 def _guest_plan(job: Job, member: Member, accelerator: str, mounts: tuple[Mount, ...]) -> GuestPlan:
@@ -226,7 +230,7 @@ def _write_seed(job: Job, member: Member, common: _Common, templates: Path, vm_h
 def _seed_plan(job: Job, member: Member, common: _Common) -> SeedPlan:
     from vmgr.node.seed import SeedPlan
 
-    group, wires, kind = job.group, common.wires, job.network.kind
+    group, wires, kind, names = job.group, common.wires, job.network.kind, " ".join(job.names)
     known = {"user": [member], "job": job.network.members, "bridge": []}[kind]
     return SeedPlan(
         instance=f"{job.job_id}-{job.place.attempt}-{member.number}",
@@ -257,7 +261,7 @@ def _seed_plan(job: Job, member: Member, common: _Common) -> SeedPlan:
             "VTORQUE_JOBID": job.job_id,
             "VTORQUE_NODE": job.allocation.name,
             "VTORQUE_RANK": str(member.rank),
-            "VTORQUE_GUESTS": " ".join(job.names),
+            **({"VTORQUE_GUESTS": names} if len(names) <= MAX_VARIABLE_BYTES else {}),
             "VTORQUE_VCPUS": str(group.vcpus),
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },

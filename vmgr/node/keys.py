@@ -59,7 +59,7 @@ def certify(host_key: HostKey, names: Sequence[str], job_key: bytes, job_public_
 
     try:
         signer = load_ssh_private_key(job_key, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         signer = None
     public = job_public_key.split()[:2]
     if (

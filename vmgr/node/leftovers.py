@@ -168,10 +168,13 @@ class Leftovers:
         self._recorded: set[Process] = set()
         self._turn = asyncio.Lock()
         self._looked = 0.0
+        self._ending = False
 
     async def join(self, pid: int) -> None:
         """Note that a process is the job's, and see what it has started so far."""
         async with self._turn:
+            if self._ending:
+                return
             self._tree.note(pid)
             await asyncio.sleep(self._looked + LOOK_SECONDS - time.monotonic())
             await self._look()
@@ -180,6 +183,7 @@ class Leftovers:
         """End what the job has running here, all but the processes that have joined: the job wrapper still has to tell
         the job's status, and ends by itself. What cannot be ended is logged.
         """
+        self._ending = True
         async with self._turn:
             deadline, grace_s = time.monotonic() + END_SECONDS, GRACE_SECONDS
             stuck: set[Process] = set()
@@ -200,7 +204,11 @@ class Leftovers:
 
     async def _look(self) -> list[Process]:
         """All but those that have joined; in a thread, because there may be thousands of processes on a node."""
-        found = await asyncio.get_running_loop().run_in_executor(None, lambda: self._tree.find(noted=False))
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(None, lambda: self._tree.find(noted=False))
+        except (OSError, psutil.Error) as err:
+            LOGGER.error("what the user left running is not known: %s", err)
+            return []
         self._looked = time.monotonic()
         for process in found:
             if process not in self._recorded and len(self._recorded) < MAX_RECORDED:

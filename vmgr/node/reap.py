@@ -49,7 +49,10 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
     for table in stale_tables(tables, recorded):
         said.append(f"packet filter {table.family} {table.name}")
         if not dry_run:
-            nft.remove(table)
+            try:
+                nft.remove(table)
+            except OSError as err:
+                said.append(f"left: {err}")
     return said
 
 

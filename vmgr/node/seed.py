@@ -176,12 +176,14 @@ def _scalar(value: Any) -> str:
 
 def _guests(plan: SeedPlan) -> dict[str, str]:
     """The files that name the job's guests: for the resolver, for the job, for Open MPI and for MPICH."""
-    return {
+    files = {
         "hosts": "".join(f"{address} {name}\n" for address, name in (*LOCALHOST, *plan.hosts)),
         "nodefile": "".join(f"{name}\n" * vcpus for name, vcpus in plan.slots),
-        "hostfile": "".join(f"{name} slots={vcpus}\n" for name, vcpus in plan.slots),
-        "machinefile": "".join(f"{name}:{vcpus}\n" for name, vcpus in plan.slots),
     }
+    if plan.user_key is not None or len(plan.slots) == 1:  # else none reaches another, and mpirun stays where it is
+        files["hostfile"] = "".join(f"{name} slots={vcpus}\n" for name, vcpus in plan.slots)
+        files["machinefile"] = "".join(f"{name}:{vcpus}\n" for name, vcpus in plan.slots)
+    return files
 
 
 def _ssh(plan: SeedPlan) -> dict[str, str]:

@@ -24,6 +24,9 @@ from vmgr.node.process import dies_with
 REAP_SECONDS = 0.5
 _GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
+MAX_DESCRIPTORS = 4096
+"""As many as an agent may have open: a child of its own closes all of them."""
+
 
 class User(NamedTuple):
     """A user of the node, as its name service knows it. `groups` holds (name, gid) of the supplementary groups."""
@@ -191,11 +194,17 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
 
 
 def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
-    """Start `work` in a child with the user's credentials: its pid, and where to read what it writes."""
-    results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(out, True)
+    """Start `work` in a child with the user's credentials: its pid, and where to read what it writes.
+
+    Raises VTorqueError (VT-INTERNAL).
+    """
     dies = dies_with(os.getpid())
-    pid = os.fork()
+    try:
+        results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(out, True)
+        pid = os.fork()
+    except OSError as err:
+        raise VTorqueError(f"no process can be started for the user: {err.strerror}", code=Code.INTERNAL) from err
     if pid == 0:
         _child(user, work, out, dies)
     os.close(out)
@@ -210,7 +219,7 @@ def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[],
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(sig, signal.SIG_DFL)
         os.closerange(3, out)  # the attempt's lock first of all: one that hangs must not hold it
-        os.closerange(out + 1, 4096)
+        os.closerange(out + 1, MAX_DESCRIPTORS)
         os.setgroups(user.gids)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
+from vmgr.logs import LOGGER
 from vmgr.node import record
 from vmgr.node.members import Member
 from vmgr.node.network import claims, entries, leases, links, nft, rules
@@ -92,8 +94,13 @@ class Builder:
     def _others(self) -> list[Claim]:
         """What all other attempts have claimed: a dead one's is claimed until it is undone."""
         others = [other for other in record.places(self.config.paths) if other.folder != self.place.folder]
-        steps = [step for other in others for step in record.steps(other) if step.get("do") == "network"]
-        return [claims.claim_of(step) for step in steps]
+        found = []
+        for step in (step for other in others for step in record.steps(other) if step.get("do") == "network"):
+            try:
+                found.append(claims.claim_of(step))
+            except (KeyError, TypeError, ValueError) as err:
+                LOGGER.warning("another attempt's network cannot be read, and is passed over: %s: %s", step, err)
+        return found
 
     def _claim(self, claim: Claim, others: Sequence[Claim], routes: Sequence[IPv4Network]) -> None:
         """Write the claim to the record, unless something of it is in use. The caller holds the node's lock."""
@@ -185,23 +192,25 @@ class Builder:
     # network=job
 
     def _job(self, ip: Any) -> Built:
-        """An Ethernet of the job's own, in a namespace of its own."""
-        underlay = self._underlay(ip)
+        """An Ethernet of the job's own, in a namespace of its own; on one node nothing needs to carry it."""
+        underlay = self._underlay(ip) if len(self.nodes) > 1 else None
         nat = self._claim_job(ip)
         table = nft.Table("inet", self.plan.table, self.mark)
-        peers = sorted({address for addresses in underlay.peers for address in addresses})
+        peers = sorted({address for addresses in underlay.peers for address in addresses}) if underlay else []
         nft.run([*rules.create(table), *rules.node(table, self.port, self.plan.vni, peers, nat)])
         namespace = self._new_namespace()
         if nat is not None:
             self._way_out(ip, nat, namespace)
-        try:
-            links.vxlan(ip, WIRE, self.plan.vni, self.port, underlay.local, namespace)
-        except Exception as err:
-            if links.is_exists(err):
-                raise self._number_in_use() from err
-            raise
+        if underlay is not None:
+            try:
+                links.vxlan(ip, WIRE, self.plan.vni, self.port, underlay.local, namespace)
+            except Exception as err:
+                if links.is_exists(err):
+                    raise self._number_in_use() from err
+                raise
         with links.inside(namespace):
-            return Built(self._fill(underlay, nat), underlay.mtu, [None] * len(self.own), namespace)
+            taps = self._fill(underlay, nat)
+        return Built(taps, underlay.mtu if underlay else None, [None] * len(self.own), namespace)
 
     def _claim_job(self, ip: Any) -> Optional[rules.Nat]:
         plan = self.plan
@@ -238,28 +247,22 @@ class Builder:
         ip.addr("add", index=index, address=nat.outer_address, prefixlen=30)
         links.up(ip, index)
 
-    def _fill(self, underlay: Underlay, nat: Optional[rules.Nat]) -> tuple[int, ...]:
+    def _fill(self, underlay: Optional[Underlay], nat: Optional[rules.Nat]) -> tuple[int, ...]:
         """Put bridge and taps into the job's namespace, in which the thread is."""
-        plan, mtu = self.plan, underlay.mtu
+        plan, mtu = self.plan, underlay.mtu if underlay else None
         assert plan.subnet is not None
         nft.run(rules.job(BRIDGE, plan.subnet, nat))
         nft.run([{"add": {"table": {"family": "netdev", "name": rules.JOB_TABLE}}}])
         with links.netlink() as ip:
-            bridge, wire = links.bridge(ip, BRIDGE), links.index_of(ip, WIRE)
-            remote = [member for member in plan.members if member.node != self.index]
-            firsts = [addresses[0] for addresses in underlay.peers]
-            entries.lead(
-                wire,
-                ((member.mac, str(member.address), firsts[member.node]) for member in remote),
-                (address for node, address in enumerate(firsts) if node != self.index),
-            )
+            bridge = links.bridge(ip, BRIDGE)
+            if underlay is not None:
+                self._lead_out(ip, underlay, bridge)
             taps = []
             for member in self.own:
                 name = f"tap{member.number}"
                 taps.append(self._tap(name))
                 nft.run(rules.tap(rules.JOB_TABLE, name, self.port, member.mac, member.address))
                 links.up(ip, links.index_of(ip, name), mtu=mtu, master=bridge)
-            links.up(ip, wire, mtu=mtu, master=bridge)
             ip.addr("add", index=bridge, address=plan.gateways[self.index], prefixlen=plan.prefix)
             links.up(ip, bridge, mtu=mtu)
             if nat is not None:
@@ -269,6 +272,18 @@ class Builder:
                 ip.route("add", dst="default", gateway=nat.outer_address)
                 links.set_if_there("ipv4/ip_forward", "1")
         return tuple(taps)
+
+    def _lead_out(self, ip: Any, underlay: Underlay, bridge: int) -> None:
+        """Join the way to the other nodes with the bridge, and tell it where which guest is."""
+        wire = links.index_of(ip, WIRE)
+        remote = [member for member in self.plan.members if member.node != self.index]
+        firsts = [addresses[0] for addresses in underlay.peers]
+        entries.lead(
+            wire,
+            ((member.mac, str(member.address), firsts[member.node]) for member in remote),
+            (address for node, address in enumerate(firsts) if node != self.index),
+        )
+        links.up(ip, wire, mtu=underlay.mtu, master=bridge)
 
     # what both are made of
 
@@ -297,8 +312,16 @@ class Builder:
         return fd
 
     def _underlay(self, ip: Any) -> Underlay:
-        """Look up the nodes' addresses. Raises VTorqueError (VT-NODE)."""
-        peers = tuple(self._look_up(node) for node in self.nodes)
+        """Look up the nodes' addresses, for no longer than a boot may take. Raises VTorqueError (VT-NODE)."""
+        limit_s, begun = self.config.timeouts.boot, time.monotonic()
+        peers = []
+        for node in self.nodes:
+            peers.append(self._look_up(node))
+            if time.monotonic() - begun > limit_s:
+                raise VTorqueError(
+                    f"the addresses of the job's {len(self.nodes)} nodes (network.job.peer) were not known within {limit_s} s",
+                    code=Code.NODE, hint="does the site's name service answer?",
+                )  # fmt: skip
         own = links.addresses(ip)
         name = self.config.network.job.peer.format(node=self.nodes[self.index])
         local = next((address for address in peers[self.index] if address in own), None)
@@ -311,7 +334,7 @@ class Builder:
         if len(set(firsts)) < len(firsts):
             twice = next(address for address in firsts if firsts.count(address) > 1)
             raise VTorqueError(f"two nodes of the job have the address {twice} (network.job.peer)", code=Code.NODE)
-        return Underlay(local, peers, links.mtu_of(ip, own[local]) - VXLAN_BYTES)
+        return Underlay(local, tuple(peers), links.mtu_of(ip, own[local]) - VXLAN_BYTES)
 
     def _look_up(self, node: str) -> tuple[str, ...]:
         """The IPv4 addresses of a node, without those of its loopback. Raises VTorqueError (VT-NODE)."""

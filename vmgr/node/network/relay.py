@@ -12,6 +12,8 @@ from vmgr.logs import LOGGER
 SSH_PORT = 22
 MAX_CONNECTIONS = 128
 """At one time, to one guest; everybody on the node can connect. Further ones are closed at once."""
+MAX_OF_NODE = 1024
+"""The same for all guests of a job on a node, which share it: each takes two of the agent's descriptors."""
 DIAL_SECONDS = 15.0
 _CHUNK = 1 << 16
 
@@ -20,14 +22,15 @@ NewSocket = Callable[[], Awaitable[socket.socket]]
 
 
 class Relay:
-    """The way to one guest: any number of listening ports. Use `close` at the end."""
+    """The way to one of so many `guests` of a node: any number of listening ports. Use `close` at the end."""
 
-    def __init__(self, address: str, new_socket: NewSocket) -> None:
+    def __init__(self, address: str, new_socket: NewSocket, guests: int = 1) -> None:
         self._address = address
         self._new_socket = new_socket
         self._servers: list[asyncio.AbstractServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._most = min(MAX_CONNECTIONS, max(1, MAX_OF_NODE // guests))
 
     async def listen(self, host: str, port: int) -> int:
         """Listen on a port, 0 for a free one; gives it. Raises OSError."""
@@ -46,7 +49,7 @@ class Relay:
         self._servers.clear()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed or len(self._tasks) >= MAX_CONNECTIONS:
+        if self._closed or len(self._tasks) >= self._most:
             writer.transport.abort()
             return
         task = asyncio.ensure_future(self._serve(reader, writer))
@@ -64,6 +67,10 @@ class Relay:
         except BaseException:
             writer.transport.abort()
             raise
+        if self._closed:  # before Python 3.12 `wait_for` may swallow that this was cancelled
+            writer.transport.abort()
+            back.transport.abort()
+            return
         ways = [asyncio.ensure_future(_copy(reader, back)), asyncio.ensure_future(_copy(there, writer))]
         try:
             await asyncio.gather(*ways)

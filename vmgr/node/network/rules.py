@@ -84,7 +84,7 @@ def tap(table: str, device: str, port: int, mac: str, address: Optional[str]) ->
 
 
 def node(table: Table, port: int, vni: int, peers: Sequence[str], nat: Optional[Nat]) -> list[Command]:
-    """A job's table in the node's namespace. `peers` are all addresses of the job's nodes.
+    """A job's table in the node's namespace. `peers` are all addresses of the job's nodes, none for a job on one.
 
     A packet that a program sends has a socket, and so a uid, whoever runs it; one of the kernel's own VXLAN has none.
     Each connection between guests has a source port of its own there: without `notrack` guests could fill the node's
@@ -92,7 +92,8 @@ def node(table: Table, port: int, vni: int, peers: Sequence[str], nat: Optional[
     """
     to_port = _match(_payload("udp", "dport"), port)
     ours = [to_port, _match(_raw("th", _VNI_OFFSET, _VNI_BITS), vni)]
-    inputs = [[*ours, _match(_payload("ip", "saddr"), {"set": list(peers)}, "!="), DROP]]
+    known = [_match(_payload("ip", "saddr"), {"set": list(peers)}, "!=")] if peers else []
+    inputs = [[*ours, *known, DROP]]
     forwards = [[to_port, DROP]]
     commands = _chain(*table[:2], "output", _hook("output"), [[to_port, _match(_meta("skuid"), 0, ">="), DROP]])
     if nat is not None:

@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ipaddress import IPv4Address
-from typing import Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.netfields import parse_ports
 from vmgr.node import record
-from vmgr.node.network.build import Builder, Built
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.network.relay import Relay
+
+if TYPE_CHECKING:
+    from vmgr.node.network.build import Built
 
 _T = TypeVar("_T")
 
@@ -31,10 +33,14 @@ _T = TypeVar("_T")
 async def connect(plan: NetworkPlan, index: int, nodes: Sequence[str], config: Config, place: record.Place) -> Wires:
     """Make the network of a job for the guests of node `index` of `nodes`.
 
-    Raises VTorqueError: VT-NODE when this node refuses, VT-STAGE when something cannot be made; then nothing is left.
+    Raises VTorqueError: VT-NODE when this node refuses, VT-STAGE when something cannot be made. Then nothing is left, or
+    it is logged and stands in the record.
     """
+    guests = len(plan.own(index))
     if plan.kind == "user":
-        return Wires(config, None, Built((), None, [None] * len(plan.own(index)), None))
+        return Wires(config, guests)
+    from vmgr.node.network.build import Builder  # the common job has no such network
+
     worker = Worker()
     stack = ExitStack()
     try:
@@ -47,7 +53,7 @@ async def connect(plan: NetworkPlan, index: int, nodes: Sequence[str], config: C
         finally:
             worker.end()
         raise
-    return Wires(config, worker, built, stack)
+    return Wires(config, guests, worker, built, stack)
 
 
 class Worker:
@@ -72,22 +78,28 @@ class Worker:
 class Wires:
     """A job's network on one node.
 
-    `taps` has a descriptor for each of the node's guests, by their number, none at all for QEMU's own networking; they
-    are closed by `close`. `addresses`
-    are those that the bridge's guests have other than by DHCP, with prefix lengths, and `gateways` their routers.
-    `mtu` is what guests may send, None where they need not be told. `ssh_ports` are the ports, by number of the guest,
-    on which `forward` listens to the outside.
+    `taps` has a descriptor for each of the node's guests, by their number, none at all for QEMU's own networking;
+    `close` closes them. `addresses` are those that the bridge's guests have other than by DHCP, with prefix lengths,
+    and `gateways` their routers. `mtu` is what guests may send, None where they need not be told. `ssh_ports` are the
+    ports, by number of the guest, on which `forward` listens to the outside.
     """
 
     def __init__(
-        self, config: Config, worker: Optional[Worker], built: Built, stack: Optional[ExitStack] = None
+        self,
+        config: Config,
+        guests: int,
+        worker: Optional[Worker] = None,
+        built: Optional[Built] = None,
+        stack: Optional[ExitStack] = None,
     ) -> None:
-        self.taps = built.taps
-        self.mtu = built.mtu
-        self.addresses: list[Optional[str]] = [lease and lease.address for lease in built.leases]
-        self.gateways: list[Optional[str]] = [lease and lease.gateway for lease in built.leases]
+        leases = [None] * guests if built is None else built.leases
+        self.taps = () if built is None else built.taps
+        self.mtu = None if built is None else built.mtu
+        self.addresses: list[Optional[str]] = [lease and lease.address for lease in leases]
+        self.gateways: list[Optional[str]] = [lease and lease.gateway for lease in leases]
         self.ssh_ports: dict[int, int] = {}
-        self._namespace = built.namespace
+        self._guests = guests
+        self._namespace = None if built is None else built.namespace
         self._outside = parse_ports(config.network.job.ssh_ports) if config.network.job.ssh_ports else range(0)
         self._worker = worker
         self._stack = stack
@@ -99,7 +111,7 @@ class Wires:
         In a network of the job's own also on a free port of `network.job.ssh_ports`, on all of the node's addresses.
         Raises VTorqueError (VT-NODE).
         """
-        relay = Relay(str(IPv4Address(address.partition("/")[0])), self._socket)
+        relay = Relay(str(IPv4Address(address.partition("/")[0])), self._socket, self._guests)
         self._relays.append(relay)
         try:
             port = await relay.listen("127.0.0.1", 0)
