@@ -130,7 +130,7 @@ def both(path: Path, **options: object) -> list[subprocess.CompletedProcess[str]
     ["exit 0", "exit 1", "exit 7", "kill -TERM $$", "kill -KILL $$", "kill -INT $$", "kill -PIPE $$", "kill -XFSZ $$"],
 )
 def test_one_that_is_watched_ends_as_it_would(line: str, tmp_path: Path) -> None:
-    text = f'#!/bin/sh\necho "$@"; cat /proc/self/environ; grep Sig /proc/self/status >&2; umask; {line}\n'
+    text = f'#!/bin/sh\necho "$@"; cat /proc/self/environ; grep Sig[PBIC] /proc/self/status >&2; umask; {line}\n'
     alone, watched = both(script(tmp_path / "p", text), env={"PBS_NODENUM": "0", "LANG": "C"}, cwd=str(tmp_path))
     assert alone.returncode == watched.returncode and "PBS_NODENUM" in watched.stdout
     assert (watched.stdout, watched.stderr) == (alone.stdout, alone.stderr)
