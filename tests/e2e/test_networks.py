@@ -140,7 +140,7 @@ exec 3<>/dev/tcp/{cluster.outside}/{listener.port}; cat <&3
     assert all(port >= 1024 for _, port in listener.peers)
     address, gateway = re.search(r"inet (10\.\S+)/30 .*\ndefault via (10\.\S+) ", done.out).groups()  # type: ignore[union-attr]
     assert int(address.split(".")[1]) >= 128 and address != gateway
-    assert done.out.endswith("\n1450\nhello\nhello\n"), "the first came from port 700 of the guest"
+    assert done.out.endswith("\n1500\nhello\nhello\n"), "the first came from port 700 of the guest"
 
 
 def test_ssh_from_outside(cluster: Cluster, user: User) -> None:

@@ -280,7 +280,7 @@ def wired(outside: list[Node]) -> Iterator[tuple[Node, Wires, NetworkPlan]]:
 def guest(wired: tuple[Node, Wires, NetworkPlan]) -> Iterator[Guest]:
     _, wires, plan = wired
     member = plan.members[0]
-    made = Guest(wires.taps[0], member.mac, f"{member.address}/{plan.prefix}", plan.gateways[0], wires.mtu or 0)
+    made = Guest(wires.taps[0], member.mac, f"{member.address}/{plan.prefix}", plan.gateways[0], wires.mtu or 1500)
     try:
         yield made
     finally:
@@ -534,7 +534,7 @@ def test_guests_have_so_many_connections_to_the_outside(
     plan = net.plan_for(node, "12.s", ["n1"], per_node=1)
     wires = node.wire(plan, ["n1"])
     member = plan.members[0]
-    guest = Guest(wires.taps[0], member.mac, f"{member.address}/{plan.prefix}", plan.gateways[0], wires.mtu or 0)
+    guest = Guest(wires.taps[0], member.mac, f"{member.address}/{plan.prefix}", plan.gateways[0], wires.mtu or 1500)
     try:
         with listening(there, socket.SOCK_DGRAM, there.address) as server:
             links_out = [guest.socket(socket.SOCK_DGRAM) for _ in range(8)]
@@ -704,10 +704,10 @@ def test_a_number_in_use_is_refused(job: Job, nodes: list[Node]) -> None:
 
 
 def test_a_number_of_somebody_elses_is_refused(nodes: list[Node]) -> None:
-    node, plan = nodes[0], net.plan_for(nodes[0], "12.s", ["n1"])
+    node, plan = nodes[0], net.plan_for(nodes[0], "12.s", ["n1", "n2"])
     node.do(lambda: nft.run([{"add": {"table": {"family": "inet", "name": plan.table}}}]))
     with pytest.raises(VTorqueError, match="is in use on this node"):
-        node.wire(plan, ["n1"])
+        node.wire(plan, ["n1", "n2"])
     assert node.tables() == {plan.table}
     open_table(node, plan)
 
@@ -717,7 +717,7 @@ def test_a_number_of_somebody_elses_is_refused(nodes: list[Node]) -> None:
 
     node.do(lambda: net.in_thread(foreign))
     with pytest.raises(VTorqueError, match="is in use on this node") as caught:
-        node.wire(plan, ["n1"])
+        node.wire(plan, ["n1", "n2"])
     assert caught.value.code == Code.NODE and node.tables() == set() and node.links() == {"theirs"}
 
 
@@ -737,8 +737,8 @@ def test_a_subnet_that_the_node_routes_is_refused(nodes: list[Node]) -> None:
 @pytest.mark.parametrize(
     ("nodes_of_job", "message"),
     [
-        (["localhost"], r"localhost \(network\.job\.peer\) is 127\.0\.0\.1 here"),
-        (["n2"], r"n2 \(network\.job\.peer\) is 10\.66\.0\.2, which is no address of this node"),
+        (["localhost", "n2"], r"localhost \(network\.job\.peer\) is 127\.0\.0\.1 here"),
+        (["n2", "n3"], r"n2 \(network\.job\.peer\) is 10\.66\.0\.2, which is no address of this node"),
         (["n1", "n4.invalid"], r"the address of n4\.invalid \(network\.job\.peer\) is not known"),
         (["n1", "10.66.0.1"], r"two nodes of the job have the address 10\.66\.0\.1"),
     ],
@@ -748,6 +748,20 @@ def test_nodes_must_be_known_by_their_addresses(nodes: list[Node], nodes_of_job:
     with pytest.raises(VTorqueError, match=message) as caught:
         node.run(connect(plan, 0, nodes_of_job, node.config, node.place("12.s")))
     assert caught.value.code == Code.NODE and node.tables() == set()
+
+
+def test_a_job_on_one_node_needs_no_address_of_it(nodes: list[Node]) -> None:
+    """Its guests reach each other, and nothing carries their network."""
+    node, plan = nodes[0], net.plan_for(nodes[0], "12.s", ["n4.invalid"], 2)
+    wires = node.run(connect(plan, 0, ["n4.invalid"], node.config, node.place("12.s")))
+    first, second = plan.members
+    packet = ipv4(str(first.address), str(second.address), net.UDP, udp(9, 9, b"hello"))
+    frame = ethernet(first.mac, second.mac, net.IPV4, packet)
+    send(wires.taps[0], frame)
+    assert frame in until([wires.taps[1]], b"hello")
+    assert wires.mtu is None and node.links() == set()
+    node.run(wires.close())
+    assert node.tables() == set()
 
 
 AGENT = """\

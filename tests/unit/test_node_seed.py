@@ -161,7 +161,7 @@ def test_the_real_templates(family: str) -> None:
 
 
 def test_the_files_that_name_the_jobs_guests() -> None:
-    files = seed_files(PLAN, TEMPLATES, {})
+    files = seed_files(PLAN._replace(user_key="PRIVATE\n"), TEMPLATES, {})
     named = {name: files[f"vtorque/{name}"].decode() for name in ("hosts", "nodefile", "hostfile", "machinefile")}
     assert named == {
         "hosts": "127.0.0.1 localhost\n::1 localhost\n10.1.0.1 vn1-1\n10.1.0.2 vn2-1\n",
@@ -169,8 +169,15 @@ def test_the_files_that_name_the_jobs_guests() -> None:
         "hostfile": "vn1-1 slots=2\nvn2-1 slots=1\n",
         "machinefile": "vn1-1:2\nvn2-1:1\n",
     }
-    assert not {"vtorque/key", "vtorque/ssh_config", "vtorque/known_hosts"} & set(files)
+
+
+def test_guests_that_do_not_reach_each_other() -> None:
+    files = seed_files(PLAN, TEMPLATES, {})
+    assert not {f"vtorque/{name}" for name in ("key", "ssh_config", "known_hosts", "hostfile", "machinefile")} & set(
+        files
+    )
     assert "vtorque/ssh_host_ed25519_key-cert.pub" not in files
+    assert "vtorque/hostfile" in seed_files(PLAN._replace(slots=(("vn1-1", 2),)), TEMPLATES, {})
 
 
 def test_the_keys_of_a_job() -> None:

@@ -306,9 +306,7 @@ class Agent:
         try:
             addresses = await asyncio.wait_for(exchange(), timeout_s)
         except asyncio.TimeoutError:
-            raise VTorqueError(
-                f"not all guests had said their addresses within {timeout_s} s", code=Code.BOOT
-            ) from None
+            raise VTorqueError(f"not all guests told their addresses within {timeout_s} s", code=Code.BOOT) from None
         for guest in crew.guests:
             guest.send_hosts(zip(addresses, job.names))
 

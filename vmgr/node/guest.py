@@ -43,7 +43,7 @@ class RunningGuest:
         return self._guest.ssh_port
 
     async def pin_and_run(
-        self, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool, timeout_s: float
+        self, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool = False, timeout_s: float
     ) -> None:
         """Let the guest run, its vCPUs bound to their CPUs. Raises VTorqueError (VT-LAUNCH)."""
         await pin_and_run(self._guest, qmp, affinity, on_tap=on_tap, timeout_s=timeout_s)

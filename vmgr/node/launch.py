@@ -163,7 +163,7 @@ def _open(path: Path, flags: int, opened: list[int]) -> int:
 
 
 async def pin_and_run(
-    guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool, timeout_s: float
+    guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool = False, timeout_s: float
 ) -> None:
     """Connect to QMP, pin each vCPU thread to its CPUs, if it has any, and let the guest run.
 

@@ -199,12 +199,16 @@ def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
     Raises VTorqueError (VT-INTERNAL).
     """
     dies = dies_with(os.getpid())
+    ends: list[int] = []
     try:
-        results, out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(out, True)
+        ends += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(ends[1], True)
         pid = os.fork()
     except OSError as err:
+        for end in ends:
+            os.close(end)
         raise VTorqueError(f"no process can be started for the user: {err.strerror}", code=Code.INTERNAL) from err
+    results, out = ends
     if pid == 0:
         _child(user, work, out, dies)
     os.close(out)

@@ -319,7 +319,7 @@ class Builder:
             peers.append(self._look_up(node))
             if time.monotonic() - begun > limit_s:
                 raise VTorqueError(
-                    f"the addresses of the job's {len(self.nodes)} nodes (network.job.peer) were not known within {limit_s} s",
+                    f"the addresses of {len(self.nodes)} nodes (network.job.peer) were not known within {limit_s} s",
                     code=Code.NODE, hint="does the site's name service answer?",
                 )  # fmt: skip
         own = links.addresses(ip)

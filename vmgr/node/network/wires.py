@@ -33,8 +33,8 @@ _T = TypeVar("_T")
 async def connect(plan: NetworkPlan, index: int, nodes: Sequence[str], config: Config, place: record.Place) -> Wires:
     """Make the network of a job for the guests of node `index` of `nodes`.
 
-    Raises VTorqueError: VT-NODE when this node refuses, VT-STAGE when something cannot be made. Then nothing is left, or
-    it is logged and stands in the record.
+    Raises VTorqueError: VT-NODE when this node refuses, VT-STAGE when something cannot be made. Then nothing is left,
+    or it is logged and stands in the record.
     """
     guests = len(plan.own(index))
     if plan.kind == "user":
