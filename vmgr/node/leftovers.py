@@ -173,9 +173,9 @@ class Leftovers:
     async def join(self, pid: int) -> None:
         """Note that a process is the job's, and see what it has started so far."""
         async with self._turn:
-            if self._ending:
-                return
             self._tree.note(pid)
+            if self._ending:  # which looks itself, and is not to be held up
+                return
             await asyncio.sleep(self._looked + LOOK_SECONDS - time.monotonic())
             await self._look()
 
