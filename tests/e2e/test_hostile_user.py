@@ -90,7 +90,7 @@ def submit(user: User, folder: Path, hanging: Optional[Hanging] = None) -> Done:
         ({"ram_mib": 4096}, "ram=4G "),
         ({"ram_mib": 64}, "ram=64M "),
         ({"image": "nosuch"}, "nosuch"),
-        ({"per_node": 2}, "vms_per_node=2 "),
+        ({"per_node": 17}, "vms_per_node=17 "),
     ],
 )
 def test_policy_holds_for_a_specification_written_by_hand(user: User, change: dict[str, Any], said: str) -> None:
