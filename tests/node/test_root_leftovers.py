@@ -16,7 +16,7 @@ import pytest
 
 from vmgr.node import leftovers, record
 from vmgr.node.leftovers import Leftovers, Tree
-from vmgr.node.process import Process, identify
+from vmgr.node.process import Process, boot_id, identify, started
 from vmgr.node.undo import undo
 
 pytestmark = pytest.mark.root
@@ -309,3 +309,35 @@ def test_many_processes_and_many_questions_are_bounded(
 
     assert asyncio.run(live()) == 9
     assert len(recorded(place)) == 5
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_an_agent_that_undoes_its_own_attempt_spares_the_wrapper(
+    start: Start, place: record.Place, agent: bool
+) -> None:
+    """It has ended what it found, and what is left of that, dead or not to be killed, is of the wrapper's session."""
+    wrapper = start("sleep 913.1 & while :; do sleep 0.01; done")
+    left = sleeper(913.1)
+    asyncio.run(Leftovers(place, UID).join(wrapper.pid))
+    assert left.pid in recorded(place)
+    if agent:
+        me = identify(os.getpid())
+        assert me is not None
+        record.append(place, {"do": "process", "role": "agent", **me._asdict()})
+    assert undo(place, patience_s=0.25) == []
+    if agent:
+        time.sleep(0.2)
+        assert not is_gone(left) and not is_gone(wrapper)
+    else:
+        eventually(lambda: is_gone(left))
+
+
+def test_what_only_waits_to_be_reaped_leads_to_nobody(start: Start) -> None:
+    dead = start("sleep 914.1 & exit 0")
+    mate = sleeper(914.1)
+    eventually(lambda: dead.status() == psutil.STATUS_ZOMBIE)
+    ticks = started(dead.pid)
+    assert ticks is not None and os.getsid(mate.pid) == dead.pid
+    leftovers.kill([Process(boot_id(), dead.pid, ticks)], UID)
+    time.sleep(0.2)
+    assert not is_gone(mate)

@@ -226,7 +226,8 @@ def kill(recorded: Iterable[Process], uid: int) -> None:
     """
     tree = Tree(uid)
     for process in recorded:
-        if started(process.pid) == process.start and process.boot == boot_id():
+        seen = _see(process.pid, uid)
+        if seen is not None and seen.alive and seen.start == process.start and process.boot == boot_id():
             tree.note(process.pid)
     for process in tree.find():
         fd = _open(process, uid)

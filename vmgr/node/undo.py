@@ -25,10 +25,12 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     and is spared. Processes are waited for no longer than `patience_s`, all together, so all are killed before.
     """
     deadline = time.monotonic() + patience_s
-    failures = _undo_steps((step for step in record.steps(place) if step.get("role") == "agent"), deadline)
+    agents = [step for step in record.steps(place) if step.get("role") == "agent"]
+    failures = _undo_steps(agents, deadline)
     others = [step for step in record.steps(place) if step.get("role") != "agent"]
     _undo_steps((step for step in others if step.get("do") == "process"), 0.0)
-    failures += _kill_leftovers([step for step in others if step.get("do") == "leftover"])
+    if not any(step.get("pid") == os.getpid() for step in agents):  # which has ended them, and spared the job wrapper
+        failures += _kill_leftovers([step for step in others if step.get("do") == "leftover"])
     failures += _undo_steps(reversed(others), deadline)
     if not failures:
         shutil.rmtree(place.folder, ignore_errors=True)
