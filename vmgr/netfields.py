@@ -92,14 +92,16 @@ def domain(value: Any) -> str:
 
 
 def domains(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) and _DOMAIN.fullmatch(item) for item in value):
-        raise ValueError("a list of domain names is needed")
-    return value
+    return _names(value, "domain names")
 
 
 def hosts(value: Any) -> list[str]:
+    return _names(value, "host names or addresses")
+
+
+def _names(value: Any, what: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) and _DOMAIN.fullmatch(item) for item in value):
-        raise ValueError("a list of host names or addresses is needed")
+        raise ValueError(f"a list of {what} is needed")
     return value
 
 

@@ -253,13 +253,13 @@ echo "root-{name} $(id -u) $(hostname)" >>"$VT_HOME/hooks"
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a module may have a `site` of its own
 def _user(site: Site) -> Iterator[User]:
     with account(site) as user:
         yield user
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def other(site: Site) -> Iterator[User]:
     """A second user."""
     with account(site) as user:

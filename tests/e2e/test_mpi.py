@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Done, User, account, clean_after, installed
+from .conftest import Done, Site, User, installed
 from .test_several_nodes import EVERYWHERE, Cluster
 
 RING = Path(__file__).with_name("mpi_ring.c")
@@ -96,15 +96,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def _member(cluster: Cluster) -> Iterator[User]:
-    with account(cluster) as member:
-        yield member
-
-
-@pytest.fixture
-def user(_member: User, cluster: Cluster) -> Iterator[User]:
-    with clean_after(_member, cluster):
-        yield _member
+def site(cluster: Cluster) -> Site:
+    """The installation whose users the tests are."""
+    return cluster
 
 
 def libraries(*programs: Path) -> list[Path]:

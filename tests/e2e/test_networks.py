@@ -18,7 +18,7 @@ from vmgr.config import load_config
 from vmgr.node.network.plan import plan_network
 from vmgr.paths import Installation
 
-from .conftest import User, account, clean_after, eventually, installed
+from .conftest import Site, User, eventually, installed
 from .test_several_nodes import EVERYWHERE, FOUR, Cluster
 
 SITES_OWN = (
@@ -91,21 +91,9 @@ def dhcp_on_a_bridge(made: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def _member(cluster: Cluster) -> Iterator[User]:
-    with account(cluster) as member:
-        yield member
-
-
-@pytest.fixture
-def user(_member: User, cluster: Cluster) -> Iterator[User]:
-    with clean_after(_member, cluster):
-        yield _member
-
-
-@pytest.fixture
-def other(cluster: Cluster) -> Iterator[User]:
-    with account(cluster) as second, clean_after(second, cluster):
-        yield second
+def site(cluster: Cluster) -> Site:
+    """The installation whose users the tests are."""
+    return cluster
 
 
 def test_guests_on_the_sites_bridge(cluster: Cluster, user: User) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import CONFIG, Site, User, account, clean_after, eventually, installed
+from .conftest import CONFIG, Site, User, eventually, installed
 
 NODES = ("n1", "n2", "n3")
 FOUR = "-l", "nodes=2:ppn=2", "-vm", "vms_per_node=2"
@@ -91,15 +91,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def _member(cluster: Cluster) -> Iterator[User]:
-    with account(cluster) as member:
-        yield member
-
-
-@pytest.fixture
-def user(_member: User, cluster: Cluster) -> Iterator[User]:
-    with clean_after(_member, cluster):
-        yield _member
+def site(cluster: Cluster) -> Site:
+    """The installation whose users the tests are."""
+    return cluster
 
 
 def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:

@@ -21,6 +21,7 @@ from vmgr.errors import printable
 from vmgr.logs import LOGGER
 from vmgr.node import record
 from vmgr.node.process import Process, boot_id, started
+from vmgr.node.undo import KILL_SECONDS
 
 GRACE_SECONDS = 2.0
 """How long what is left may take to end by itself after TERM."""
@@ -38,8 +39,6 @@ MAX_RECORDED = 1000
 """How many processes are written to the record, which has room for other things too."""
 
 MAX_NAMED = 10
-KILL_SECONDS = 5.0
-"""How long a killed process may take to be gone: one that waits for a file system that hangs may never be."""
 
 
 class _Seen(NamedTuple):
