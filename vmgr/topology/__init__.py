@@ -1,0 +1,1 @@
+"""A node's CPUs and memory: read, drawn, and divided among guests."""

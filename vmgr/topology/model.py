@@ -1,0 +1,97 @@
+"""What a node has, and what its guests get of it: values without behaviour, shared by reader, planner and picture.
+
+CPUs and NUMA nodes are named by the kernel's numbers, which may have holes. Memory is in MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Optional
+
+
+class Cpu(NamedTuple):
+    """A CPU that is online (a hardware thread).
+
+    `core` and `package` are numbers of this topology's own, from 0, unique on the machine: the kernel's `core_id` is not.
+    Threads of one core share the kind. `kind` ranks the cores of hybrid machines, 0 the most capable; 0 everywhere else.
+    `node` is None where the machine has no NUMA nodes.
+    """
+
+    number: int
+    core: int
+    package: int
+    node: Optional[int]
+    kind: int = 0
+
+
+class NumaNode(NamedTuple):
+    """A NUMA node that is online. It may have no CPUs, or no memory.
+
+    `hugepages` holds, by size in KiB, how many there are and how many of them are free.
+    """
+
+    number: int
+    memory_mib: int
+    hugepages: Mapping[int, tuple[int, int]] = {}
+
+
+class Topology(NamedTuple):
+    """A machine: its CPUs by number, its NUMA nodes by number, and the distances between these (ACPI's SLIT, 10 is here).
+
+    A machine without NUMA has no `nodes`; `memory_mib` is what it has in all.
+    """
+
+    cpus: tuple[Cpu, ...]
+    nodes: tuple[NumaNode, ...]
+    distances: Mapping[tuple[int, int], int]
+    memory_mib: int
+
+
+class Allowed(NamedTuple):
+    """What a job may use of a machine: CPUs and NUMA nodes (empty on a machine without NUMA).
+
+    `source` names where this is from, for messages: `the cpuset /torque/12.srv`, `the node`.
+    """
+
+    cpus: frozenset[int]
+    nodes: frozenset[int]
+    source: str
+
+
+class Cell(NamedTuple):
+    """A NUMA node of the guest: its vCPUs, its RAM, and the node of the host that this RAM is bound to.
+
+    `host_node` is None where nothing is bound.
+    """
+
+    vcpus: tuple[int, ...]
+    ram_mib: int
+    host_node: Optional[int]
+
+
+class Layout(NamedTuple):
+    """What the guest sees: `sockets * cores * threads` is the number of its vCPUs.
+
+    vCPU n is thread `n % threads` of its core, which is core `n // threads % cores` of its socket. `cells` are the
+    guest's NUMA nodes, at least one; `distances` is square, one row a cell.
+    """
+
+    sockets: int
+    cores: int
+    threads: int
+    cells: tuple[Cell, ...]
+    distances: tuple[tuple[int, ...], ...]
+
+
+class Placement(NamedTuple):
+    """Where one guest sits: for each vCPU the CPUs that it may run on (one, unless the user mapped it otherwise).
+
+    `emulator` are the CPUs of QEMU's other threads, of vhost and of its file servers, `io` those of its I/O threads,
+    `memory` the host's NUMA nodes that its RAM is on (empty where nothing is bound).
+    """
+
+    vcpus: tuple[tuple[int, ...], ...]
+    emulator: tuple[int, ...]
+    io: tuple[int, ...]
+    memory: tuple[int, ...]
+    layout: Layout
