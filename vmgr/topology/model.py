@@ -12,9 +12,9 @@ from typing import NamedTuple, Optional
 class Cpu(NamedTuple):
     """A CPU that is online (a hardware thread).
 
-    `core` and `package` are numbers of this topology's own, from 0, unique on the machine: the kernel's `core_id` is not.
-    Threads of one core share the kind. `kind` ranks the cores of hybrid machines, 0 the most capable; 0 everywhere else.
-    `node` is None where the machine has no NUMA nodes.
+    `core` and `package` are numbers of this topology's own, from 0, unique on the machine: the kernel's `core_id` is
+    not. `node` is None where the machine has no NUMA nodes. `kind` ranks the cores of hybrid machines, 0 the most
+    capable; it is 0 everywhere else.
     """
 
     number: int
@@ -36,7 +36,7 @@ class NumaNode(NamedTuple):
 
 
 class Topology(NamedTuple):
-    """A machine: its CPUs by number, its NUMA nodes by number, and the distances between these (ACPI's SLIT, 10 is here).
+    """A machine: its CPUs and NUMA nodes by number, and the distances between the latter (ACPI's SLIT, 10 is here).
 
     A machine without NUMA has no `nodes`; `memory_mib` is what it has in all.
     """
