@@ -40,6 +40,7 @@ class Resources(NamedTuple):
 
     host_cores: int
     host_memory: int
+    slots_are_cpus: bool
 
 
 class Local(NamedTuple):
@@ -64,7 +65,14 @@ class Hypervisor(NamedTuple):
     qemu: str
     allow_emulation: bool
     overcommit_cpus: bool
+    hugepages: Optional[str]
+    vhost: bool
     probe_seconds: int
+
+    @property
+    def hugepage_kib(self) -> Optional[int]:
+        """The size of the huge pages that guests' RAM lies in, None for ordinary pages."""
+        return None if self.hugepages is None else {"2M": 2 << 10, "1G": 1 << 20}[self.hugepages]
 
 
 class Mount(NamedTuple):

@@ -81,12 +81,19 @@ SCHEMA: dict[str, Any] = {
         "qemu": Key(path, "/usr/bin/qemu-system-x86_64", "the hypervisor"),
         "allow_emulation": Key(flag, False, "run guests by emulation where KVM does not work"),
         "overcommit_cpus": Key(flag, False, "let guests share CPUs when a node has too few"),
+        "hugepages": Key(
+            nullable(choice("2M", "1G")), None, "huge pages for guests' RAM, which each node provides; null: none"
+        ),
+        "vhost": Key(flag, True, "let the kernel serve guests' taps, where it has `/dev/vhost-net`"),
         "probe_seconds": Key(number(1, 120), 10, "how long KVM may take to show a kernel's first line"),
     },
     "policy": POLICY,
     "resources": {
         "host_cores": Key(number(0, 1024), 0, "cores of each node of a guest job that stay with the node"),
         "host_memory": Key(size, 256, "memory of each node of a guest job beside the guests' RAM"),
+        "slots_are_cpus": Key(
+            flag, False, "the slots that the batch system gives to a job of several nodes are numbers of CPUs"
+        ),
     },
     "components": {
         "iocm": Key(flag, False, "the nodes have the I/O core manager"),

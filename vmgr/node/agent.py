@@ -25,9 +25,11 @@ from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
-from vmgr.node.boot import Crew, Job, boot
+from vmgr.node.boot import boot
 from vmgr.node.control import Control
+from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.meeting import FAILED, GONE, READY

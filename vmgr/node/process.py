@@ -6,6 +6,8 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -101,16 +103,37 @@ def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> boo
         os.close(fd)
 
 
-def dies_with(parent: int) -> Callable[[], None]:
+def threads(pid: int) -> set[int]:
+    """The ids of a process's threads. Raises OSError when it is gone."""
+    return {int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def kernel_threads(name: str) -> list[int]:
+    """The kernel's own threads of that name."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip() == name and not (comm.parent / "cmdline").read_bytes():
+                found.append(int(comm.parent.name))
+        except OSError:
+            pass  # it has ended
+    return found
+
+
+def dies_with(parent: int, joins: Sequence[int] = ()) -> Callable[[], None]:
     """What a child does last before its program: ask to be killed when `parent` dies, and give up gaining privileges.
 
-    For `preexec_fn`, which runs after the change of user that would undo the request (prctl(2)).
+    For `preexec_fn`, which runs after the change of user that would undo the request (prctl(2)). `joins` are the opened
+    lists of control groups into which it goes, as far as the kernel lets it.
     """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
+        for fd in joins:
+            with suppress(OSError):
+                os.write(fd, b"0")  # the writer itself (cgroups(7))
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if os.getppid() != parent:
