@@ -44,6 +44,7 @@ class Follower:
         self.started = started
         self.phase = ""
         self.seen: dict[str, tuple[str, int]] = {}
+        self.doing: dict[str, Optional[str]] = {}
         self.failed: set[tuple[str, str]] = set()
         self.result: Optional[Result] = None
 
@@ -143,6 +144,10 @@ class Follower:
             count = 0
         for stage in status.stages[count:]:
             say(f"{self.job_id}  {stage.t:+.2f} s  {stage.name}")
+        if status.doing != self.doing.get(status.node):
+            self.doing[status.node] = status.doing
+            if status.doing:
+                say(f"{self.job_id}  {status.doing}")
         self.seen[status.node] = (status.attempt, max(count, len(status.stages)))
         if status.state == "failed" and (status.node, status.attempt) not in self.failed:
             self.failed.add((status.node, status.attempt))

@@ -33,6 +33,7 @@ class NodeStatus(NamedTuple):
     code: Optional[str]
     reason: Optional[str]
     stages: tuple[Stage, ...]
+    doing: Optional[str] = None
 
 
 class Result(NamedTuple):
@@ -77,6 +78,7 @@ def parse_status(data: bytes) -> Optional[NodeStatus]:
         code=_text(tree.get("code")),
         reason=_text(tree.get("reason")),
         stages=tuple(_stages(stages)) if isinstance(stages, list) else (),
+        doing=_text(tree.get("doing")),
     )
 
 

@@ -332,11 +332,11 @@ def test_a_hypervisor_that_cannot_be_recorded_does_not_run(base: Path, user: Use
 
 def test_a_hypervisor_that_is_not_there(base: Path, user: User) -> None:
     (base / "seed.iso").write_bytes(b"seed")
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = sorted(Path("/proc/self/fd").iterdir())
     with opened(base / "seed.iso") as fd, pytest.raises(VTorqueError) as caught:
         start("/absent", PLAN, Files(fd), user, kvm_gid=None, group=JobGroup(), started=lambda pid: None)
     assert caught.value.code is Code.LAUNCH
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 # trust

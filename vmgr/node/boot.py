@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Callable, NamedTuple, Optional
 
-from vmgr.config import Config, Mount
+from vmgr.config import Config
 from vmgr.logs import LOGGER
 from vmgr.node import process, record
 from vmgr.node.accel import Kvm, choose_accelerator, kvm_gid, probe_beside
@@ -19,7 +19,7 @@ from vmgr.node.crew import Crew
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
 from vmgr.node.guestport import GuestPort
-from vmgr.node.jobgroup import JobGroup, find_group
+from vmgr.node.jobgroup import find_group
 from vmgr.node.keys import HostKey, make_host_key
 from vmgr.node.launch import Files, start
 from vmgr.node.members import Member
@@ -60,7 +60,7 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
     for template in templates.rglob("*"):
         check_trusted(template)
     own, allocation = job.own, job.allocation
-    seats = await find_seats(config, job, allocation.slots)
+    seats = await find_seats(config, job)
     progress.private["placement"] = seats.shown
     nodes = allocation.nodes
     connecting = asyncio.ensure_future(connect(job.network, allocation.node_index, nodes, config, job.place))
@@ -102,7 +102,7 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
     """Make what the guests need beside their seeds and network; what is opened for QEMU is closed with `opened`."""
     request = StageRequest(
         config=config, place=job.place, image=job.image, user=job.user, names=[member.name for member in job.own],
-        fs_type=job.spec.fs_type, workspace=job.workspace, tell=progress.note,
+        fs_type=job.spec.fs_type, workspace=job.workspace, tell=progress.doing,
     )  # fmt: skip
     staging = asyncio.gather(
         make_host_key(job.place),
@@ -184,7 +184,9 @@ class _Launcher:
         shares.let_go()
         console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
         port = await GuestPort.open(guest.port)
-        return Launched(RunningGuest(member.name, guest, port, console, self.together.said, shares), qmp, tap is not None)
+        return Launched(
+            RunningGuest(member.name, guest, port, console, self.together.said, shares), qmp, tap is not None
+        )
 
     def _plan(self, member: Member, disk: Optional[Disk]) -> GuestPlan:
         job, image = self.job, self.job.image

@@ -139,9 +139,7 @@ class RunningGuest:
         readers, self._readers = [*self._readers, self._unserved], []
         for task in readers:
             task.cancel()
-        await asyncio.gather(
-            *readers, self._ended, self._shares.kill(), return_exceptions=True
-        )
+        await asyncio.gather(*readers, self._ended, self._shares.kill(), return_exceptions=True)
         await self._guest.close()
         self._port.close()
 

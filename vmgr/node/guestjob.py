@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
+from vmgr.config import Mount
 from vmgr.images.pool import Image
 from vmgr.jobspec import GuestGroup, Spec
 from vmgr.node import record
@@ -14,7 +15,11 @@ from vmgr.node.userio import User
 
 
 class Job(NamedTuple):
-    """What guests are booted for on this node. `key` is the file of the job's key, None where no guest needs it."""
+    """What guests are booted for on this node.
+
+    `mounts` are the guests' shares, with all that their paths may hold put in, `workspace` is the job's folder on the
+    shared file system, None on a site without. `key` is the file of the job's key, None where no guest needs it.
+    """
 
     job_id: str
     place: record.Place
@@ -23,6 +28,8 @@ class Job(NamedTuple):
     image: Image
     allocation: Allocation
     network: NetworkPlan
+    mounts: tuple[Mount, ...]
+    workspace: Optional[str]
     key: Optional[bytes]
 
     @property

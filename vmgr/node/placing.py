@@ -9,6 +9,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import GuestGroup, Pinning
 from vmgr.node import record
+from vmgr.node.guestjob import Job
 from vmgr.topology.allowed import allowed_for
 from vmgr.topology.cpulist import parse_cpus
 from vmgr.topology.model import Layout, Placement, Topology
@@ -32,20 +33,10 @@ class Seats(NamedTuple):
         return Layout.flat(group.vcpus, group.ram_mib) if placement is None else placement.layout
 
 
-async def find_seats(
-    config: Config,
-    place: record.Place,
-    job_id: str,
-    pinning: Pinning,
-    group: GuestGroup,
-    names: list[str],
-    slots: frozenset[int] = frozenset(),
-) -> Seats:
-    """Seats for the guests `names` of this node.
-
-    `slots` are the slots that the batch system gave to the job, which count as CPUs where the site says so. Raises
-    VTorqueError (VT-NODE).
-    """
+async def find_seats(config: Config, job: Job) -> Seats:
+    """Seats for the guests of this node. Raises VTorqueError (VT-NODE)."""
+    group, place, pinning, slots = job.group, job.place, job.spec.pinning, job.allocation.slots
+    names = [member.name for member in job.own]
     topology = read_topology()
     hugepage_kib = config.hypervisor.hugepage_kib
     if pinning.mode == "off":
@@ -53,7 +44,7 @@ async def find_seats(
             _check_hugepages(topology, hugepage_kib, group.ram_mib * len(names))
         return Seats((None,) * len(names), None)
     assigned = slots if config.resources.slots_are_cpus and slots else None
-    allowed = allowed_for(job_id, assigned)
+    allowed = allowed_for(job.job_id, assigned)
     advised = None
     if pinning.mode == "numad":
         vcpus, ram_mib = group.vcpus * len(names), group.ram_mib * len(names)

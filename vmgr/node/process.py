@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
@@ -106,6 +106,14 @@ def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> boo
 def threads(pid: int) -> set[int]:
     """The ids of a process's threads. Raises OSError when it is gone."""
     return {int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def pin(pid: int, cpus: Iterable[int]) -> None:
+    """Bind a process, with all threads that it has and will start, to CPUs; fine when it has ended."""
+    with suppress(OSError):
+        for tid in threads(pid):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(tid, cpus)
 
 
 def kernel_threads(name: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from vmgr.config import Mount, Network
+from vmgr.config import Network
 from vmgr.node.guestjob import Job
 from vmgr.node.keys import HostKey, certify
 from vmgr.node.members import Member
@@ -26,7 +26,6 @@ class Common(NamedTuple):
     certificate: Optional[str]
     wires: Wires
     network: Network
-    mounts: tuple[Mount, ...]
 
 
 def certificate(job: Job, host_key: HostKey) -> Optional[str]:
@@ -59,7 +58,7 @@ def _seed_plan(job: Job, member: Member, common: Common) -> SeedPlan:
         host_key_pub=common.host_key.public,
         host_cert=common.certificate,
         user_key=None if job.key is None else job.key.decode("ascii", "replace"),
-        mounts=common.mounts,
+        mounts=job.mounts,
         network=guest_net(
             job.network,
             member,
