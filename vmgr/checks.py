@@ -275,6 +275,18 @@ def check_room(group: GuestGroup, image: Image, checker: Checker) -> None:
         )  # fmt: skip
 
 
+def check_shares(names: Iterable[str], image: Image, checker: Checker) -> None:
+    """Refuse a share of a kind that the image has no driver for."""
+    for mount in checker.config.mounts:
+        if mount.name in names and mount.kind not in image.features:
+            raise VTorqueError(
+                f"the image {image.name} cannot mount the share {mount.name}{checker.source('mounts')}, "
+                f"which is of kind {mount.kind} ({checker.config.origin('mounts')})",
+                code=Code.IMAGE,
+                hint=f"choose another image, or leave {mount.name} out of mounts=",
+            )
+
+
 def check_metadata(keys: Mapping[str, object], image: Image, checker: Checker) -> None:
     """Refuse cloud-config that the site or the image does not take, key by key."""
     from vmgr.node.cloudconfig import KEYS as possible  # YAML, which most jobs do not need
@@ -318,6 +330,7 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nod
     image = choose_image(group, spec.distro, spec.arch, checker)
     check_room(group, image, checker)
     checker.size(group, image)
+    check_shares(spec.mounts, image, checker)
     if spec.metadata is not None:
         checker.switched_on("metadata", "cloud-config")
         check_metadata(spec.metadata, image, checker)

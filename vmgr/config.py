@@ -62,19 +62,26 @@ class Images(NamedTuple):
 
 class Hypervisor(NamedTuple):
     qemu: str
+    virtiofsd: str
     allow_emulation: bool
     overcommit_cpus: bool
     probe_seconds: int
 
 
 class Mount(NamedTuple):
-    """One share; `source` and `target` may hold `{home}`."""
+    """One share; `source` and `target` may hold `{home}`.
+
+    `source` is a folder of the node, or `SERVER:/PATH` for the kind `nfs`, which alone has `security` (`krb5`, `krb5i`,
+    `krb5p`, or `sys` with `public`, for what everybody may read).
+    """
 
     name: str
     kind: str
     source: str
     target: str
     readonly: bool
+    security: Optional[str] = None
+    public: bool = False
 
     def for_home(self, home: str) -> Mount:
         """This share with the user's home put in."""

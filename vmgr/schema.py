@@ -36,6 +36,7 @@ from vmgr.netfields import (
     subnets,
 )
 from vmgr.policyschema import POLICY, check_policy
+from vmgr.sharefields import KINDS, SECURITY, check_share
 
 MAX_RUN_PATH = 30
 """Longest `paths.run`: with the names below it the path of a socket stays within 107 bytes (unix(7))."""
@@ -79,6 +80,7 @@ SCHEMA: dict[str, Any] = {
     },
     "hypervisor": {
         "qemu": Key(path, "/usr/bin/qemu-system-x86_64", "the hypervisor"),
+        "virtiofsd": Key(path, "/usr/lib/qemu/virtiofsd", "the file server of shares of kind virtiofs"),
         "allow_emulation": Key(flag, False, "run guests by emulation where KVM does not work"),
         "overcommit_cpus": Key(flag, False, "let guests share CPUs when a node has too few"),
         "probe_seconds": Key(number(1, 120), 10, "how long KVM may take to show a kernel's first line"),
@@ -96,10 +98,12 @@ SCHEMA: dict[str, Any] = {
     "mounts": Items(
         {
             "name": Key(name, REQUIRED, "the share's tag"),
-            "kind": Key(choice("9p"), "9p", "how it is served"),
-            "source": Key(text, REQUIRED, "folder of the node; {home} stands for the user's"),
+            "kind": Key(choice(*KINDS), "9p", "how it is served; see [shares.md](shares.md)"),
+            "source": Key(text, REQUIRED, "folder of the node, of kind nfs SERVER:/PATH; {home}: the user's"),
             "target": Key(text, REQUIRED, "where the guest mounts it"),
             "readonly": Key(flag, False, "whether the guest may not write"),
+            "security": Key(nullable(choice(*SECURITY)), None, "kind nfs: by what the server knows who asks"),
+            "public": Key(flag, False, "kind nfs, security sys: everybody may read what is there"),
         },
         MOUNTS,
         "what guests see of the node's file systems, with the rights of the job's user",
@@ -169,11 +173,10 @@ def check_config(tree: Any) -> dict[str, Any]:
             raise Problem(("mounts", index, "name"), f"{mount['name']} is used twice")
         if targets.count(mount["target"]) > 1:
             raise Problem(("mounts", index, "target"), f"{mount['target']} is used twice")
-        for side in ("source", "target"):
-            try:
-                path(mount[side].replace("{home}", "/home/user"))
-            except ValueError as err:
-                raise Problem(("mounts", index, side), str(err)) from None
+        try:
+            check_share(mount)
+        except Problem as problem:
+            raise Problem(("mounts", index, *problem.path), problem.text) from None
     _check_network(checked["network"])
     check_policy(checked["policy"], tags)
     return checked

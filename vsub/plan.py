@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Optional
 
-from vmgr.checks import Checker, Features, check_metadata, choose_image, guest_features, guest_group, with_room
+from vmgr.checks import (
+    Checker,
+    Features,
+    check_metadata,
+    check_shares,
+    choose_image,
+    guest_features,
+    guest_group,
+    with_room,
+)
 from vmgr.config import Config, Mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
@@ -81,6 +90,7 @@ def make_plan(
     features = guest_features(request, checker, asked_of_nodes.nodes.number * group.per_node)
     image = choose_image(group, _text(request, "distro"), _text(request, "arch"), checker)
     group = with_room(group, image, request, checker)
+    check_shares(features.mounts, image, checker)
     _check_nodes(asked_of_nodes, policy)
     fitted = fit(group, features, asked_of_nodes, image, request, checker)
     mounts = tuple(mount.for_home(account.home) for mount in config.mounts if mount.name in features.mounts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import yaml
@@ -122,6 +122,74 @@ def test_wrong_files(install: Installation, text: str, message: str) -> None:
     assert caught.value.code is Code.CONFIG
     assert str(install.config) in str(caught.value) and message in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+NFS = "mounts: [{{name: data, kind: nfs, source: 'nfs1:/export/data', target: /data{}}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", "mounts[0].kind is 'nfs': refused, because the user counts as root in a guest"),
+        (", security: sys", "mounts[0].security is 'sys': refused"),
+        (", security: sys, public: true", "mounts[0].security is 'sys': refused"),
+        (", security: sys, readonly: true", "mounts[0].security is 'sys': refused"),
+        (", public: true, readonly: true", "mounts[0].kind is 'nfs': refused"),
+        (", security: krb5, public: true", "mounts[0].public is 'True': means nothing with Kerberos"),
+        (", security: krb4", "mounts[0].security is 'krb4': one of krb5, krb5i, krb5p, sys is needed"),
+        (", security: sys, public: true, readonly: true", None),
+        (", security: krb5", None),
+        (", security: krb5i, readonly: true", None),
+        (", security: krb5p", None),
+    ],
+)
+def test_nfs_needs_kerberos_or_public_data(install: Installation, more: str, message: Optional[str]) -> None:
+    if message is None:
+        assert load(install, NFS.format(more)).mounts[0].source == "nfs1:/export/data"
+        return
+    with pytest.raises(VTorqueError) as caught:
+        load(install, NFS.format(more))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "message"),
+    [
+        (
+            "nfs1:/export/data",
+            "/export/data",
+            "source is '/export/data': SERVER:/PATH is needed for kind nfs",
+        ),
+        ("nfs1:/export/data", "nfs1:export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "nfs1,proto=udp:/export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "nfs 1:/export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "-o:/export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "nfs1:/a b", "an absolute path without blanks"),
+        ("nfs1:/export/data", "nfs1:/a/../b", "an absolute path without blanks and `..`"),
+        ("kind: nfs", "kind: virtiofs", "mounts[0].security is 'krb5': means nothing for kind virtiofs"),
+        ("kind: nfs", "kind: nfs4", "one of 9p, virtiofs, nfs is needed"),
+        ("nfs1:/export/data", "10.1.2.3:/export{home}", None),
+        ("nfs1:/export/data", "nfs.site.example:/export/data", None),
+    ],
+)
+def test_sources_of_nfs(install: Installation, was: str, becomes: str, message: Optional[str]) -> None:
+    text = NFS.format(", security: krb5")
+    assert was in text
+    text = text.replace(was, becomes)
+    if message is None:
+        load(install, text)
+        return
+    with pytest.raises(VTorqueError) as caught:
+        load(install, text)
+    assert message in str(caught.value)
+
+
+def test_tags_have_the_length_that_qemu_takes(install: Installation) -> None:
+    text = "mounts: [{name: %s, kind: %s, source: /a, target: /a}]\n"
+    assert load(install, text % ("a" * 31, "virtiofs")).mounts[0].kind == "virtiofs"
+    for kind in ("9p", "virtiofs"):
+        with pytest.raises(VTorqueError, match=r"mounts\[0\].name is .*: at most 31 characters"):
+            load(install, text % ("a" * 32, kind))
 
 
 def test_missing_file(install: Installation) -> None:

@@ -160,6 +160,23 @@ def test_no_default_image_is_never_bare_metal(site: Site, vsub_run: Runner) -> N
     assert not site.called and site.left_in_home() == []
 
 
+def test_share_that_the_image_cannot_mount(site: Site, vsub_run: Runner) -> None:
+    site.script()
+    site.configure(
+        "policy: {img: {default: micro}}\n"
+        "mounts:\n- {name: home, source: '{home}', target: '{home}'}\n"
+        "- {name: fast, kind: virtiofs, source: /fast, target: /fast}\n"
+    )
+    place = f"{site.install.config} line 4"
+    assert vsub_run("-vm", "mounts=home+fast", "job.sh") == (
+        2,
+        "",
+        f"vsub: VT-IMAGE: the image micro cannot mount the share fast ({COMMAND}), which is of kind virtiofs "
+        f"({place}); choose another image, or leave fast out of mounts=\n",
+    )
+    assert not site.called and site.left_in_home() == []
+
+
 @pytest.mark.parametrize("key", ["vm_prologue", "vm_epilogue"])
 def test_user_hooks_not_allowed(site: Site, vsub_run: Runner, key: str) -> None:
     site.script()
