@@ -18,7 +18,8 @@ PORT_NAME = "org.vtorque.0"
 class Descriptors(NamedTuple):
     """Numbers of the descriptors that QEMU inherits: connected sockets, opened files, and a tap.
 
-    Without a `tap` the guest has QEMU's user networking.
+    Without a `tap` the guest has QEMU's user networking. `shares` are the connections to the file servers of its
+    shares, in their order, None for those of other kinds than virtiofs.
     """
 
     qmp: int
@@ -28,6 +29,7 @@ class Descriptors(NamedTuple):
     overlay: Optional[int]
     backing: Optional[int]
     tap: Optional[int] = None
+    shares: tuple[Optional[int], ...] = ()
 
 
 class GuestPlan(NamedTuple):
@@ -43,6 +45,11 @@ class GuestPlan(NamedTuple):
     disk_format: str
     mac: str
     mounts: tuple[Mount, ...]
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether file servers beside QEMU reach the guest's memory."""
+        return any(mount.kind == "virtiofs" for mount in self.mounts)
 
 
 def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
@@ -73,7 +80,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-append", plan.cmdline,
         *_disks(plan, fds),
         *_network(plan, fds),
-        *_shares(plan.mounts),
+        *_shares(plan.mounts, fds.shares),
     ]  # fmt: skip
 
 
@@ -112,16 +119,25 @@ def _network(plan: GuestPlan, fds: Descriptors) -> list[str]:
     ]  # fmt: skip
 
 
-def _shares(mounts: tuple[Mount, ...]) -> list[str]:
-    """9p by QEMU itself, which runs as the user: the share has the rights of the user and no more."""
+def _shares(mounts: tuple[Mount, ...], fds: tuple[Optional[int], ...]) -> list[str]:
+    """9p by QEMU itself, which runs as the user, and virtiofs by a server that does: the user's rights and no more.
+
+    An NFS share is the guest's own matter. The queue is as long as virtiofsd takes (1024).
+    """
     arguments = []
     for number, mount in enumerate(mounts):
-        source = mount.source.replace(",", ",,")
-        readonly = ",readonly=on" if mount.readonly else ""
-        arguments += [
-            "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
-            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
-        ]  # fmt: skip
+        if mount.kind == "9p":
+            source = mount.source.replace(",", ",,")
+            readonly = ",readonly=on" if mount.readonly else ""
+            arguments += [
+                "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
+                "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
+            ]  # fmt: skip
+        elif mount.kind == "virtiofs":
+            arguments += [
+                "-chardev", f"socket,id=share{number},fd={fds[number]}",
+                "-device", f"vhost-user-fs-pci,chardev=share{number},tag={mount.name},queue-size=1024",
+            ]  # fmt: skip
     return arguments
 
 
