@@ -1,6 +1,6 @@
 """Guests' disks in whole jobs: each kind of root disk, the cache of images, the persistent disk, the workspace.
 
-Most guests are of an image that boots as `micro` does, with a disk beside it: ready in seconds, and what is on that disk
+Most guests are of an image that boots as `micro` does, with a disk beside it: ready in seconds, and what is on the disk
 is known to the byte.
 """
 

@@ -120,7 +120,7 @@ def test_ram_in_huge_pages(files: Files) -> None:
         maps = look(None, files, layout=BOUND, hugepage_kib=2048).numa_maps
         (line,) = (line for line in maps.splitlines() if "huge" in line)
         assert "bind:0" in line and "kernelpagesize_kB=2048" in line and "N0=128" in line
-        with pytest.raises(VTorqueError, match="QEMU did not start: exit status 1: .*memory"):
+        with pytest.raises(VTorqueError, match=r"QEMU did not start: exit status 1: .*memory"):
             look(None, files, layout=Layout.flat(2, 512), hugepage_kib=2048)
     finally:
         POOL.write_text(before)

@@ -72,6 +72,27 @@ def test_a_guest_with_a_disk() -> None:
     assert built == [*START, PLAN.cmdline, *ADD_SEED, *IO_THREAD, *DISK, *SEED, *SHARES]
 
 
+def test_shares_of_each_kind_in_their_order() -> None:
+    mounts = (
+        Mount("home", "virtiofs", "/home/carol", "/home/carol", False),
+        Mount("data", "nfs", "nfs1:/data", "/data", False, "krb5"),
+        MOUNTS[1],
+        Mount("apps", "virtiofs", "/apps", "/apps", True),
+    )
+    plan = PLAN._replace(mounts=mounts)
+    built = command_line("/usr/bin/qemu", plan, Descriptors(11, 12, 13, 14, None, None, shares=(21, None, None, 22)))
+    assert built[-12:] == shlex.split("""\
+        -chardev socket,id=share0,fd=21
+        -device vhost-user-fs-pci,chardev=share0,tag=home,queue-size=1024
+        -fsdev local,id=share2,path=/opt,security_model=none,multidevs=remap,readonly=on
+        -device virtio-9p-pci,fsdev=share2,mount_tag=opt-hpc
+        -chardev socket,id=share3,fd=22
+        -device vhost-user-fs-pci,chardev=share3,tag=apps,queue-size=1024
+    """)
+    assert "nfs1" not in " ".join(built)
+    assert (plan.shares_memory, PLAN.shares_memory) == (True, False)
+
+
 def test_a_guest_that_lives_in_its_initrd_by_emulation_and_without_shares() -> None:
     built = command_line(
         "/usr/bin/qemu", PLAN._replace(accelerator="tcg", mounts=()), Descriptors(11, 12, 13, 14, None, None)

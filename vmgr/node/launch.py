@@ -27,7 +27,7 @@ class Files(NamedTuple):
     """What QEMU gets as open descriptors; who opened them closes them. `overlay` is on `backing`, which is read only.
 
     Both are None for a guest without a disk, `tap` is None for one on user networking, `vhost` is the kernel's device
-    that serves the tap, `data` the file of a persistent disk.
+    that serves the tap, `data` the file of a persistent disk, `shares` are as in `Descriptors`.
     """
 
     seed: int
@@ -122,7 +122,7 @@ def start(
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         theirs = [theirs.fileno() for _, theirs in pairs]
-        fds = Descriptors(*theirs, *files[:-1])
+        fds = Descriptors(*theirs, *files)
         with group.opened() as joins:
             child = subprocess.Popen(
                 command_line(qemu, plan, fds),

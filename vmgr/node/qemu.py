@@ -23,7 +23,8 @@ class Descriptors(NamedTuple):
     """Numbers of the descriptors that QEMU inherits: connected sockets, opened files, and a tap.
 
     Without a `tap` the guest has QEMU's user networking. `vhost` is the kernel's device that serves a tap, where it is
-    used. `data` is the file of a persistent disk.
+    used. `data` is the file of a persistent disk. `shares` are the connections to the file servers of its shares, in
+    their order, None for those of other kinds than virtiofs.
     """
 
     qmp: int
@@ -35,6 +36,7 @@ class Descriptors(NamedTuple):
     tap: Optional[int] = None
     vhost: Optional[int] = None
     data: Optional[int] = None
+    shares: tuple[Optional[int], ...] = ()
 
 
 class GuestPlan(NamedTuple):
@@ -53,6 +55,11 @@ class GuestPlan(NamedTuple):
     mac: str
     mounts: tuple[Mount, ...]
     hugepage_kib: Optional[int] = None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether file servers beside QEMU reach the guest's memory."""
+        return any(mount.kind == "virtiofs" for mount in self.mounts)
 
 
 def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
@@ -82,7 +89,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-append", plan.cmdline,
         *_disks(plan, fds),
         *_network(plan, fds),
-        *_shares(plan.mounts),
+        *_shares(plan.mounts, fds.shares),
     ]  # fmt: skip
 
 
@@ -104,10 +111,14 @@ def _memory(plan: GuestPlan) -> list[str]:
     """
     machine, layout = "q35,usb=off,vmport=off,dump-guest-core=off", plan.layout
     size = ["-m", f"size={layout.ram_mib}M"]
-    shared = any(mount.kind == "virtiofs" for mount in plan.mounts)
-    if len(layout.cells) == 1 and layout.cells[0].host_node is None and not shared and plan.hugepage_kib is None:
+    if (
+        len(layout.cells) == 1
+        and layout.cells[0].host_node is None
+        and not plan.shares_memory
+        and plan.hugepage_kib is None
+    ):
         return ["-machine", machine, *size]
-    kind = "memory-backend-memfd,share=on" if shared or plan.hugepage_kib else "memory-backend-ram"
+    kind = "memory-backend-memfd,share=on" if plan.shares_memory or plan.hugepage_kib else "memory-backend-ram"
     huge = "" if plan.hugepage_kib is None else f",hugetlb=on,hugetlbsize={plan.hugepage_kib}K,prealloc=on"
     objects, nodes = [], []
     for number, cell in enumerate(layout.cells):
@@ -165,16 +176,25 @@ def _network(plan: GuestPlan, fds: Descriptors) -> list[str]:
     ]  # fmt: skip
 
 
-def _shares(mounts: tuple[Mount, ...]) -> list[str]:
-    """9p by QEMU itself, which runs as the user: the share has the rights of the user and no more."""
+def _shares(mounts: tuple[Mount, ...], fds: tuple[Optional[int], ...]) -> list[str]:
+    """9p by QEMU itself, which runs as the user, and virtiofs by a server that does: the user's rights and no more.
+
+    An NFS share is the guest's own matter. The queue is as long as virtiofsd takes (1024).
+    """
     arguments = []
     for number, mount in enumerate(mounts):
-        source = mount.source.replace(",", ",,")
-        readonly = ",readonly=on" if mount.readonly else ""
-        arguments += [
-            "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
-            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
-        ]  # fmt: skip
+        if mount.kind == "9p":
+            source = mount.source.replace(",", ",,")
+            readonly = ",readonly=on" if mount.readonly else ""
+            arguments += [
+                "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
+                "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
+            ]  # fmt: skip
+        elif mount.kind == "virtiofs":
+            arguments += [
+                "-chardev", f"socket,id=share{number},fd={fds[number]}",
+                "-device", f"vhost-user-fs-pci,chardev=share{number},tag={mount.name},queue-size=1024",
+            ]  # fmt: skip
     return arguments
 
 
