@@ -104,7 +104,7 @@ def test_a_guest_that_lives_in_its_initrd_by_emulation_and_without_shares() -> N
 def memory(layout: Layout, kind: str = "9p", hugepage_kib: Optional[int] = None) -> str:
     """The part of a command line that is about machine and memory."""
     plan = PLAN._replace(layout=layout, mounts=(MOUNTS[0]._replace(kind=kind),), hugepage_kib=hugepage_kib)
-    line = command_line("q", plan, Descriptors(1, 2, 3, 4, None, None))
+    line = command_line("q", plan, Descriptors(1, 2, 3, 4, None, None, shares=(5,)))
     return " ".join(line[line.index("-machine") : line.index("-no-reboot")])
 
 
