@@ -38,13 +38,15 @@ class NumaNode(NamedTuple):
 class Topology(NamedTuple):
     """A machine: its CPUs and NUMA nodes by number, and the distances between the latter (ACPI's SLIT, 10 is here).
 
-    A machine without NUMA has no `nodes`; `memory_mib` is what it has in all.
+    A machine without NUMA has no `nodes`; `memory_mib` is what it has in all, and `hugepages`, elsewhere empty, are
+    as those of a node. `distances` has every pair of nodes.
     """
 
     cpus: tuple[Cpu, ...]
     nodes: tuple[NumaNode, ...]
     distances: Mapping[tuple[int, int], int]
     memory_mib: int
+    hugepages: Mapping[int, tuple[int, int]] = {}
 
 
 class Allowed(NamedTuple):
