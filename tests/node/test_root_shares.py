@@ -80,9 +80,9 @@ def test_a_server_has_the_users_rights_and_no_more(
             assert int(found[kind], 16) == 0, kind
         assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
         assert os.getsid(server.pid) == server.pid
-        fds = [os.readlink(f"/proc/{server.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{server.pid}/fd")]
+        fds = [os.fspath(fd.readlink()) for fd in Path(f"/proc/{server.pid}/fd").iterdir()]
         assert "/etc/shadow" not in fds and str(base / "place") not in fds
-        mine = os.readlink(f"/proc/self/fd/{server.socket_fd}")
+        mine = os.fspath(Path(f"/proc/self/fd/{server.socket_fd}").readlink())
         assert mine not in fds, "it would not notice QEMU's end"
         assert list(place.folder.iterdir()) == [place.record], "the socket's name is gone"
         assert [step["pid"] for step in record.steps(place) if step["role"] == "virtiofsd"] == [server.pid]
@@ -130,8 +130,12 @@ def test_without_such_shares_nothing_is_started(user: User, place: record.Place)
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [("/absent", "No such file or directory: /absent"), ("{base}/closed/inner", "Permission denied"), ("/etc/passwd", "Not a directory")],
-)  # fmt: skip
+    [
+        ("/absent", "No such file or directory: /absent"),
+        ("{base}/closed/inner", "Permission denied"),
+        ("/etc/passwd", "Not a directory"),
+    ],
+)
 def test_a_folder_that_the_user_cannot_enter(
     program: Virtiofsd, user: User, place: record.Place, base: Path, source: str, reason: str
 ) -> None:

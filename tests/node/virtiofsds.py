@@ -1,4 +1,4 @@
-"""The virtiofsd programs that the tests are run with: QEMU's own, and that of Rust where VTORQUE_TEST_VIRTIOFSD names it."""
+"""The virtiofsd programs of the tests: QEMU's own, and that of Rust where VTORQUE_TEST_VIRTIOFSD names it."""
 
 from __future__ import annotations
 

@@ -55,6 +55,6 @@ def test_the_program_of_rust() -> None:
 
 @pytest.mark.parametrize("text", ["", "usage: nothing of the kind", "source=PATH"])
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(VTorqueError, match="/v .hypervisor.virtiofsd. is no virtiofsd that can be used") as caught:
+    with pytest.raises(VTorqueError, match=r"/v .hypervisor.virtiofsd. is no virtiofsd that can be used") as caught:
         from_help("/v", text)
     assert caught.value.code is Code.NODE

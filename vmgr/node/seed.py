@@ -204,10 +204,22 @@ def _search(network: GuestNet) -> list[str]:
     return list(dict.fromkeys([*([network.domain] if network.domain else []), *network.search]))
 
 
+def _mount_line(mount: Mount) -> str:
+    """A share as six words: name, kind, target, mode, security and source; the last two are those of NFS, else `-`."""
+    source = mount.source if mount.kind == "nfs" else "-"
+    words = (
+        mount.name, mount.kind, mount.target, "ro" if mount.readonly else "rw", mount.security or "-", source
+    )  # fmt: skip
+    return " ".join(word.translate(_NO_BLANKS) for word in words)
+
+
+_NO_BLANKS = {ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"}
+"""As in /proc/mounts (proc(5))."""
+
+
 def _guest_env(plan: SeedPlan) -> str:
     """Shell assignments for the guest program."""
     user, network = plan.user, plan.network
-    mounts = [f"{m.name} {m.kind} {m.target} {'ro' if m.readonly else 'rw'}" for m in plan.mounts]
     values = {
         "VT_USER": user.name,
         "VT_UID": str(user.uid),
@@ -226,7 +238,7 @@ def _guest_env(plan: SeedPlan) -> str:
         "VT_SEARCH": " ".join(_search(network)),
         "VT_NTP": " ".join(network.ntp),
         "VT_WAIT_HOSTS": "1" if plan.wait_hosts else "",
-        "VT_MOUNTS": "\n".join(mounts),
+        "VT_MOUNTS": "\n".join(map(_mount_line, plan.mounts)),
         "VT_ENV": "\n".join(f"{name}={value}" for name, value in plan.environment.items()),
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
