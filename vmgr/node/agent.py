@@ -39,6 +39,7 @@ from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
 from vmgr.node.waiting import all_of, every, first
+from vmgr.node.workspace import job_names
 from vmgr.paths import installation
 from vmgr.policy import Subject
 from vmgr.trust import check_trusted
@@ -328,7 +329,10 @@ class Agent:
         key = None
         if len(network.members) > 1 and network.kind != "user":
             key = await read_file(user, f"{directory.directory}/key", limit=MAX_KEY_BYTES, timeout_s=patience)
-        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, key)
+        shares = [mount for mount in self.config.mounts if mount.name in spec.mounts]
+        stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key)
+        mounts = tuple(mount.filled(stands_for._asdict()) for mount in shares)
+        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key)
 
     @contextmanager
     def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:

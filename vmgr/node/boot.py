@@ -28,8 +28,11 @@ from vmgr.node.placing import Seats, find_seats
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.seeding import Common, certificate, write_seed_of
 from vmgr.node.shares import serve_all
-from vmgr.node.staging import Disk, StageRequest, stage
+from vmgr.node.staging.disks import close_disk, stage
+from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.state import Progress, Together
+from vmgr.node.waiting import every
+from vmgr.node.workspace import open_workspace
 from vmgr.trust import check_trusted
 
 CONSOLE_LOG_BYTES = 1 << 20
@@ -100,20 +103,42 @@ async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
 
 async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack) -> Staged:
     """Make what the guests need beside their seeds and network; what is opened for QEMU is closed with `opened`."""
-    request = StageRequest(
-        config=config, place=job.place, image=job.image, user=job.user, names=[member.name for member in job.own],
-        fs_type=job.spec.fs_type, workspace=job.workspace, tell=progress.doing,
-    )  # fmt: skip
-    staging = asyncio.gather(
+    if job.stands_for.workspace is not None:
+        leads = job.allocation.node_index == 0
+        await open_workspace(config, job.place, job.user, job.stands_for.workspace, leads=leads)
+    staging = asyncio.ensure_future(every(
         make_host_key(job.place),
         probe_beside(config, job.image.path("kernel")),
-        stage(request, opened),
+        _stage_disks(job, config, progress, opened),
         _open_data(job, config, opened),
-    )
+    ))  # fmt: skip
+    await asyncio.sleep(0)
     await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
     import vmgr.node.seed  # noqa: F401
 
-    return Staged(*await staging)
+    try:
+        return Staged(*await staging)
+    finally:
+        staging.cancel()
+
+
+async def _stage_disks(job: Job, config: Config, progress: Progress, opened: ExitStack) -> Sequence[Optional[Disk]]:
+    disks = await stage(
+        StageRequest(
+            config=config,
+            place=job.place,
+            image=job.image,
+            user=job.user,
+            names=[member.name for member in job.own],
+            fs_type=job.spec.fs_type,
+            ram_mib=job.group.ram_mib * len(job.own),
+            workspace=job.stands_for.workspace,
+            tell=progress.doing,
+        )
+    )
+    for disk in disks:
+        opened.callback(close_disk, disk)
+    return disks
 
 
 async def _open_data(job: Job, config: Config, opened: ExitStack) -> Optional[int]:

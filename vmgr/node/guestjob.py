@@ -12,13 +12,14 @@ from vmgr.node.allocation import Allocation
 from vmgr.node.members import Member
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.userio import User
+from vmgr.node.workspace import JobNames
 
 
 class Job(NamedTuple):
     """What guests are booted for on this node.
 
-    `mounts` are the guests' shares, with all that their paths may hold put in, `workspace` is the job's folder on the
-    shared file system, None on a site without. `key` is the file of the job's key, None where no guest needs it.
+    `mounts` are the guests' shares with `stands_for` put in for the names in their paths; `key` is the file of the job's key, None where no
+    guest needs it.
     """
 
     job_id: str
@@ -29,7 +30,7 @@ class Job(NamedTuple):
     allocation: Allocation
     network: NetworkPlan
     mounts: tuple[Mount, ...]
-    workspace: Optional[str]
+    stands_for: JobNames
     key: Optional[bytes]
 
     @property

@@ -44,7 +44,7 @@ async def find_seats(config: Config, job: Job) -> Seats:
             _check_hugepages(topology, hugepage_kib, group.ram_mib * len(names))
         return Seats((None,) * len(names), None)
     assigned = slots if config.resources.slots_are_cpus and slots else None
-    allowed = allowed_for(job.job_id, assigned)
+    allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
     advised = None
     if pinning.mode == "numad":
         vcpus, ram_mib = group.vcpus * len(names), group.ram_mib * len(names)
