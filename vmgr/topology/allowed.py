@@ -71,11 +71,14 @@ def read_allowed(topology: Topology, root: Path = Path("/")) -> Allowed:
             break
     if not tree.is_live:
         return found
-    cpus = found.cpus & os.sched_getaffinity(0)
     status = re.search(r"^Mems_allowed_list:\s*(\S+)$", tree.text("proc/self/status") or "", re.MULTILINE)
     mems = None if status is None else parse_cpus(status[1])
-    nodes = found.nodes if mems is None else found.nodes & mems
-    return found if (cpus, nodes) == found[:2] else Allowed(cpus, nodes, "the affinity of this process")
+    bound = Allowed(
+        _online(topology) & os.sched_getaffinity(0),
+        found.nodes if mems is None else _nodes(topology) & mems,
+        "the affinity of this process",
+    )
+    return found if found[:2] == bound[:2] else bound
 
 
 def job_cpuset(topology: Topology, job_id: str, root: Path = Path("/")) -> Optional[Allowed]:
