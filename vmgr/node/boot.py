@@ -122,7 +122,11 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
     for template in templates.rglob("*"):
         check_trusted(template)
     kernel, disk = image.path("kernel"), image.path("disk") if image.disk else None
-    mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
+    mounts = tuple(
+        mount.filled({"home": job.user.home, "user": job.user.name})
+        for mount in config.mounts
+        if mount.name in job.spec.mounts
+    )
     affinities = reserve(config, place, job.spec.pinning, job.group.vcpus, len(own))
     overlays = [reserve_overlay(config, place, image, member.name) if disk else None for member in own]
     staged = [Staged(*each) for each in zip(own, overlays, affinities)]
