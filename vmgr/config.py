@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
@@ -76,8 +77,23 @@ class Hypervisor(NamedTuple):
         return None if self.hugepages is None else {"2M": 2 << 10, "1G": 1 << 20}[self.hugepages]
 
 
+def fill(text: str, names: Mapping[str, Optional[str]]) -> str:
+    """A path with what is known of a job put in for `{home}`, `{user}`, `{job}` and `{workspace}`."""
+    for name, value in names.items():
+        if value is not None:
+            text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+class Workspace(NamedTuple):
+    """The jobs' folders: where one is, by a pattern with `{home}`, `{user}` and `{job}`, and whether it goes again."""
+
+    folder: Optional[str]
+    wipe: bool
+
+
 class Mount(NamedTuple):
-    """One share; `source` and `target` may hold `{home}`.
+    """One share; `source` and `target` may hold `{home}`, `{user}`, `{job}` and `{workspace}`.
 
     `source` is a folder of the node, or `SERVER:/PATH` for the kind `nfs`, which alone has `security` (`krb5`, `krb5i`,
     `krb5p`, or `sys` with `public`, for what everybody may read).
@@ -91,9 +107,19 @@ class Mount(NamedTuple):
     security: Optional[str] = None
     public: bool = False
 
-    def for_home(self, home: str) -> Mount:
-        """This share with the user's home put in."""
-        return self._replace(source=self.source.replace("{home}", home), target=self.target.replace("{home}", home))
+    def filled(self, names: Mapping[str, Optional[str]]) -> Mount:
+        """This share for one job, as `fill` does it; what is not known, which is None or missing, stays as it is."""
+        return self._replace(source=fill(self.source, names), target=fill(self.target, names))
+
+    @property
+    def needs_workspace(self) -> bool:
+        """Whether this share shows the job's workspace, or something in it."""
+        return "{workspace}" in self.source + self.target
+
+    @property
+    def is_known(self) -> bool:
+        """Whether everything has been put in; before a job is submitted it has no id."""
+        return not any(name in path for path in (self.source, self.target) for name in ("{job}", "{workspace}"))
 
 
 class Bridge(NamedTuple):
@@ -138,6 +164,8 @@ class Timeouts(NamedTuple):
     attach: int
     vm_epilogue: int
     shutdown: int
+    disk: int
+    wipe: int
 
 
 class Rotate(NamedTuple):
@@ -192,6 +220,10 @@ class Config:
     @cached_property
     def mounts(self) -> tuple[Mount, ...]:
         return tuple(Mount(**mount) for mount in self._tree["mounts"])
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(**self._tree["workspace"])
 
     @cached_property
     def local(self) -> Local:

@@ -36,7 +36,7 @@ from vmgr.netfields import (
     subnets,
 )
 from vmgr.policyschema import POLICY, check_policy
-from vmgr.sharefields import KINDS, SECURITY, check_share
+from vmgr.sharefields import KINDS, SECURITY, check_share, with_workspace
 
 MAX_RUN_PATH = 30
 """Longest `paths.run`: with the names below it the path of a socket stays within 107 bytes (unix(7))."""
@@ -106,7 +106,11 @@ SCHEMA: dict[str, Any] = {
         {
             "name": Key(name, REQUIRED, "the share's tag"),
             "kind": Key(choice(*KINDS), "9p", "how it is served; see [shares.md](shares.md)"),
-            "source": Key(text, REQUIRED, "folder of the node, of kind nfs SERVER:/PATH; {home}: the user's"),
+            "source": Key(
+                text,
+                REQUIRED,
+                "folder of the node, of kind nfs SERVER:/PATH; {home}, {user}, {job}, {workspace}: the job's",
+            ),
             "target": Key(text, REQUIRED, "where the guest mounts it"),
             "readonly": Key(flag, False, "whether the guest may not write"),
             "security": Key(nullable(choice(*SECURITY)), None, "kind nfs: by what the server knows who asks"),
@@ -115,6 +119,14 @@ SCHEMA: dict[str, Any] = {
         MOUNTS,
         "what guests see of the node's file systems, with the rights of the job's user",
     ),
+    "workspace": {
+        "folder": Key(
+            nullable(text),
+            None,
+            "each job's folder on a file system that all nodes share, such as /scratch/{user}/{job}",
+        ),
+        "wipe": Key(flag, False, "whether it is wiped after the job"),
+    },
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
         "kill_user_processes": Key(flag, False, "whether what a job leaves running on its nodes is ended"),
@@ -153,6 +165,12 @@ SCHEMA: dict[str, Any] = {
         "attach": Key(number(5, 3600), 600, "seconds that a ready guest waits for its job; then it is ended"),
         "vm_epilogue": Key(number(1, 3600), 60, "seconds for the VM epilogue"),
         "shutdown": Key(number(1, 600), 15, "seconds for a guest to power off"),
+        "disk": Key(
+            number(0, 600),
+            20,
+            "seconds that an epilogue lets a guest with a persistent disk shut down, before it ends it",
+        ),
+        "wipe": Key(number(1, 3600), 120, "seconds for the wiping of a workspace at the end of its job"),
     },
     "logging": {
         "level": Key(choice("debug", "info", "warning", "error"), "info", "least severe message that is kept"),
@@ -173,6 +191,7 @@ def check_config(tree: Any) -> dict[str, Any]:
     checked = check(tree, SCHEMA)
     if len(checked["paths"]["run"]) > MAX_RUN_PATH:
         raise Problem(("paths", "run"), f"at most {MAX_RUN_PATH} characters, because sockets lie below it")
+    checked["mounts"] = with_workspace(checked["workspace"], checked["mounts"])
     tags = [mount["name"] for mount in checked["mounts"]]
     targets = [mount["target"] for mount in checked["mounts"]]
     for index, mount in enumerate(checked["mounts"]):

@@ -17,7 +17,7 @@ from vmgr.checks import (
     guest_group,
     with_room,
 )
-from vmgr.config import Config, Mount
+from vmgr.config import Config, Mount, fill
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
 from vmgr.jobspec import MAX_ARGUMENTS, Pinning
@@ -93,7 +93,7 @@ def make_plan(
     check_shares(features.mounts, image, checker)
     _check_nodes(asked_of_nodes, policy)
     fitted = fit(group, features, asked_of_nodes, image, request, checker)
-    mounts = tuple(mount.for_home(account.home) for mount in config.mounts if mount.name in features.mounts)
+    mounts = _known_mounts(config, features.mounts, account)
     here = submission_directory()
     check_staging(attributes, mounts, account.home)
     prologue = resources.get("prologue")
@@ -118,6 +118,15 @@ def make_plan(
         hooks={key: read_user_file(str(request[key].value), key) for key in HOOKS if key in request},
         fitted=fitted._replace(notes=(*fitted.notes, *note)),
     )
+
+
+def _known_mounts(config: Config, names: tuple[str, ...], account: Account) -> tuple[Mount, ...]:
+    """The shares of the guests whose folders can be told before the job has an id."""
+    known = {"home": account.home, "user": account.name}
+    if config.workspace.folder is not None:
+        known["workspace"] = fill(config.workspace.folder, known)
+    mounts = (mount.filled(known) for mount in config.mounts if mount.name in names)
+    return tuple(mount for mount in mounts if mount.is_known)
 
 
 def _text(request: Request, key: str) -> Optional[str]:

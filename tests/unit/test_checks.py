@@ -276,7 +276,7 @@ def test_default_shares(site: Site, mounts: str, default: tuple[str, ...]) -> No
 )
 def test_visible_in_guest(path: str, seen: bool) -> None:
     mounts = (
-        Mount("home", "9p", "{home}", "{home}", False).for_home("/home/carol"),
+        Mount("home", "9p", "{home}", "{home}", False).filled({"home": "/home/carol"}),
         Mount("opt", "9p", "/opt", "/opt-hpc", True),
         Mount("data", "9p", "/data/", "/data/", False),
     )

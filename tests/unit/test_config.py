@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmgr.config import Config, compile_config, load_config, read_tree
+from vmgr.config import Config, Mount, compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
 from vmgr.fields import Items, Key, Named, OneOf
 from vmgr.paths import Installation
@@ -190,6 +190,57 @@ def test_tags_have_the_length_that_qemu_takes(install: Installation) -> None:
     for kind in ("9p", "virtiofs"):
         with pytest.raises(VTorqueError, match=r"mounts\[0\].name is .*: at most 31 characters"):
             load(install, text % ("a" * 32, kind))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("workspace: {wipe: true}", "line 1: workspace.wipe is 'True': means nothing without workspace.folder"),
+        ("workspace: {folder: '/w/{user}', wipe: true}", "workspace.wipe is 'True': would wipe what is not this job's"),
+        ("workspace: {folder: '/w/{job}/{user}', wipe: true}", "workspace.wipe"),
+        ("workspace: {folder: '/w/{job}/../{job}', wipe: true}", "an absolute path without blanks and `..`"),
+        ("workspace: {folder: 'w/{job}'}", "workspace.folder is 'w/{job}': an absolute path"),
+        ("workspace: {folder: '/w/{jobid}'}", "{jobid} is none of the names {home}, {user}, {job}"),
+        ("workspace: {folder: '/w/{workspace}'}", "{workspace} is none of the names"),
+        ("workspace: {folder: '/w/{job'}", "{job is none of the names"),
+        (
+            "mounts: [{name: w, source: '{workspace}', target: /w}]",
+            "mounts[0]: {workspace} means nothing without workspace.folder",
+        ),
+        ("mounts: [{name: w, source: /w, target: '{workspace}'}]", "without workspace.folder"),
+        (
+            "mounts: [{name: w, source: /w, target: /workspace}]\nworkspace: {folder: '/w/{job}'}",
+            "workspace.folder is '/w/{job}': a share has the target /workspace already",
+        ),
+        (
+            "mounts: [{name: workspace, source: /w, target: /w}]\nworkspace: {folder: '/w/{job}'}",
+            "a share has the name workspace already; give a share the source {workspace}",
+        ),
+        ("workspace: {folder: '/w/{user}/{job}/', wipe: true}", None),
+        ("workspace: {folder: '{home}/w-{job}-{user}', wipe: true}", None),
+        ("workspace: {folder: '/w/{user}'}", None),
+    ],
+)
+def test_workspaces(install: Installation, text: str, message: Optional[str]) -> None:
+    if message is None:
+        assert load(install, text).mounts[-1].source == "{workspace}"
+        return
+    with pytest.raises(VTorqueError) as caught:
+        load(install, text)
+    assert message in str(caught.value)
+
+
+def test_the_share_of_the_workspace(install: Installation) -> None:
+    config = load(install, "workspace: {folder: '/scratch/{user}/{job}'}\npolicy: {mounts: {default: [workspace]}}")
+    assert config.mounts[-1] == Mount("workspace", "9p", "{workspace}", "/workspace", False)
+    assert config.workspace == ("/scratch/{user}/{job}", False)
+    own = "mounts: [{name: w, kind: virtiofs, source: '{workspace}/data', target: '{workspace}/data'}]\n"
+    config = load(install, own + "workspace: {folder: '/scratch/{user}/{job}'}")
+    assert [mount.name for mount in config.mounts] == ["w"]
+    names = {"home": "/home/carol", "user": "carol", "job": "12.host", "workspace": "/scratch/carol/12.host"}
+    filled = config.mounts[0].filled(names)
+    assert filled.source == filled.target == "/scratch/carol/12.host/data" and filled.is_known
+    assert not config.mounts[0].filled({"home": "/home/carol", "user": "carol", "job": None}).is_known
 
 
 def test_missing_file(install: Installation) -> None:

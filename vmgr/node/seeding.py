@@ -77,9 +77,17 @@ def _seed_plan(job: Job, member: Member, common: Common) -> SeedPlan:
             "VTORQUE_JOBID": job.job_id,
             "VTORQUE_NODE": job.allocation.name,
             "VTORQUE_RANK": str(member.rank),
+            **_workspace(job),
             **({"VTORQUE_GUESTS": names} if len(names) <= MAX_VARIABLE_BYTES else {}),
             "VTORQUE_VCPUS": str(group.vcpus),
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
         metadata=job.spec.metadata,
     )
+
+
+def _workspace(job: Job) -> dict[str, str]:
+    """Where the job sees its workspace, if a share shows the whole of it."""
+    folder = job.stands_for.workspace
+    found = (mount.target for mount in job.mounts if folder is not None and mount.source == folder)
+    return {"VTORQUE_WORKSPACE": target for target in list(found)[:1]}

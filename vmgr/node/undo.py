@@ -80,3 +80,7 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.network.undo import undo_network  # few jobs have such a step
 
         undo_network(step)
+    elif kind == "workspace":
+        from vmgr.node.workspace import undo_workspace  # as above
+
+        undo_workspace(step, patience_s)

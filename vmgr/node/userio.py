@@ -13,8 +13,10 @@ import grp
 import os
 import pwd
 import re
+import select
 import signal
 import stat
+import time
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -128,6 +130,55 @@ async def write_in_folder(user: User, folder: str, name: str, data: bytes, *, ti
     await _as_user(user, write, f"{folder}/{name}", limit=0, timeout_s=timeout_s)
 
 
+async def act(
+    user: User, work: Callable[[], None], path: str, *, timeout_s: float, code: Code, hint: Optional[str] = None
+) -> None:
+    """Do something to `path` with the user's rights. `work` says what is wrong by OSError.
+
+    Raises VTorqueError with `code` and `hint`.
+    """
+    await _as_user(user, lambda _: work(), path, limit=0, timeout_s=timeout_s, code=code, hint=hint)
+
+
+def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float) -> None:
+    """The same for a program without a loop, which waits for it. Raises OSError."""
+    pid, results = _start(user, lambda _: work())
+    try:
+        deadline = time.monotonic() + timeout_s
+        said = b""
+        poll = select.poll()
+        poll.register(results, select.POLLIN)
+        while True:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise OSError(f"{path}: not done after {timeout_s:.2f} s")
+            data = os.read(results, 4096)
+            if not data:
+                break
+            said = (said + data)[-4096:]
+    finally:
+        os.close(results)
+        os.kill(pid, signal.SIGKILL)  # it has ended, or is to
+        _reap_within(pid, REAP_SECONDS)
+    verdict = said.rpartition(b"\0")[2]
+    if verdict != b"ok":
+        raise OSError(f"{path}: {verdict.decode('utf-8', 'replace') or 'the process for it died'}")
+
+
+def _reap_within(pid: int, timeout_s: float) -> None:
+    """Collect a child that ends in time; one that hangs in the kernel is left behind."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if poll.poll(timeout_s * 1000):
+            os.waitpid(pid, 0)
+    finally:
+        os.close(fd)
+
+
 class Stream:
     """What a child with a user's rights writes, until it is closed, which ends the child."""
 
@@ -173,7 +224,16 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit: int, timeout_s: float) -> bytes:
+async def _as_user(
+    user: User,
+    work: Callable[[int], None],
+    path: str,
+    *,
+    limit: int,
+    timeout_s: float,
+    code: Code = Code.SPEC,
+    hint: Optional[str] = "submit again by vsub",
+) -> bytes:
     """What `work` wrote to its descriptor, run in a child with the user's credentials."""
     pid, results = _start(user, work)
     try:
@@ -181,7 +241,7 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
     except asyncio.TimeoutError:
         os.kill(pid, signal.SIGKILL)
         raise VTorqueError(
-            f"{path} could not be read within {timeout_s:g} s", code=Code.SPEC, hint="does its file system answer?"
+            f"{path} could not be used within {timeout_s:g} s", code=code, hint="does its file system answer?"
         ) from None
     finally:
         os.close(results)
@@ -189,7 +249,7 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
     body, _, verdict = data.rpartition(b"\0")
     if verdict != b"ok":
         reason = verdict.decode("utf-8", "replace") if verdict else "the reading process died"
-        raise VTorqueError(f"{path} cannot be used: {reason}", code=Code.SPEC, hint="submit again by vsub")
+        raise VTorqueError(f"{path} cannot be used: {reason}", code=code, hint=hint)
     return body
 
 
