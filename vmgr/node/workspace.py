@@ -44,12 +44,6 @@ def job_names(config: Config, mounts: Iterable[Mount], user: User, job_id: str, 
     return JobNames(user.home, user.name, job, path)
 
 
-def seen_at(mounts: Iterable[Mount], names: JobNames) -> Optional[str]:
-    """Where the job sees its workspace (`VTORQUE_WORKSPACE`); `mounts` are the site's shares that its guests have."""
-    shares = (mount for mount in mounts if mount.source == "{workspace}" and names.workspace is not None)
-    return next((mount.filled(names._asdict()).target for mount in shares), None)
-
-
 async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, leads: bool) -> None:
     """Make the workspace `path`, unless another node has; on the mother superior (`leads`) it is undone later.
 
