@@ -118,7 +118,7 @@ touch started; while [ ! -e go ]; do sleep 0.2; done
 """
     job = user.submit(script)
     eventually(lambda: (user.home / "started").exists(), "the job runs")
-    folder = site.root / "ws" / user.name / job
+    (folder,) = (site.root / "ws" / user.name).iterdir()
     assert (folder / "deep" / "er" / "file").read_text() == "data\n"
     user.write("go", "")
     assert site.wait(job) == 0

@@ -39,7 +39,7 @@ from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
 from vmgr.node.waiting import all_of, every, first
-from vmgr.node.workspace import job_names
+from vmgr.node.workspace import job_names, wipe_workspace
 from vmgr.paths import installation
 from vmgr.policy import Subject
 from vmgr.trust import check_trusted
@@ -121,6 +121,7 @@ class Agent:
         self.job_over = asyncio.Event()
         self.progress = Progress(place.start, {"job_id": call.job_id, "attempt": place.attempt})
         self.fellows: Optional[Fellows] = None
+        self.job: Optional[Job] = None
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -147,6 +148,7 @@ class Agent:
         await self._hear_of_the_end()
         if leftovers is not None:
             await leftovers.end()
+        await self._wipe()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         record.note_end(self.config.paths, self.call.job_id, self.place)
@@ -185,6 +187,17 @@ class Agent:
             problem = await self.fellows.all_gone(timeouts.vm_epilogue + timeouts.shutdown)
             if problem is not None:
                 self.progress.fail(problem)
+
+    async def _wipe(self) -> None:
+        """On the mother superior: wipe the job's workspace where the site says so, now that no node uses it."""
+        if self.job is None or self.job.allocation.node_index or not self.config.workspace.wipe:
+            return
+        path = self.job.stands_for.workspace
+        if path is not None:
+            try:
+                await wipe_workspace(self.config, self.job.user, path)
+            except VTorqueError as err:
+                LOGGER.warning("%s", err)
 
     async def _tell_of_the_end(self) -> None:
         """On a sister: tell that nothing is left here."""
@@ -238,7 +251,7 @@ class Agent:
         if len(allocation.nodes) > 1 and call.task_file is not None:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
         try:
-            job = await self._job(user, allocation)
+            self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
             self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
             self.progress.stage("spec", "staging")
@@ -330,7 +343,8 @@ class Agent:
         if len(network.members) > 1 and network.kind != "user":
             key = await read_file(user, f"{directory.directory}/key", limit=MAX_KEY_BYTES, timeout_s=patience)
         shares = [mount for mount in self.config.mounts if mount.name in spec.mounts]
-        stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key)
+        copies = spec.fs_type == "sharedfs"
+        stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key, copies=copies)
         mounts = tuple(mount.filled(stands_for._asdict()) for mount in shares)
         return Job(self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key)
 

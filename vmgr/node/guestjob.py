@@ -18,8 +18,8 @@ from vmgr.node.workspace import JobNames
 class Job(NamedTuple):
     """What guests are booted for on this node.
 
-    `mounts` are the guests' shares with `stands_for` put in for the names in their paths; `key` is the file of the job's key, None where no
-    guest needs it.
+    `mounts` are the guests' shares; in their paths `stands_for` has been put in. `key` is the file of the job's key,
+    None where no guest needs it.
     """
 
     job_id: str

@@ -122,7 +122,7 @@ def start(
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         theirs = [theirs.fileno() for _, theirs in pairs]
-        fds = Descriptors(*theirs, *files)
+        fds = Descriptors(theirs[0], theirs[1], theirs[2], *files)
         with group.opened() as joins:
             child = subprocess.Popen(
                 command_line(qemu, plan, fds),

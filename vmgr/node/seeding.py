@@ -11,6 +11,7 @@ from vmgr.node.keys import HostKey, certify
 from vmgr.node.members import Member
 from vmgr.node.network.plan import guest_net
 from vmgr.node.network.wires import Wires
+from vmgr.node.workspace import seen_at
 
 if TYPE_CHECKING:
     from vmgr.node.seed import SeedPlan
@@ -47,6 +48,7 @@ def _seed_plan(job: Job, member: Member, common: Common) -> SeedPlan:
     from vmgr.node.seed import SeedPlan
 
     group, wires, kind, names = job.group, common.wires, job.network.kind, " ".join(job.names)
+    workspace = seen_at(job.mounts, job.stands_for)
     known = {"user": [member], "job": job.network.members, "bridge": []}[kind]
     return SeedPlan(
         instance=f"{job.job_id}-{job.place.attempt}-{member.number}",
@@ -77,17 +79,10 @@ def _seed_plan(job: Job, member: Member, common: Common) -> SeedPlan:
             "VTORQUE_JOBID": job.job_id,
             "VTORQUE_NODE": job.allocation.name,
             "VTORQUE_RANK": str(member.rank),
-            **_workspace(job),
+            **({"VTORQUE_WORKSPACE": workspace} if workspace is not None else {}),
             **({"VTORQUE_GUESTS": names} if len(names) <= MAX_VARIABLE_BYTES else {}),
             "VTORQUE_VCPUS": str(group.vcpus),
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
         metadata=job.spec.metadata,
     )
-
-
-def _workspace(job: Job) -> dict[str, str]:
-    """Where the job sees its workspace, if a share shows the whole of it."""
-    folder = job.stands_for.workspace
-    found = (mount.target for mount in job.mounts if folder is not None and mount.source == folder)
-    return {"VTORQUE_WORKSPACE": target for target in list(found)[:1]}

@@ -29,19 +29,26 @@ class JobNames(NamedTuple):
     workspace: Optional[str]
 
 
-def job_names(config: Config, mounts: Iterable[Mount], user: User, job_id: str, key: str) -> JobNames:
+def job_names(
+    config: Config, mounts: Iterable[Mount], user: User, job_id: str, key: str, *, copies: bool = False
+) -> JobNames:
     """The names for the attempt `key` (alike on all nodes) of a job whose guests have these shares.
 
     A workspace that is wiped belongs to one attempt: its path holds the key, so that wiping what a crashed attempt
     has left, however late, cannot meet the next one. One that stays is found under the job's id, by a requeued job
-    too. There is none where no share shows it.
+    too. There is none where no share shows it, and their disks are not copied there (`copies`).
     """
     site, job = config.workspace, place_name(job_id)
     path = None
-    if site.folder is not None and any(mount.needs_workspace for mount in mounts):
+    if site.folder is not None and (copies or any(mount.needs_workspace for mount in mounts)):
         own = f"{job}.{key}" if site.wipe else job
         path = fill(site.folder, {"home": user.home, "user": user.name, "job": own}).rstrip("/")
     return JobNames(user.home, user.name, job, path)
+
+
+def seen_at(mounts: Iterable[Mount], names: JobNames) -> Optional[str]:
+    """Where the job sees its workspace in the guest (`VTORQUE_WORKSPACE`), of the shares that its guests have."""
+    return next((mount.target for mount in mounts if names.workspace and mount.source == names.workspace), None)
 
 
 async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, leads: bool) -> None:
