@@ -95,6 +95,7 @@ def make_plan(
     fitted = fit(group, features, asked_of_nodes, image, request, checker)
     mounts = _known_mounts(config, features.mounts, account)
     here = submission_directory()
+    features = _with_own_disk(features, here)
     check_staging(attributes, mounts, account.home)
     prologue = resources.get("prologue")
     work_dir = last(options, "w")
@@ -127,6 +128,14 @@ def _known_mounts(config: Config, names: tuple[str, ...], account: Account) -> t
         known["workspace"] = fill(config.workspace.folder, known)
     mounts = (mount.filled(known) for mount in config.mounts if mount.name in names)
     return tuple(mount for mount in mounts if mount.is_known)
+
+
+def _with_own_disk(features: Features, here: str) -> Features:
+    """A disk that the user has, by its whole path; everything else about it is for the node to see."""
+    disk = features.disk
+    if disk is None or disk.image is None:
+        return features
+    return features._replace(disk=disk._replace(image=below(here, disk.image)))
 
 
 def _text(request: Request, key: str) -> Optional[str]:

@@ -6,10 +6,10 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -26,6 +26,11 @@ class Process(NamedTuple):
     boot: str
     pid: int
     start: int
+
+
+def recorded(step: Mapping[str, Any]) -> Process:
+    """The process in a step of a record. Raises KeyError, TypeError or ValueError for what is none."""
+    return Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
 
 
 def boot_id() -> str:
@@ -79,7 +84,7 @@ def seconds_since(start: int) -> float:
 
 
 def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> bool:
-    """Send `sig` to exactly this process and wait until it is gone. False when it is still there at the end.
+    """Send `sig` (0: none) to exactly this process and wait until it is gone; false when it is still there at the end.
 
     The pidfd is opened before the identity is compared, so that the signal cannot reach a later owner of the pid.
     A process whose first thread has ended looks like a zombie and may live on in the others: only the pidfd tells.

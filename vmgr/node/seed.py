@@ -49,7 +49,7 @@ class SeedPlan(NamedTuple):
     `user_key` is its private half, with which the user gets from guest to guest; None leaves ssh as the image has it.
     `hosts` are address and name, `slots` name and vCPUs of every guest of the job, in the order of their ranks.
     `wait_hosts`: the addresses are not known yet; the guest tells its own (event `up`) and waits for the order `hosts`.
-    `metadata` is cloud-config of the user's own.
+    `metadata` is cloud-config of the user's own. `data`: the guest has the persistent disk.
     """
 
     instance: str
@@ -68,6 +68,7 @@ class SeedPlan(NamedTuple):
     user_key: Optional[str] = None
     host_cert: Optional[str] = None
     wait_hosts: bool = False
+    data: bool = False
 
 
 def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -239,6 +240,7 @@ def _guest_env(plan: SeedPlan) -> str:
         "VT_NTP": " ".join(network.ntp),
         "VT_WAIT_HOSTS": "1" if plan.wait_hosts else "",
         "VT_MOUNTS": "\n".join(map(_mount_line, plan.mounts)),
+        "VT_DATA": "1" if plan.data else "",
         "VT_ENV": "\n".join(f"{name}={value}" for name, value in plan.environment.items()),
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())

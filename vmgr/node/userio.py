@@ -15,8 +15,10 @@ import pwd
 import re
 import select
 import signal
+import socket
 import stat
 import time
+from array import array
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -140,6 +142,37 @@ async def act(
     await _as_user(user, lambda _: work(), path, limit=0, timeout_s=timeout_s, code=code, hint=hint)
 
 
+async def open_file(
+    user: User, opens: Callable[[], int], path: str, *, timeout_s: float, code: Code, hint: Optional[str] = None
+) -> int:
+    """The descriptor that `opens` gives, called with the user's rights; whatever it locks stays locked.
+
+    Raises VTorqueError with `code` and `hint`, saying what is wrong with `path`.
+    """
+
+    def work(out: int) -> None:
+        with socket.socket(fileno=os.dup(out)) as way:
+            socket.send_fds(way, [b"\0"], [opens()])
+
+    pid, results = _start(user, work, passes_files=True)
+    try:
+        data, files = await asyncio.wait_for(_receive(results), timeout_s)
+    except BaseException as err:
+        os.kill(pid, signal.SIGKILL)
+        if isinstance(err, asyncio.TimeoutError):
+            raise _too_late(path, timeout_s, code) from None
+        raise
+    finally:
+        os.close(results)
+        _reap_later(pid)
+    try:
+        _judge(data.rpartition(b"\0")[2], path, code, hint)
+        return files.pop()
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
 def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float) -> None:
     """The same for a program without a loop, which waits for it. Raises OSError."""
     pid, results = _start(user, lambda _: work())
@@ -240,29 +273,42 @@ async def _as_user(
         data = await asyncio.wait_for(_drain(results, limit + 4096), timeout_s)
     except asyncio.TimeoutError:
         os.kill(pid, signal.SIGKILL)
-        raise VTorqueError(
-            f"{path} could not be used within {timeout_s:g} s", code=code, hint="does its file system answer?"
-        ) from None
+        raise _too_late(path, timeout_s, code) from None
     finally:
         os.close(results)
         _reap_later(pid)
     body, _, verdict = data.rpartition(b"\0")
-    if verdict != b"ok":
-        reason = verdict.decode("utf-8", "replace") if verdict else "the reading process died"
-        raise VTorqueError(f"{path} cannot be used: {reason}", code=code, hint=hint)
+    _judge(verdict, path, code, hint)
     return body
 
 
-def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
+def _too_late(path: str, timeout_s: float, code: Code) -> VTorqueError:
+    return VTorqueError(
+        f"{path} could not be used within {timeout_s:g} s", code=code, hint="does its file system answer?"
+    )  # fmt: skip
+
+
+def _judge(verdict: bytes, path: str, code: Code, hint: Optional[str]) -> None:
+    """Raise VTorqueError unless a child has said that all went well."""
+    if verdict != b"ok":
+        reason = verdict.decode("utf-8", "replace") if verdict else "the process for it died"
+        raise VTorqueError(f"{path} cannot be used: {reason}", code=code, hint=hint)
+
+
+def _start(user: User, work: Callable[[int], None], *, passes_files: bool = False) -> tuple[int, int]:
     """Start `work` in a child with the user's credentials: its pid, and where to read what it writes.
 
-    Raises VTorqueError (VT-INTERNAL).
+    With `passes_files` that is a socket. Raises VTorqueError (VT-INTERNAL).
     """
     dies = dies_with(os.getpid())
     ends: list[int] = []
     try:
-        ends += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(ends[1], True)
+        if passes_files:
+            ends += [end.detach() for end in socket.socketpair()]
+            os.set_blocking(ends[0], False)
+        else:
+            ends += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            os.set_blocking(ends[1], True)
         pid = os.fork()
     except OSError as err:
         for end in ends:
@@ -324,6 +370,43 @@ async def _drain(fd: int, limit: int) -> bytes:
         return await done
     finally:
         loop.remove_reader(fd)
+
+
+async def _receive(fd: int) -> tuple[bytes, list[int]]:
+    """What comes over a socket until its other end is closed, with the descriptors that come along."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    chunks: list[bytes] = []
+    files: list[int] = []
+
+    def readable() -> None:
+        came = array("i")
+        try:
+            # not socket.recv_fds, which ignores its flags (Python 3.11)
+            data, parts, _, _ = way.recvmsg(4096, socket.CMSG_LEN(came.itemsize), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, parts = b"", []
+        chunks.append(data)
+        for level, kind, content in parts:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                came.frombytes(content[: len(content) - len(content) % came.itemsize])
+        files.extend(came)
+        if not data and not done.done():
+            done.set_result(None)
+
+    with socket.socket(fileno=os.dup(fd)) as way:
+        loop.add_reader(fd, readable)
+        try:
+            await done
+        except BaseException:
+            for each in files:
+                os.close(each)
+            raise
+        finally:
+            loop.remove_reader(fd)
+    return b"".join(chunks), files
 
 
 def _reap_later(pid: int) -> asyncio.Future[None]:
