@@ -115,9 +115,9 @@ def _narrowed(machine: Topology, allowed: Allowed, text: str) -> Allowed:
 
 def _planned(machine: Topology, allowed: Allowed, text: str) -> Seating:
     """Where the guests of a request would sit. Raises VTorqueError (status 2) when they do not fit."""
+    asked = read_plan(text)
     from vmgr.topology.plan import Ask, plan
 
-    asked = read_plan(text)
     host_cores = asked.get("host_cores")
     ask = Ask(
         guests=asked.get("vms_per_node", 1),

@@ -145,3 +145,16 @@ def portrait(placement: Placement) -> Sequence[str]:
     layout = placement.layout
     sees = [counted(layout.sockets, "socket"), counted(layout.cores, "core"), counted(layout.threads, "thread")]
     return [", ".join(threads), f"{' + '.join(where)}, seen as {' x '.join(sees)}, {counted(len(cells), 'node')}"]
+
+
+def wrapped(text: str, width: int, indent: str = "") -> Sequence[str]:
+    """`text` in lines of up to `width` letters, broken at spaces and behind commas; `indent` begins all but the first.
+
+    What has neither is not broken.
+    """
+    lines = [""]
+    for word in text.replace(",", ",\0").replace(" ", " \0").split("\0"):
+        if len(lines[-1]) + len(word.rstrip()) > width and lines[-1].strip():
+            lines.append(indent)
+        lines[-1] += word
+    return [line.rstrip() for line in lines]
