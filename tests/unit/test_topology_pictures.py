@@ -45,7 +45,7 @@ def crowd(topology: Topology) -> tuple[Mapping[str, Placement], frozenset[int]]:
 def read_back(picture: str) -> dict[int, str]:
     """What stands under each CPU of a drawn machine."""
     found: dict[int, str] = {}
-    lines = picture.partition("\ndistance ")[0].splitlines()
+    lines = picture.replace("|", "│").partition("\ndistance ")[0].splitlines()
     for above, below in zip(lines, lines[1:]):
         if above.startswith(" ") and re.fullmatch(r"[ 0-9│]+", above) and not re.fullmatch(r"[ 0-9│]+", below):
             for match in re.finditer(r"[0-9]+", above):
@@ -140,6 +140,9 @@ def test_what_a_guest_has_is_said() -> None:
     assert "1 GiB on node 0 + 1.5 GiB on node 1, seen as 2 sockets x 1 core x 2 threads, 2 nodes" in " ".join(
         line.strip() for line in picture.splitlines()
     )
+    together = guest._replace(io=guest.emulator)
+    shown = draw(topology, {"g": together}, read_allowed(topology, small("two-nodes-smt")), frozenset({1}))
+    assert "emulator and I/O on 1,5" in shown and "Aio" not in shown and read_back(shown)[1] == "host+"
     assert "huge pages of 2 MiB: 500 of 512 free" in picture
     assert read_back(picture) == {
         0: "A0", 4: "A1", 1: "Aem", 5: "Aem", 2: "A2+", 6: "A2+", 3: "Aio", 7: "·",

@@ -126,13 +126,12 @@ def test_cpus_that_may_be_used(vmgr_run: Vmgr) -> None:
         ("vcpus=1,ram=x", "VT-VALUE", "a size such as"),
         ("vcpus=1,vms_per_node=0", "VT-VALUE", "vms_per_node=0 in --plan"),
         ("vcpus=1,io=many", "VT-VALUE", "io=many in --plan"),
-        ("vcpus=9", "VT-RESOURCE", ""),
+        ("vcpus=9", "VT-RESOURCE", "9 vCPUs do not fit: 8 of 8 CPUs of this node are free"),
         ("vcpus=999999999,vms_per_node=999999999", "VT-RESOURCE", ""),
         ("vcpus=1,ram=900000G", "VT-RESOURCE", ""),
         ("vcpus=1,vms_per_node=999999999", "VT-RESOURCE", ""),
-        ("vcpus=1,host_cores=4", "VT-RESOURCE", ""),
-        ("vcpus=1,host_cores=999999999", "VT-RESOURCE", ""),
-        ("vcpus=1,io=999999999", "VT-RESOURCE", ""),
+        ("vcpus=8,host_cores=1", "VT-RESOURCE", "resources.host_cores"),
+        ("vcpus=8,host_cores=999999999", "VT-RESOURCE", "resources.host_cores"),
     ],
 )
 def test_plans_that_cannot_be(vmgr_run: Vmgr, plan: str, code: str, said: str) -> None:

@@ -144,7 +144,7 @@ def _key(placements: Mapping[str, Placement], cells: Mapping[int, _Cell]) -> str
     seen = {cell.who for cell in cells.values()}
     signs = {
         "A0 vCPU 0 of A": bool(placements),
-        "Aio its I/O threads": any(placement.io for placement in placements.values()),
+        "Aio its I/O threads": any(placement.io not in ((), placement.emulator) for placement in placements.values()),
         "Aem its emulator": any(placement.emulator for placement in placements.values()),
         "host kept for the host": any(who.startswith("host") for who in seen),
         f"{_MORE} and others": any(who.endswith(_MORE) for who in seen),
