@@ -26,6 +26,7 @@ from vmgr.topology.seats import (
 
 _PAGE = 1180
 _BLOCK = 420
+_NARROWEST = 720
 _PAD = 14
 _GAP = 10
 _CPU = 38
@@ -61,7 +62,7 @@ def draw_svg(
     cards = [_framed(f"package {package}", *_flow(inner, _PAGE - 2 * _PAD)) for package, inner in packages.items()]
     cards += [artist.node(node) for node in bare_nodes(topology)]
     width, height, groups = _flow(cards, _PAGE)
-    width = max(width, 640)
+    width = max(width, _NARROWEST)
     head = [_text(0, 18, summary(topology), size=17, weight="600")]
     usable = f"to be used: CPUs {show_cpus(allowed.cpus)} ({printable(allowed.source)})"
     lines = [usable, *([pages(topology.hugepages)] if pages(topology.hugepages) else [])]
