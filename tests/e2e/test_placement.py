@@ -75,7 +75,7 @@ def test_a_mapping_of_the_users_own(site: Site, user: User) -> None:
 def test_a_mapping_to_cpus_that_the_node_has_not(user: User) -> None:
     user.write("map.yaml", "1: {0: 4090}\n", 0o644)
     done = user.job("true", "-vm", "vcpu_pinning=map.yaml")
-    assert done.status == 71 and "vCPU 0 cannot be bound to the CPUs 4090" in done.err, done
+    assert done.status == 72 and "vCPU 0 cannot be bound to the CPUs 4090" in done.err, done
 
 
 def test_without_pinning_all_threads_may_run_anywhere(site: Site, user: User) -> None:
@@ -117,6 +117,6 @@ def test_a_guest_stays_within_the_cpuset_of_its_job(site: Site, user: User) -> N
             torque.rmdir()
 
 
-def test_more_vcpus_than_the_cpuset_has(site: Site, user: User) -> None:
+def test_more_vcpus_than_the_node_has(user: User) -> None:
     done = user.job("true", "-l", "nodes=1:ppn=4", "-vm", "vcpus=2,vms_per_node=2")
-    assert done.status == 71 and "do not fit" in done.err, done
+    assert done.status == 72 and "do not fit" in done.err, done

@@ -6,6 +6,7 @@ sandbox on, so whatever only root may open (disk, seed) comes in as a descriptor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -89,7 +90,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-append", plan.cmdline,
         *_disks(plan, fds),
         *_network(plan, fds),
-        *_shares(plan.mounts, fds.shares),
+        *share_arguments(plan.mounts, fds.shares),
     ]  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def _network(plan: GuestPlan, fds: Descriptors) -> list[str]:
     ]  # fmt: skip
 
 
-def _shares(mounts: tuple[Mount, ...], fds: tuple[Optional[int], ...]) -> list[str]:
+def share_arguments(mounts: Sequence[Mount], fds: Sequence[Optional[int]]) -> list[str]:
     """9p by QEMU itself, which runs as the user, and virtiofs by a server that does: the user's rights and no more.
 
     An NFS share is the guest's own matter. The queue is as long as virtiofsd takes (1024).

@@ -85,4 +85,5 @@ def _seed_plan(job: Job, member: Member, common: Common) -> SeedPlan:
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
         metadata=job.spec.metadata,
+        data=job.spec.disk is not None and member.rank == 0,
     )

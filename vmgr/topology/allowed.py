@@ -83,13 +83,18 @@ def read_allowed(topology: Topology, root: Path = Path("/")) -> Allowed:
 
 def job_cpuset(topology: Topology, job_id: str, root: Path = Path("/")) -> Optional[Allowed]:
     """What the batch system's own cpuset of a job allows; None where it has made none, or `job_id` names no folder."""
-    if not _COMPONENT.fullmatch(job_id) or ".." in job_id:
+    if not names_a_folder(job_id):
         return None
     for mount in _mounts(Tree(root)):
         found = cpuset_at(topology, f"{mount}/{_JOBS}/{job_id}", root, f"the cpuset /{_JOBS}/{job_id}")
         if found is not None:
             return found
     return None
+
+
+def names_a_folder(job_id: str) -> bool:
+    """Whether a job id is the name of a folder of its own, wherever folders are named after jobs."""
+    return _COMPONENT.fullmatch(job_id) is not None and ".." not in job_id
 
 
 def cpuset_at(topology: Topology, path: str, root: Path = Path("/"), source: Optional[str] = None) -> Optional[Allowed]:

@@ -52,7 +52,7 @@ def draw_svg(
     allowed: Allowed,
     host: frozenset[int] = frozenset(),
 ) -> str:
-    """The picture of `vmgr.topology.picture.draw` as an SVG document that needs nothing from elsewhere."""
+    """The picture of `vmgr.topology.picture.draw` as an SVG document, in ASCII, that needs nothing from elsewhere."""
     artist = _Artist(placements, allowed, host)
     packages: dict[int, list[_Card]] = {}
     for block in blocks(topology):
@@ -83,7 +83,8 @@ def draw_svg(
     page.extend(head)
     page.append(_moved(0, top, groups))
     page.extend(foot)
-    return ElementTree.tostring(page, encoding="unicode") + "\n"
+    text: bytes = ElementTree.tostring(page, encoding="us-ascii")
+    return text.decode("ascii") + "\n"
 
 
 class _Artist:
@@ -160,7 +161,7 @@ class _Artist:
         return [
             _titled(box, f"CPU {cpu.number}: {who}"),
             _text(side / 2, 13, str(cpu.number), size=10, fill=ink, anchor="middle"),
-            _text(side / 2, 29, label, size=11 if len(label) > 4 else 13, fill=ink, anchor="middle", weight="600"),
+            _text(side / 2, 29, label, size=11 if len(label) > 3 else 13, fill=ink, anchor="middle", weight="600"),
         ]
 
     def _sitter(self, seat: Seat) -> str:
@@ -197,14 +198,26 @@ class _Artist:
 
 
 def _flow(cards: Iterable[_Card], width: float, gap: float = _GAP) -> tuple[float, float, Sequence[Element]]:
-    """Cards side by side, row by row, within `width`; gives the width and height that they take, and themselves."""
-    x = y = tallest = widest = 0.0
-    parts = []
+    """Cards side by side, row by row, within `width`; gives the width and height that they take, and themselves.
+
+    Rows get as many cards each as the fewest rows allow: four and four, not seven and one.
+    """
+    cards = list(cards)
+    rows, x = 1, 0.0
     for card in cards:
         if x and x + card.width > width:
-            x, y, tallest = 0.0, y + tallest + gap, 0.0
+            rows, x = rows + 1, 0.0
+        x += card.width + gap
+    most = math.ceil(len(cards) / rows)
+    x = y = tallest = widest = 0.0
+    count = 0
+    parts = []
+    for card in cards:
+        if count == most or (x and x + card.width > width):
+            x, y, tallest, count = 0.0, y + tallest + gap, 0.0, 0
         parts.append(_moved(x, y, card.parts))
         x += card.width + gap
+        count += 1
         tallest = max(tallest, card.height)
         widest = max(widest, x - gap)
     return widest, y + tallest, parts
