@@ -166,7 +166,7 @@ SCHEMA: dict[str, Any] = {
         "vm_epilogue": Key(number(1, 3600), 60, "seconds for the VM epilogue"),
         "shutdown": Key(number(1, 600), 15, "seconds for a guest to power off"),
         "disk": Key(
-            number(0, 600),
+            number(0, 240),
             20,
             "seconds that an epilogue lets a guest with a persistent disk shut down, before it ends it",
         ),

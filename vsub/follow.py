@@ -46,6 +46,7 @@ class Follower:
         self.seen: dict[str, tuple[str, int]] = {}
         self.doing: dict[str, Optional[str]] = {}
         self.failed: set[tuple[str, str]] = set()
+        self.disk: Optional[str] = None
         self.result: Optional[Result] = None
 
     def run(self) -> int:
@@ -149,6 +150,9 @@ class Follower:
             if status.doing:
                 say(f"{self.job_id}  {status.doing}")
         self.seen[status.node] = (status.attempt, max(count, len(status.stages)))
+        if status.disk is not None and status.disk != self.disk:
+            self.disk = status.disk
+            say(f"{self.job_id}  persistent disk: {status.disk}")
         if status.state == "failed" and (status.node, status.attempt) not in self.failed:
             self.failed.add((status.node, status.attempt))
             say(f"{self.job_id}  failed on {status.node}: {status.code or 'no code'}: {status.reason or 'no reason'}")

@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 
 class NodeStatus(NamedTuple):
-    """What one node's agent says."""
+    """What one node's agent says. `disk` is the file of the job's persistent disk, on the first node."""
 
     node: str
     guest: str
@@ -34,6 +34,7 @@ class NodeStatus(NamedTuple):
     reason: Optional[str]
     stages: tuple[Stage, ...]
     doing: Optional[str] = None
+    disk: Optional[str] = None
 
 
 class Result(NamedTuple):
@@ -79,6 +80,7 @@ def parse_status(data: bytes) -> Optional[NodeStatus]:
         reason=_text(tree.get("reason")),
         stages=tuple(_stages(stages)) if isinstance(stages, list) else (),
         doing=_text(tree.get("doing")),
+        disk=_text(tree.get("disk")),
     )
 
 

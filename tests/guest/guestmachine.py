@@ -87,6 +87,7 @@ class Setup:
     slots: tuple[tuple[str, int], ...] = ()
     wait_hosts: bool = False
     devices: Sequence[str] = ()
+    data: Optional[Path] = None
     virtiofsd: str = "/usr/lib/qemu/virtiofsd"
 
     @property
@@ -148,6 +149,7 @@ def make_seed(setup: Setup) -> Path:
         user_key=setup.key.read_text(),
         host_cert=cert.read_text() if cert.exists() else None,
         wait_hosts=setup.wait_hosts,
+        data=setup.data is not None,
     )
     hooks = {"prologue": setup.prologue, "epilogue": setup.epilogue}
     files = seed_files(plan, TEMPLATES, {name: text.encode() for name, text in hooks.items() if text is not None})
@@ -279,6 +281,12 @@ class Machine:
                 "-blockdev",
                 f"driver=qcow2,node-name=root,file.driver=file,file.filename={overlay},file.cache.no-flush=on",
                 "-device", "virtio-blk-pci,drive=root,serial=vtorque-root",
+            ]  # fmt: skip
+        if setup.data is not None:
+            command += [
+                "-blockdev", f"driver=file,node-name=data-file,filename={setup.data},locking=off",
+                "-blockdev", "driver=raw,node-name=data,file=data-file,discard=unmap",
+                "-device", "virtio-blk-pci,drive=data,serial=vtorque-data",
             ]  # fmt: skip
         if setup.seed:
             command += [

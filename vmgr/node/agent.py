@@ -254,6 +254,10 @@ class Agent:
             self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
             self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
+            if job.spec.disk is not None and fellows.leads:
+                from vmgr.node.datadisk import disk_path  # few jobs have one
+
+                self.progress.facts["disk"] = disk_path(job.spec, call.job_id)
             self.progress.stage("spec", "staging")
             with ExitStack() as logs_of_consoles:
                 await self._live_with(job, fellows, logs_of_consoles)
