@@ -80,3 +80,7 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.network.undo import undo_network  # few jobs have such a step
 
         undo_network(step)
+    elif kind == "shared":
+        from vmgr.node.staging.shared import remove_shared  # likewise
+
+        remove_shared(step, timeout_s=patience_s)

@@ -15,6 +15,7 @@ import pwd
 import re
 import signal
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -140,7 +141,7 @@ class Stream:
         """End the child; one that hangs in the kernel is left behind without being waited for."""
         self._transport.close()
         os.kill(self._pid, signal.SIGKILL)  # not reaped yet: the number is still its own
-        await asyncio.wait([_reap_later(self._pid)], timeout=REAP_SECONDS)
+        await asyncio.wait([reap_later(self._pid)], timeout=REAP_SECONDS)
 
 
 async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
@@ -153,7 +154,7 @@ async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
         transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(results, "rb", buffering=0))
     except BaseException:  # given up before it has begun
         os.kill(pid, signal.SIGKILL)
-        _reap_later(pid)
+        reap_later(pid)
         raise
     return Stream(reader, transport, pid)
 
@@ -185,7 +186,7 @@ async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit:
         ) from None
     finally:
         os.close(results)
-        _reap_later(pid)
+        reap_later(pid)
     body, _, verdict = data.rpartition(b"\0")
     if verdict != b"ok":
         reason = verdict.decode("utf-8", "replace") if verdict else "the reading process died"
@@ -215,6 +216,13 @@ def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
     return pid, results
 
 
+def become(uid: int, gid: int, groups: Sequence[int]) -> None:
+    """Have these ids from now on, and no way back."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
 def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:
     """In the child: drop to the user for good, do the work, say how it went, end without returning."""
     verdict = b"ok"
@@ -224,9 +232,7 @@ def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[],
             signal.signal(sig, signal.SIG_DFL)
         os.closerange(3, out)  # the attempt's lock first of all: one that hangs must not hold it
         os.closerange(out + 1, MAX_DESCRIPTORS)
-        os.setgroups(user.gids)
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
+        become(user.uid, user.gid, user.gids)
         dies()
         os.umask(0o077)
         work(out)
@@ -266,7 +272,7 @@ async def _drain(fd: int, limit: int) -> bytes:
         loop.remove_reader(fd)
 
 
-def _reap_later(pid: int) -> asyncio.Future[None]:
+def reap_later(pid: int) -> asyncio.Future[None]:
     """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for.
 
     Gives what is done when it is collected.
