@@ -55,11 +55,21 @@ class Paths(NamedTuple):
     run: Path
 
 
+class Cache(NamedTuple):
+    """A node's cache of images: no folder, no cache; `max` in MiB."""
+
+    folder: Optional[Path]
+    max: int
+
+
 class Images(NamedTuple):
+    """Sizes in MiB."""
+
     pool: Path
     overlays: Path
     overlays_max: int
-    """MiB."""
+    ramdisk_max: int
+    cache: Cache
 
 
 class Hypervisor(NamedTuple):
@@ -240,7 +250,10 @@ class Config:
         from pathlib import Path  # as above
 
         images = self._tree["images"]
-        return Images(Path(images["pool"]), Path(images["overlays"]), images["overlays_max"])
+        pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
+        folder = Path(cache["folder"]) if cache["folder"] else None
+        sizes = (images["overlays_max"], images["ramdisk_max"])
+        return Images(pool, overlays, *sizes, Cache(folder, cache["max"]))
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:

@@ -77,6 +77,11 @@ SCHEMA: dict[str, Any] = {
         "pool": Key(path, "/var/lib/vtorque/images", "the guest images"),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),
         "overlays_max": Key(size, 64 * 1024, "most that the overlays of a node may grow to, together"),
+        "ramdisk_max": Key(size, 16 * 1024, "most that the ramdisks of a node may take of its memory, together"),
+        "cache": {
+            "folder": Key(nullable(path), None, "node-local folder for copies of the pool's images; null: none"),
+            "max": Key(size, 32 * 1024, "most that these copies may take; the least recently used go"),
+        },
     },
     "hypervisor": {
         "qemu": Key(path, "/usr/bin/qemu-system-x86_64", "the hypervisor"),

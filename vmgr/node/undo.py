@@ -80,3 +80,7 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.workspace import undo_workspace  # as above
 
         undo_workspace(step, patience_s)
+    elif kind == "shared":
+        from vmgr.node.staging.shared import remove_shared  # likewise
+
+        remove_shared(step, timeout_s=patience_s)

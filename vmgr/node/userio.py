@@ -19,6 +19,7 @@ import socket
 import stat
 import time
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -164,7 +165,7 @@ async def open_file(
         raise
     finally:
         os.close(results)
-        _reap_later(pid)
+        reap_later(pid)
     try:
         _judge(data.rpartition(b"\0")[2], path, code, hint)
         return files.pop()
@@ -224,7 +225,7 @@ class Stream:
         """End the child; one that hangs in the kernel is left behind without being waited for."""
         self._transport.close()
         os.kill(self._pid, signal.SIGKILL)  # not reaped yet: the number is still its own
-        await asyncio.wait([_reap_later(self._pid)], timeout=REAP_SECONDS)
+        await asyncio.wait([reap_later(self._pid)], timeout=REAP_SECONDS)
 
 
 async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
@@ -237,7 +238,7 @@ async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
         transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(results, "rb", buffering=0))
     except BaseException:  # given up before it has begun
         os.kill(pid, signal.SIGKILL)
-        _reap_later(pid)
+        reap_later(pid)
         raise
     return Stream(reader, transport, pid)
 
@@ -276,7 +277,7 @@ async def _as_user(
         raise _too_late(path, timeout_s, code) from None
     finally:
         os.close(results)
-        _reap_later(pid)
+        reap_later(pid)
     body, _, verdict = data.rpartition(b"\0")
     _judge(verdict, path, code, hint)
     return body
@@ -321,6 +322,13 @@ def _start(user: User, work: Callable[[int], None], *, passes_files: bool = Fals
     return pid, results
 
 
+def become(uid: int, gid: int, groups: Sequence[int]) -> None:
+    """Have these ids from now on, and no way back."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
 def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:
     """In the child: drop to the user for good, do the work, say how it went, end without returning."""
     verdict = b"ok"
@@ -330,9 +338,7 @@ def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[],
             signal.signal(sig, signal.SIG_DFL)
         os.closerange(3, out)  # the attempt's lock first of all: one that hangs must not hold it
         os.closerange(out + 1, MAX_DESCRIPTORS)
-        os.setgroups(user.gids)
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
+        become(user.uid, user.gid, user.gids)
         dies()
         os.umask(0o077)
         work(out)
@@ -409,7 +415,7 @@ async def _receive(fd: int) -> tuple[bytes, list[int]]:
     return b"".join(chunks), files
 
 
-def _reap_later(pid: int) -> asyncio.Future[None]:
+def reap_later(pid: int) -> asyncio.Future[None]:
     """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for.
 
     Gives what is done when it is collected.
