@@ -13,7 +13,6 @@ from vmgr.node.guestjob import Job
 from vmgr.topology.allowed import allowed_for
 from vmgr.topology.cpulist import parse_cpus
 from vmgr.topology.model import Layout, Placement, Topology
-from vmgr.topology.numad import advise
 from vmgr.topology.plain import as_plain
 from vmgr.topology.plan import Ask, Plan, plan
 from vmgr.topology.read import read_topology
@@ -47,6 +46,8 @@ async def find_seats(config: Config, job: Job) -> Seats:
     allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
     advised = None
     if pinning.mode == "numad":
+        from vmgr.topology.numad import advise  # few sites have it
+
         vcpus, ram_mib = group.vcpus * len(names), group.ram_mib * len(names)
         advised = await advise(vcpus, ram_mib, timeout_s=NUMAD_SECONDS)
     ask = Ask(len(names), group.vcpus, group.ram_mib, mapped=_mapped(pinning))

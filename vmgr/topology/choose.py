@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 from vmgr.topology.nearest import Nodes, fewest_nearest
-from vmgr.topology.room import NOWHERE, Core, Ground, Room
+from vmgr.topology.pick import Stock, Want, pick_cpus, take_memory
+from vmgr.topology.room import Core, Ground, Room
 
 
 class Seat(NamedTuple):
@@ -15,22 +16,6 @@ class Seat(NamedTuple):
 
     cpus: tuple[int, ...]
     units: Mapping[int, int]
-
-
-class Want(NamedTuple):
-    """One guest: its vCPUs, its memory in units, and how it is seated.
-
-    `cores` is how many cores of its own it gets, None for as few as hold it. An `even` guest has about as many vCPUs
-    on each of its nodes, another one fills nodes up. A `spread` guest goes where most is to spare, another one where
-    least is. One that `shares` may use CPUs of cores that are not its own.
-    """
-
-    vcpus: int
-    units: int
-    cores: Optional[int]
-    even: bool = True
-    spread: bool = False
-    shares: bool = False
 
 
 def seat_guests(
@@ -111,32 +96,31 @@ def _seat_close(room: Room, quotas: Sequence[int], vcpus: int, units: int) -> Se
 
 def _widen(room: Room, seats: Sequence[Seat]) -> Sequence[Seat]:
     """Give guests whose vCPUs share cores the free cores of their nodes, in turns."""
-    cpus = [list(seat.cpus) for seat in seats]
+    ground = room.ground
+    guests = [list(seat.cpus) for seat in seats]
     spare: dict[tuple[int, int], list[int]] = {}
-    for core in sorted(room.clean & room.free.keys(), reverse=True):
-        spare.setdefault(_place(room.ground.cores[core]), []).append(core)
-    going = list(range(len(seats)))
+    for number in sorted(room.clean & room.free.keys(), reverse=True):
+        core = ground.cores[number]
+        spare.setdefault((core.node, core.kind), []).append(number)
+
+    def spare_for(cpu: int) -> list[int]:
+        core = ground.cores[ground.core_of[cpu]]
+        return spare.get((core.node, core.kind), [])
+
+    going = guests
     while going:
-        for guest in tuple(going):
-            load = Counter(room.ground.core_of[cpu] for cpu in cpus[guest])
-            crowded = [cpu for cpu in cpus[guest] if load[room.ground.core_of[cpu]] > 1]
-            moved = next(
-                (cpu for cpu in reversed(crowded) if spare.get(_place(room.ground.cores[room.ground.core_of[cpu]]))),
-                None,
-            )
-            if moved is None:
-                going.remove(guest)
-                continue
-            core = spare[_place(room.ground.cores[room.ground.core_of[moved]])].pop()
-            cpus[guest].remove(moved)
-            cpus[guest].append(room.free[core][0])
-            room.free[room.ground.core_of[moved]].append(moved)
-            room.take(cpus[guest][-1])
-    return [Seat(tuple(own), seat.units) for own, seat in zip(cpus, seats)]
-
-
-def _place(core: Core) -> tuple[int, int]:
-    return core.node, core.kind
+        still = []
+        for cpus in going:
+            load = Counter(ground.core_of[cpu] for cpu in cpus)
+            crowded = [cpu for cpu in cpus if load[ground.core_of[cpu]] > 1 and spare_for(cpu)]
+            if crowded:
+                taken = room.free[spare_for(crowded[-1]).pop()][0]
+                room.take(taken)
+                cpus.remove(crowded[-1])
+                cpus.append(taken)
+                still.append(cpus)
+        going = still
+    return [Seat(tuple(cpus), seat.units) for cpus, seat in zip(guests, seats)]
 
 
 def _seat(room: Room, want: Want) -> Optional[Seat]:
@@ -149,16 +133,8 @@ def _seat(room: Room, want: Want) -> Optional[Seat]:
     return None
 
 
-class _Stock(NamedTuple):
-    """What a node has of some kinds: clean cores, how many CPUs each has, and CPUs of other cores."""
-
-    cores: Sequence[Core]
-    threads: Sequence[int]
-    others: Sequence[int]
-
-
-def _stocks(room: Room, kinds: tuple[int, ...]) -> dict[int, _Stock]:
-    stocks: dict[int, _Stock] = {}
+def _stocks(room: Room, kinds: tuple[int, ...]) -> dict[int, Stock]:
+    stocks: dict[int, Stock] = {}
     cores: dict[int, list[Core]] = {}
     others: dict[int, list[int]] = {}
     for number, cpus in room.free.items():
@@ -171,7 +147,7 @@ def _stocks(room: Room, kinds: tuple[int, ...]) -> dict[int, _Stock]:
             others.setdefault(core.node, []).extend(cpus)
     for node in cores.keys() | others.keys():
         own = cores.get(node, [])
-        stocks[node] = _Stock(own, [len(room.free[core.number]) for core in own], others.get(node, []))
+        stocks[node] = Stock(own, [len(room.free[core.number]) for core in own], others.get(node, []))
     return stocks
 
 
@@ -180,8 +156,7 @@ def _seat_on(room: Room, want: Want, kinds: tuple[int, ...]) -> Optional[Seat]:
     stocks = _stocks(room, kinds)
 
     def memory(nodes: Nodes) -> int:
-        homes = {ground.homes.get(node, node) for node in nodes}
-        return sum(room.memory.get(home, 0) for home in homes)
+        return sum(room.memory.get(node, 0) for node in nodes)
 
     def cores(nodes: Nodes) -> Optional[int]:
         """How many cores the guest takes of these nodes; None when they are not enough."""
@@ -212,13 +187,13 @@ def _seat_on(room: Room, want: Want, kinds: tuple[int, ...]) -> Optional[Seat]:
         return None
     count = cores(nodes)
     assert count is not None, "nodes that are enough have cores enough"
-    cpus = _pick(room, want, {node: stocks[node] for node in nodes if node in stocks}, count)
+    cpus = pick_cpus(room, want, {node: stocks[node] for node in nodes if node in stocks}, count)
     for cpu in cpus:
         room.take(cpu)
-    return Seat(tuple(cpus), _share_units(room, want, nodes, cpus))
+    return Seat(tuple(cpus), take_memory(room, want, nodes, cpus))
 
 
-def _least(stocks: Mapping[int, _Stock], want: Want) -> int:
+def _least(stocks: Mapping[int, Stock], want: Want) -> int:
     """How many nodes the guest needs at least, by its cores, or by its vCPUs where their number is open."""
     if want.cores is None:
         needed, sizes = want.vcpus, [sum(stock.threads) for stock in stocks.values()]
@@ -229,99 +204,3 @@ def _least(stocks: Mapping[int, _Stock], want: Want) -> int:
     while needed > 0 and least < len(sizes):
         needed, least = needed - sizes[least], least + 1
     return least
-
-
-def _pick(room: Room, want: Want, stocks: Mapping[int, _Stock], count: int) -> Sequence[int]:
-    """CPUs for the guest: the first of each of its cores, then these cores' others, then those of other cores."""
-    clean = {node: len(stock.cores) for node, stock in stocks.items()}
-    while True:
-        split = _split(clean, count, even=want.even)
-        own = {node: _best_cores(room, stocks[node].cores, cores, want, count) for node, cores in split.items()}
-        beyond = {node: sum(len(room.free[core.number]) for core in mine) - len(mine) for node, mine in own.items()}
-        if sum(beyond.values()) >= want.vcpus - count or want.shares or count == sum(clean.values()):
-            break
-        count += 1  # the nodes' shares have fewer threads than their best cores together
-    more = _split(beyond, want.vcpus - count, even=want.even)
-    cpus: list[int] = []
-    for node, mine in own.items():
-        rounds = _rounds([room.free[core.number] for core in mine])
-        cpus += rounds[: len(mine) + more[node]]
-    if len(cpus) < want.vcpus:
-        taken = Counter(cpus)
-        rest = _rounds([room.free[core] for core in sorted(room.free) if room.ground.cores[core].node in stocks])
-        mine_too = {core.number for mine in own.values() for core in mine}
-        unused = [cpu for cpu in rest if room.ground.core_of[cpu] not in room.clean - mine_too]
-        unused += [cpu for cpu in rest if room.ground.core_of[cpu] in room.clean - mine_too]
-        for cpu in unused:
-            if taken[cpu]:
-                taken[cpu] -= 1
-            elif len(cpus) < want.vcpus:
-                cpus.append(cpu)
-    return cpus
-
-
-def _rounds(lists: Sequence[Sequence[int]]) -> Sequence[int]:
-    """The first of each list, then the second of each, and so on."""
-    longest = max(map(len, lists), default=0)
-    return [own[at] for at in range(longest) for own in lists if at < len(own)]
-
-
-def _split(room: Mapping[int, int], count: int, *, even: bool) -> dict[int, int]:
-    """So many things (or as many as there is room for) put into places: about evenly, or the narrowest filled first."""
-    split = dict.fromkeys(room, 0)
-    left = min(count, sum(room.values()))
-    open_ = sorted(room, key=lambda node: (room[node], node))
-    for at, node in enumerate(open_):
-        split[node] = min(room[node], left // (len(open_) - at) if even else left)
-        left -= split[node]
-    return split
-
-
-def _best_cores(room: Room, cores: Sequence[Core], count: int, want: Want, whole: int) -> Sequence[Core]:
-    """`count` cores of a node: of the most capable kind, of one package if one has enough, the first of them."""
-    sizes = Counter((core.kind, core.package) for core in cores)
-    crowded = whole < want.vcpus
-
-    def preference(core: Core) -> tuple[int, ...]:
-        size = sizes[core.kind, core.package]
-        threads = -len(room.free[core.number]) if crowded else 0
-        return core.kind, size < count, size if size >= count else -size, core.package, threads, core.number
-
-    return sorted(sorted(cores, key=preference)[:count], key=lambda core: core.number)
-
-
-def _share_units(room: Room, want: Want, nodes: Nodes, cpus: Sequence[int]) -> Mapping[int, int]:
-    """Memory for a guest, taken from the room: of each node in proportion to its vCPUs, as far as there is enough."""
-    ground = room.ground
-    weights = Counter(
-        ground.homes.get(node, NOWHERE) for node in (ground.cores[ground.core_of[cpu]].node for cpu in cpus)
-    )
-    homes = sorted({ground.homes.get(node, node) for node in nodes} | weights.keys())
-    units = share_units(want.units, weights, {home: room.memory.get(home, 0) for home in homes})
-    for home, taken in units.items():
-        room.memory[home] -= taken
-    return units
-
-
-def share_units(units: int, weights: Mapping[int, int], capacity: Mapping[int, int]) -> dict[int, int]:
-    """Units by node: in proportion to `weights` as far as `capacity` goes, the rest where there is some.
-
-    Nodes that get nothing are left out. The capacity must be enough.
-    """
-    given = dict.fromkeys(sorted(capacity), 0)
-    left = units
-    open_ = [node for node in given if weights.get(node) and capacity[node]]
-    while left and open_:
-        total = sum(weights[node] for node in open_)
-        grants = {node: min(left * weights[node] // total, capacity[node] - given[node]) for node in open_}
-        if not any(grants.values()):
-            grants = dict.fromkeys(open_[:left], 1)
-        for node, granted in grants.items():
-            given[node] += granted
-            left -= granted
-        open_ = [node for node in open_ if given[node] < capacity[node]]
-    for node in given:
-        more = min(left, capacity[node] - given[node])
-        given[node] += more
-        left -= more
-    return {node: taken for node, taken in given.items() if taken}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, Optional
 
@@ -24,19 +25,19 @@ class Grid(NamedTuple):
 
 
 def in_order(ground: Ground, cpus: Sequence[int], units: Mapping[int, int]) -> Sequence[int]:
-    """A guest's CPUs in the order of its vCPUs: by packages, cells and cores, so that they match a grid."""
+    """A guest's CPUs in the order of its vCPUs: by packages, cells, nodes and cores, so that they match a grid."""
 
     def place(cpu: int) -> tuple[int, ...]:
         core = ground.cores[ground.core_of[cpu]]
-        return core.package, cell_of(ground, core.node, units), core.node, core.number, cpu
+        return core.package, ground.nearest(core.node, units), core.node, core.number, cpu
 
     return sorted(cpus, key=place)
 
 
-def cell_of(ground: Ground, node: int, units: Mapping[int, int]) -> int:
-    """The node whose memory a vCPU on `node` is given: its own home, else the nearest that the guest has memory of."""
-    home = ground.homes.get(node, NOWHERE)
-    return home if home in units else min(units, key=lambda other: (ground.distance(home, other), other))
+def home(ground: Ground, cpus: Sequence[int], memory: Collection[int]) -> int:
+    """The node, of those that have `memory`, nearest to most of the CPUs that a vCPU may run on."""
+    near = Counter(ground.nearest(ground.node_of(cpu), memory) for cpu in cpus)
+    return min(near, key=lambda node: (-near[node], node))
 
 
 def make_layout(
@@ -46,7 +47,7 @@ def make_layout(
 
     All units are whole but the last: RAM that is no multiple of a unit has less of it.
     """
-    homes = [_home(ground, cpus, units) for cpus in vcpus]
+    homes = [home(ground, cpus, units) for cpus in vcpus]
     ram = {node: count * unit_mib for node, count in units.items()}
     ram[max(units, key=lambda node: (units[node], node))] -= sum(ram.values()) - ram_mib
     order = sorted(units, key=lambda node: (homes.index(node) if node in homes else len(homes), node))
@@ -66,12 +67,6 @@ def make_layout(
 
 def _clamped(distance: int) -> int:
     return min(max(distance, NEAREST), FARTHEST)
-
-
-def _home(ground: Ground, cpus: Sequence[int], units: Mapping[int, int]) -> int:
-    """The cell of a vCPU: that of most of the CPUs that it may run on."""
-    cells = [cell_of(ground, ground.cores[ground.core_of[cpu]].node, units) for cpu in cpus]
-    return min(set(cells), key=lambda cell: (-cells.count(cell), cell))
 
 
 def make_grid(ground: Ground, vcpus: Sequence[Sequence[int]]) -> Grid:

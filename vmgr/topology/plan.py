@@ -11,10 +11,11 @@ from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.topology import beside
-from vmgr.topology.choose import Seat, seat_guests, share_units
-from vmgr.topology.layout import in_order, make_layout
+from vmgr.topology.choose import Seat, seat_guests
+from vmgr.topology.layout import home, in_order, make_layout
 from vmgr.topology.mapping import Mapped, check_mapping
 from vmgr.topology.model import Allowed, NumaNode, Placement, Topology
+from vmgr.topology.pick import share_units
 from vmgr.topology.room import NOWHERE, Ground, Memory, memory_nodes, survey
 from vmgr.units import format_size_mib
 
@@ -199,7 +200,7 @@ def _check_cpus(job: _Job, usable: frozenset[int], host: frozenset[int]) -> None
 
 def _check_memory(job: _Job, ground: Ground) -> None:
     memory, ask = job.memory, job.ask
-    if sum(ground.memory.values()) >= job.units * ask.guests and ground.homes:
+    if sum(ground.memory.values()) >= job.units * ask.guests:
         return
     has = {node: units * memory.unit_mib for node, units in sorted(ground.memory.items())}
     each = ", ".join(
@@ -273,7 +274,8 @@ def _mapped_seats(
     left = dict(ground.memory)
     units = []
     for guest in vcpus:
-        weights = Counter(ground.homes[ground.cores[ground.core_of[cpu]].node] for cpus in guest for cpu in cpus)
+        near = [node for node, count in left.items() if count]
+        weights = Counter(home(ground, cpus, near) for cpus in guest)
         shares = share_units(-(-ask.ram_mib // memory.unit_mib), weights, left)
         for node, count in shares.items():
             left[node] -= count

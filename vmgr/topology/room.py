@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
@@ -29,25 +28,27 @@ class Core(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """Cores by number, the core of each CPU, and memory by node in units (see `Memory`).
-
-    `homes` holds for every node with cores the node that their memory is from, nothing where there is none.
-    """
+    """Cores by number, the core of each CPU, and memory by node in units (see `Memory`)."""
 
     cores: Mapping[int, Core]
     core_of: Mapping[int, int]
     memory: Mapping[int, int]
-    homes: Mapping[int, int]
     distances: Mapping[tuple[int, int], int]
 
     def distance(self, one: int, other: int) -> int:
         return self.distances.get((one, other), 10 if one == other else FAR)
 
     def extent(self, nodes: Iterable[int]) -> int:
-        """How far nodes, and those that their memory is from, are apart: the sum over all pairs."""
-        there = set(nodes)
-        every = sorted(there | {self.homes[node] for node in there if node in self.homes})
+        """How far nodes are apart: the sum over all pairs."""
+        every = sorted(set(nodes))
         return sum(self.distance(one, other) for at, one in enumerate(every) for other in every[at + 1 :])
+
+    def nearest(self, node: int, among: Iterable[int]) -> int:
+        """The nearest of these nodes, of which there must be one; itself if it is one of them."""
+        return min(among, key=lambda other: (self.distance(node, other), other))
+
+    def node_of(self, cpu: int) -> int:
+        return self.cores[self.core_of[cpu]].node
 
 
 class Memory(NamedTuple):
@@ -96,21 +97,7 @@ def survey(
         held = sum(held_mib.values()) if node.number == NOWHERE else held_mib.get(node.number, 0)
         capacity[node.number] = memory.capacity(node, held)
     core_of = {cpu: core.number for core in cores.values() for cpu in core.cpus}
-    ground = Ground(cores, core_of, capacity, {}, topology.distances)
-    return ground._replace(homes=_homes(ground, sorted({core.node for core in cores.values()}), nodes))
-
-
-def _homes(ground: Ground, peopled: Sequence[int], nodes: Sequence[NumaNode]) -> Mapping[int, int]:
-    """Where the memory of each node with CPUs is: there, else at the nearest node, of several that with fewest such."""
-    with_memory = [node.number for node in nodes if node.memory_mib]
-    homes = {node: node for node in peopled if node in with_memory}
-    guests: Counter[int] = Counter()
-    for node in peopled if with_memory else ():
-        if node not in homes:
-            home = min(with_memory, key=lambda other: (ground.distance(node, other), guests[other], other))
-            homes[node] = home
-            guests[home] += 1
-    return homes
+    return Ground(cores, core_of, capacity, topology.distances)
 
 
 class Room:
