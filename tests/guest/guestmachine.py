@@ -286,7 +286,7 @@ class Machine:
             command += [
                 "-blockdev", f"driver=file,node-name=data-file,filename={setup.data},locking=off",
                 "-blockdev", "driver=raw,node-name=data,file=data-file,discard=unmap",
-                "-device", "virtio-blk-pci,drive=data,serial=vtorque-data",
+                "-device", "virtio-blk-pci,drive=data,serial=vtorque-data,werror=report",
             ]  # fmt: skip
         if setup.seed:
             command += [

@@ -151,3 +151,22 @@ def test_a_disk_without_a_file_system(setup_for: MakeSetup, kind: str) -> None:
             "there is no ext4 file system on the persistent disk; make one: mkfs.ext4 -F -E "
             f"root_owner={setup.user.uid}:{setup.user.gid} FILE"
         )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a small file system")
+def test_a_node_without_room_is_an_error_in_the_guest_and_no_standstill(setup_for: MakeSetup) -> None:
+    """By default QEMU stops a guest whose disk has no room to grow, until somebody comes."""
+    setup = setup_for("micro")
+    small = setup.directory.parent / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M,mode=755", "tmpfs", str(small)], check=True)
+    try:
+        setup.data = make_disk(small / "data.disk", setup)
+        with Machine(setup) as machine:
+            machine.wait_for("ready")
+            assert machine.ssh("dd if=/dev/urandom of=/data/large bs=1M count=32 conv=fsync").returncode != 0
+            assert run(machine, "echo alive") == "alive\n"
+            machine.send("shutdown")
+            assert machine.ended(), machine.console_text()[-2000:]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -62,7 +62,7 @@ IO_THREAD = ["-object", "iothread,id=io0"]
 DATA = shlex.split("""\
 -add-fd set=4,fd=17 -blockdev driver=file,node-name=data-file,filename=/dev/fdset/4,locking=off
 -blockdev driver=raw,node-name=data,file=data-file,discard=unmap
--device virtio-blk-pci,drive=data,serial=vtorque-data,iothread=io0
+-device virtio-blk-pci,drive=data,serial=vtorque-data,werror=report,iothread=io0
 """)
 MACHINE = "q35,usb=off,vmport=off,dump-guest-core=off"
 

@@ -116,4 +116,7 @@ def _let_shut_down(place: record.Place, timeout_s: float) -> None:
         for step in steps:
             if step.get("role") == role:
                 left = 0.0 if sig else max(0.0, deadline - time.monotonic())
-                process.end(process.recorded(step), timeout_s=left, sig=sig)
+                try:
+                    process.end(process.recorded(step), timeout_s=left, sig=sig)
+                except (OSError, ValueError, KeyError, TypeError, OverflowError):
+                    pass  # the undoing that follows meets it too, and says so

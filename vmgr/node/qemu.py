@@ -157,7 +157,7 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
             "-add-fd", f"set=4,fd={fds.data}",
             "-blockdev", "driver=file,node-name=data-file,filename=/dev/fdset/4,locking=off",
             "-blockdev", "driver=raw,node-name=data,file=data-file,discard=unmap",
-            "-device", f"virtio-blk-pci,drive=data,serial=vtorque-data,iothread={IO_THREAD}",
+            "-device", f"virtio-blk-pci,drive=data,serial=vtorque-data,werror=report,iothread={IO_THREAD}",
         ]  # fmt: skip
     return [
         *arguments,
