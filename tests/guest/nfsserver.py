@@ -19,13 +19,14 @@ NFS_CORE_PARAM {{
     Protocols = 4; NFS_Port = {port}; Bind_addr = 127.0.0.1;
     Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false;
 }}
-NFSv4 {{ Graceless = true; RecoveryRoot = {recovery}; Only_Numeric_Owners = true; }}
+NFSv4 {{ Graceless = true; RecoveryRoot = {recovery}; Only_Numeric_Owners = true; IdmapConf = {names}; }}
 NFS_KRB5 {{ Active_krb5 = {kerberos}; KeytabPath = {keytab}; CCacheDir = {recovery}/ccache; }}
 EXPORT {{
     Export_Id = 1; Path = {folder}; Pseudo = /export; Protocols = 4; Transports = TCP;
     {export} FSAL {{ Name = VFS; }}
 }}
 """
+NAMES = "[General]\nDomain = vt.test\nLocal-Realms = VT.TEST\n[Translation]\nMethod = nsswitch\n"
 PUBLIC = "Access_Type = RO; SecType = sys; Squash = All_Squash;"
 
 
@@ -45,11 +46,18 @@ def nfs_server(
             pytest.skip("another NFS server has this machine's port 2049")
     recovery = base / "recovery"
     recovery.mkdir()
-    config = base / "ganesha.conf"
+    config, names = base / "ganesha.conf", base / "idmapd.conf"
+    names.write_text(NAMES)
     kerberos = "true" if keytab else "false"
     config.write_text(
         CONFIG.format(
-            port=PORT, recovery=recovery, folder=folder, export=export, kerberos=kerberos, keytab=keytab or "/absent"
+            port=PORT,
+            recovery=recovery,
+            folder=folder,
+            export=export,
+            names=names,
+            kerberos=kerberos,
+            keytab=keytab or "/absent",
         )
     )
     argv = [program, "-F", "-f", str(config), "-L", "/dev/stderr", "-p", str(base / "ganesha.pid")]

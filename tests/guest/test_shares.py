@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 from guestmachine import SLOW, Machine, Mount
 from guestsetup import make_setup
+from rootshell import PROLOGUE, run_as_root
 from sharechecks import GROUP, LINES, append, whole_lines
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
@@ -44,15 +45,6 @@ DEVIATIONS: dict[str, dict[str, Any]] = {
 user's further groups do not count."""
 OTHER = 54321
 """Another user of the node."""
-
-ROOT = """#!/bin/sh
-# a shell of root's for the tests: runs the file whose name comes through a FIFO
-mkfifo -m 0666 /run/root.in /run/root.out
-while :; do
-    read -r file </run/root.in
-    { sh "$file" 2>&1; echo "status $?"; } >/run/root.out
-done </dev/null >/dev/null 2>&1 &
-"""
 
 
 class Guest(NamedTuple):
@@ -81,12 +73,7 @@ class Guest(NamedTuple):
 
     def root(self, script: str) -> tuple[str, int]:
         """What a script of root's in the guest prints, and its status."""
-        done = self.machine.ssh(
-            "cat >/tmp/script && echo /tmp/script >/run/root.in && cat /run/root.out", stdin=None, input=script
-        )
-        text, _, status = done.stdout.rpartition("status ")
-        assert status, done
-        return text.strip(), int(status)
+        return run_as_root(self.machine, script)
 
     def uids(self) -> set[int]:
         """The owners of everything in the shares that is not there from the start."""
@@ -106,7 +93,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
     base.mkdir()
     kind = "9p" if server == "9p" else "virtiofs"
     try:
-        setup = make_setup(base, "debian-12", prologue=ROOT, vcpus=2, ram_mib=1024, virtiofsd=program)
+        setup = make_setup(base, "debian-12", prologue=PROLOGUE, vcpus=2, ram_mib=1024, virtiofsd=program)
         user = setup.user
         populate(base, user.uid, user.gid)
         setup.mounts = tuple(
