@@ -84,3 +84,7 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.staging.shared import remove_shared  # likewise
 
         remove_shared(step, timeout_s=patience_s)
+    elif kind == "filling":
+        from vmgr.node.staging.cache import remove_unfinished  # likewise
+
+        remove_unfinished(step)

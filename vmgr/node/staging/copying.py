@@ -10,12 +10,17 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
-from typing import Callable
+from pathlib import Path
+from typing import Callable, NamedTuple
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Image
 
+KEY = r"[0-9a-f]{64}"
+"""A SHA-256 as it is written."""
 _FICLONE = 0x40049409
 """ioctl_ficlone(2), from <linux/fs.h>; the same number on all machines that QEMU guests run on."""
 _CHUNK = 8 << 20
@@ -25,26 +30,48 @@ _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EB
 """What copy_file_range(2) says where it cannot copy between two files that reading and writing can."""
 
 
-def copy_image(source: int, target: int, *, size: int, sha256: str, shown_as: str, tell: Callable[[str], None]) -> bool:
-    """Make the empty file `target` a copy of `source`, and read it back. Gives whether the two share their blocks.
+class Original(NamedTuple):
+    """A file of an image in the pool, as its image.json describes it."""
 
-    What is read back is compared with `sha256`, which the pool says `shown_as` has.
+    path: Path
+    size: int
+    sha256: str
+
+
+def original(image: Image, part: str) -> Original:
+    """The file of the part `part` (disk, kernel, initrd). Raises VTorqueError (VT-IMAGE)."""
+    path = image.path(part)
+    facts = image.files.get(path.name, {})
+    size, sha256 = facts.get("size"), facts.get("sha256")
+    if not isinstance(size, int) or not isinstance(sha256, str) or not re.fullmatch(KEY, sha256):
+        raise VTorqueError(
+            f"{image.directory}/image.json does not tell size and SHA-256 of {path.name}",
+            code=Code.IMAGE,
+            hint="build or add the image anew",
+        )
+    return Original(path, size, sha256)
+
+
+def copy_image(source: int, target: int, what: Original, tell: Callable[[str], None]) -> bool:
+    """Make the empty file `target` a copy of the open `source`, and read it back: it has to be as image.json says.
+
+    Gives whether the two share their blocks.
     """
     found = os.fstat(source).st_size
-    if found != size:
-        raise _altered(shown_as, f"{found} bytes, not {size}")
+    if found != what.size:
+        raise _altered(what, f"{found} bytes, not {what.size}")
     shares = _clone(source, target)
     if not shares:
-        _copy(source, target, size, _percent("copying", size, tell))
-    digest = _digest(target, _percent("checking", size, tell))
-    if digest != sha256:
-        raise _altered(shown_as, f"the SHA-256 {digest[:16]}…, not {sha256[:16]}…")
+        _copy(source, target, what.size, _percent("copying", what.size, tell))
+    digest = _digest(target, _percent("checking", what.size, tell))
+    if digest != what.sha256:
+        raise _altered(what, f"the SHA-256 {digest[:16]}…, not {what.sha256[:16]}…")
     return shares
 
 
-def _altered(shown_as: str, what: str) -> VTorqueError:
+def _altered(what: Original, found: str) -> VTorqueError:
     return VTorqueError(
-        f"the copy of {shown_as} has {what} as its image.json says",
+        f"the copy of {what.path} has {found} as its image.json says",
         code=Code.STAGE,
         hint="the pool's file is damaged, or the way from there: build or add the image anew",
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.staging.model import Disk, StageRequest
+from vmgr.node.staging.model import BootFiles, Disk, StageRequest
 from vmgr.node.staging.overlay import empty_overlay, reserve_overlays, write_overlay
 
 
@@ -19,7 +20,7 @@ async def stage(request: StageRequest) -> list[Optional[Disk]]:
     image = request.image
     if image.disk is None:
         return [None for _ in request.names]
-    path = image.path("disk")
+    path = await _nearest(request, "disk")
     try:
         source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as err:
@@ -37,6 +38,22 @@ async def stage(request: StageRequest) -> list[Optional[Disk]]:
         return [*(await stage_ramdisk(request, source, empty))]
     finally:
         os.close(source)
+
+
+async def boot_files(request: StageRequest) -> BootFiles:
+    """Where QEMU finds what it boots: in the node's cache, where the site has one and there is room, or in the pool.
+
+    Raises VTorqueError (VT-STAGE, VT-IMAGE).
+    """
+    return BootFiles(await _nearest(request, "kernel"), await _nearest(request, "initrd"))
+
+
+async def _nearest(request: StageRequest, part: str) -> Path:
+    if request.config.images.cache.folder is None:
+        return request.image.path(part)
+    from vmgr.node.staging.cache import nearest  # few sites have one
+
+    return await nearest(request, part)
 
 
 async def _stage_overlay(request: StageRequest, source: int) -> list[Disk]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from vmgr.config import Config
@@ -22,6 +23,13 @@ class Disk(NamedTuple):
     overlay: int
     backing: int
     backing_format: str
+
+
+class BootFiles(NamedTuple):
+    """What QEMU loads by itself, readable for everybody."""
+
+    kernel: Path
+    initrd: Path
 
 
 class StageRequest(NamedTuple):

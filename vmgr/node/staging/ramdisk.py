@@ -12,10 +12,9 @@ import os
 from pathlib import Path
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import Image
 from vmgr.node import record
 from vmgr.node.staging.child import Channel, in_child
-from vmgr.node.staging.copying import copy_image
+from vmgr.node.staging.copying import copy_image, original
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.staging.overlay import CREATE, MIB, reserved, write_overlay
 
@@ -32,8 +31,8 @@ _TABLES = 4096
 async def stage_ramdisk(request: StageRequest, source: int, empty: bytes) -> list[Disk]:
     """The disks, their files in memory. Raises VTorqueError (VT-STAGE)."""
     image = request.image
-    entry = image.files[str(image.disk)]
-    size = ramdisk_bytes(image, len(request.names))
+    disk = original(image, "disk")
+    size = ramdisk_bytes(disk.size, image.virtual_size, len(request.names))
     _reserve(request, size)
     fds: list[int] = []
     mount = _tmpfs(size)
@@ -42,14 +41,7 @@ async def stage_ramdisk(request: StageRequest, source: int, empty: bytes) -> lis
         try:
 
             def fill(channel: Channel) -> None:
-                copy_image(
-                    source,
-                    copy,
-                    size=int(entry["size"]),
-                    sha256=str(entry["sha256"]),
-                    shown_as=str(image.path("disk")),
-                    tell=channel.tell,
-                )
+                copy_image(source, copy, disk, channel.tell)
 
             silence_s = request.config.timeouts.boot
             await in_child(request.place, None, fill, keep=[source, copy], tell=request.tell, silence_s=silence_s)
@@ -69,10 +61,9 @@ async def stage_ramdisk(request: StageRequest, source: int, empty: bytes) -> lis
     return [Disk(*pair, image.disk_format) for pair in zip(fds[::2], fds[1::2])]
 
 
-def ramdisk_bytes(image: Image, guests: int) -> int:
+def ramdisk_bytes(copy: int, virtual_size: int, guests: int) -> int:
     """What a ramdisk may take at most: the copy, and for each guest an overlay that is written full."""
-    copy = int(image.files[str(image.disk)]["size"])
-    return copy + guests * (image.virtual_size + image.virtual_size // _TABLES + MIB) + MIB
+    return copy + guests * (virtual_size + virtual_size // _TABLES + MIB) + MIB
 
 
 def available_bytes(meminfo: str) -> int:

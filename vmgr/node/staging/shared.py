@@ -14,7 +14,7 @@ from typing import Any
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.staging.child import Channel, in_child, within
-from vmgr.node.staging.copying import copy_image
+from vmgr.node.staging.copying import Original, copy_image, original
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.staging.overlay import CREATE, MIB, write_overlay
 
@@ -23,7 +23,7 @@ _COPY = "image"
 
 async def stage_shared(request: StageRequest, source: int, empty: bytes) -> list[Disk]:
     """The disks, their files in a new folder of the workspace. Raises VTorqueError (VT-STAGE)."""
-    image, user = request.image, request.user
+    disk, user = original(request.image, "disk"), request.user
     if request.workspace is None:
         raise VTorqueError(
             "fs_type=sharedfs needs a workspace on a shared file system, and this site has none",
@@ -36,32 +36,24 @@ async def stage_shared(request: StageRequest, source: int, empty: bytes) -> list
     outcome = await in_child(
         request.place,
         user,
-        lambda channel: _fill(channel, request, source, folder, empty),
+        lambda channel: _fill(channel, request, source, disk, folder, empty),
         keep=[source],
         tell=request.tell,
         silence_s=request.config.timeouts.boot,
     )
     fds = outcome.descriptors
-    return [Disk(*pair, image.disk_format) for pair in zip(fds[::2], fds[1::2])]
+    return [Disk(*pair, request.image.disk_format) for pair in zip(fds[::2], fds[1::2])]
 
 
-def _fill(channel: Channel, request: StageRequest, source: int, folder: str, empty: bytes) -> None:
+def _fill(channel: Channel, request: StageRequest, source: int, disk: Original, folder: str, empty: bytes) -> None:
     """In the child: the copy, the overlays, and all of them opened."""
-    image, what = request.image, folder
-    size = int(image.files[str(image.disk)]["size"])
+    what = folder
     try:
         os.mkdir(folder, 0o700)  # noqa: PTH102
         at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         what = f"{folder}/{_COPY}"
         copy = os.open(_COPY, CREATE, 0o600, dir_fd=at)
-        copy_image(
-            source,
-            copy,
-            size=size,
-            sha256=str(image.files[str(image.disk)]["sha256"]),
-            shown_as=str(image.path("disk")),
-            tell=channel.tell,
-        )
+        copy_image(source, copy, disk, channel.tell)
         for name in request.names:
             what = f"{folder}/{name}.qcow2"
             overlay = write_overlay(f"{name}.qcow2", empty, folder=at)
@@ -72,7 +64,7 @@ def _fill(channel: Channel, request: StageRequest, source: int, folder: str, emp
         raise VTorqueError(
             f"cannot write {what}: {err.strerror}",
             code=Code.STAGE,
-            hint=f"the copy of the image takes {-(-size // MIB)} MiB there on each node" if full else None,
+            hint=f"the copy of the image takes {-(-disk.size // MIB)} MiB there on each node" if full else None,
         ) from err
 
 
