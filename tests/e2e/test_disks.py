@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, POOL, Site, User, eventually, installed
+from .conftest import CONFIG, POOL, Site, User, installed
 
 MIB = 1 << 20
 DISK_MIB = 48

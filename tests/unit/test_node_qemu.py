@@ -49,7 +49,7 @@ DISK = shlex.split("""\
 -blockdev driver=qcow2,node-name=backing,file=backing-file,read-only=on
 -blockdev driver=file,node-name=overlay-file,filename=/dev/fdset/2
 -blockdev driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap
--device virtio-blk-pci,drive=overlay,serial=vtorque-root,iothread=io0
+-device virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread=io0
 """)
 SHARES = shlex.split("""\
 -fsdev local,id=share0,path=/home/a,,b,security_model=none,multidevs=remap

@@ -150,7 +150,7 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
             "-blockdev", f"driver={plan.disk_format},node-name=backing,file=backing-file,read-only=on",
             "-blockdev", "driver=file,node-name=overlay-file,filename=/dev/fdset/2",
             "-blockdev", "driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap",
-            "-device", f"virtio-blk-pci,drive=overlay,serial=vtorque-root,iothread={IO_THREAD}",
+            "-device", f"virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread={IO_THREAD}",
         ]  # fmt: skip
     if fds.data is not None:
         arguments += [
