@@ -15,6 +15,8 @@ from vmgr.units import format_size_mib
 
 BOUNDED = ("vcpus", "ram", "vms_per_node")
 ARCHITECTURES = (("x86_64", "amd64"), ("aarch64", "arm64"), ("ppc64le", "ppc64el"))
+DATA_FOLDER = "/data"
+"""Where a guest has its persistent disk."""
 IOCM_CORES = ("iocm_min_cores", "iocm_max_cores")
 
 
@@ -116,7 +118,7 @@ class Checker:
         if features.mounts != default_mounts(self.config, self.policy):
             self.switched_on("mounts", features.mounts)
         if features.disk is not None:
-            self._disk(features.disk)
+            self._disk(features.disk, features.mounts)
         if features.iocm is not None:
             self._component("iocm", zip(IOCM_CORES, features.iocm))
             if features.iocm.min_cores > features.iocm.max_cores:
@@ -149,8 +151,14 @@ class Checker:
             raise self.refused("mounts", mounts, f"names {name}, which the site has not", f"shares: {', '.join(known)}")
         self.chosen("mounts", name)
 
-    def _disk(self, disk: Disk) -> None:
+    def _disk(self, disk: Disk, shares: tuple[str, ...]) -> None:
         size = disk.size_mib
+        taken = next((m.name for m in self.config.mounts if m.name in shares and m.target == DATA_FOLDER), None)
+        if taken is not None:
+            raise self.refused(
+                "disk", disk.image if size is None else size, f"has its place at {DATA_FOLDER}, where {taken} is",
+                f"leave {taken} out of mounts=",
+            )  # fmt: skip
         self.switched_on("disk", disk.image if size is None else size)
         most = self.policy.leaf("disk", "max")
         if size is not None and size > most:
@@ -275,6 +283,18 @@ def check_room(group: GuestGroup, image: Image, checker: Checker) -> None:
         )  # fmt: skip
 
 
+def check_shares(names: Iterable[str], image: Image, checker: Checker) -> None:
+    """Refuse a share of a kind that the image has no driver for."""
+    for mount in checker.config.mounts:
+        if mount.name in names and mount.kind not in image.features:
+            raise VTorqueError(
+                f"the image {image.name} cannot mount the share {mount.name}{checker.source('mounts')}, "
+                f"which is of kind {mount.kind} ({checker.config.origin('mounts')})",
+                code=Code.IMAGE,
+                hint=f"choose another image, or leave {mount.name} out of mounts=",
+            )
+
+
 def check_metadata(keys: Mapping[str, object], image: Image, checker: Checker) -> None:
     """Refuse cloud-config that the site or the image does not take, key by key."""
     from vmgr.node.cloudconfig import KEYS as possible  # YAML, which most jobs do not need
@@ -318,6 +338,7 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nod
     image = choose_image(group, spec.distro, spec.arch, checker)
     check_room(group, image, checker)
     checker.size(group, image)
+    check_shares(spec.mounts, image, checker)
     if spec.metadata is not None:
         checker.switched_on("metadata", "cloud-config")
         check_metadata(spec.metadata, image, checker)

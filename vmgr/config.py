@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
@@ -40,6 +41,7 @@ class Resources(NamedTuple):
 
     host_cores: int
     host_memory: int
+    slots_are_cpus: bool
 
 
 class Local(NamedTuple):
@@ -53,32 +55,81 @@ class Paths(NamedTuple):
     run: Path
 
 
+class Cache(NamedTuple):
+    """A node's cache of images: no folder, no cache; `max` in MiB."""
+
+    folder: Optional[Path]
+    max: int
+
+
 class Images(NamedTuple):
+    """Sizes in MiB."""
+
     pool: Path
     overlays: Path
     overlays_max: int
-    """MiB."""
+    ramdisk_max: int
+    cache: Cache
 
 
 class Hypervisor(NamedTuple):
     qemu: str
+    virtiofsd: str
     allow_emulation: bool
     overcommit_cpus: bool
+    hugepages: Optional[str]
+    vhost: bool
     probe_seconds: int
+
+    @property
+    def hugepage_kib(self) -> Optional[int]:
+        """The size of the huge pages that guests' RAM lies in, None for ordinary pages."""
+        return None if self.hugepages is None else {"2M": 2 << 10, "1G": 1 << 20}[self.hugepages]
+
+
+def fill(text: str, names: Mapping[str, Optional[str]]) -> str:
+    """A path with what is known of a job put in for `{home}`, `{user}`, `{job}` and `{workspace}`."""
+    for name, value in names.items():
+        if value is not None:
+            text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+class Workspace(NamedTuple):
+    """The jobs' folders: where one is, by a pattern with `{home}`, `{user}` and `{job}`, and whether it goes again."""
+
+    folder: Optional[str]
+    wipe: bool
 
 
 class Mount(NamedTuple):
-    """One share; `source` and `target` may hold `{home}`."""
+    """One share; `source` and `target` may hold `{home}`, `{user}`, `{job}` and `{workspace}`.
+
+    `source` is a folder of the node, or `SERVER:/PATH` for the kind `nfs`, which alone has `security` (`krb5`, `krb5i`,
+    `krb5p`, or `sys` with `public`, for what everybody may read).
+    """
 
     name: str
     kind: str
     source: str
     target: str
     readonly: bool
+    security: Optional[str] = None
+    public: bool = False
 
-    def for_home(self, home: str) -> Mount:
-        """This share with the user's home put in."""
-        return self._replace(source=self.source.replace("{home}", home), target=self.target.replace("{home}", home))
+    def filled(self, names: Mapping[str, Optional[str]]) -> Mount:
+        """This share for one job, as `fill` does it; what is not known, which is None or missing, stays as it is."""
+        return self._replace(source=fill(self.source, names), target=fill(self.target, names))
+
+    @property
+    def needs_workspace(self) -> bool:
+        """Whether this share shows the job's workspace, or something in it."""
+        return "{workspace}" in self.source + self.target
+
+    @property
+    def is_known(self) -> bool:
+        """Whether everything has been put in; before a job is submitted it has no id."""
+        return not any(name in path for path in (self.source, self.target) for name in ("{job}", "{workspace}"))
 
 
 class Bridge(NamedTuple):
@@ -123,6 +174,8 @@ class Timeouts(NamedTuple):
     attach: int
     vm_epilogue: int
     shutdown: int
+    disk: int
+    wipe: int
 
 
 class Rotate(NamedTuple):
@@ -178,6 +231,10 @@ class Config:
     def mounts(self) -> tuple[Mount, ...]:
         return tuple(Mount(**mount) for mount in self._tree["mounts"])
 
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(**self._tree["workspace"])
+
     @cached_property
     def local(self) -> Local:
         return Local(**self._tree["local"])
@@ -193,7 +250,10 @@ class Config:
         from pathlib import Path  # as above
 
         images = self._tree["images"]
-        return Images(Path(images["pool"]), Path(images["overlays"]), images["overlays_max"])
+        pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
+        folder = Path(cache["folder"]) if cache["folder"] else None
+        sizes = (images["overlays_max"], images["ramdisk_max"])
+        return Images(pool, overlays, *sizes, Cache(folder, cache["max"]))
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:

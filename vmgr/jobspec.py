@@ -64,7 +64,7 @@ class Pinning(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """A persistent disk: a new one of `size_mib` MiB, or the existing `image`; the other is None."""
+    """A persistent disk: a new one of `size_mib` MiB, or the file `image`, a whole path; the other is None."""
 
     image: Optional[str]
     size_mib: Optional[int]
@@ -293,7 +293,7 @@ class _Reader:
             return None
         self._keys(tree, Disk._fields)
         image, size = tree["image"], tree["size_mib"]
-        named = isinstance(image, str) and 0 < len(image) <= 4096 and "\x00" not in image
+        named = isinstance(image, str) and image.startswith("/") and len(image) <= 4096 and "\x00" not in image
         if (image is None) == (size is None) or not (image is None or named):
             raise self._wrong("disk", tree)
         return Disk(image, None if size is None else self._count(tree, "size_mib", 1))

@@ -91,6 +91,11 @@ def domain(value: Any) -> str:
     return value
 
 
+def is_host(text: str) -> bool:
+    """Whether it is a host name or an IPv4 address."""
+    return _DOMAIN.fullmatch(text) is not None
+
+
 def domains(value: Any) -> list[str]:
     return _names(value, "domain names")
 

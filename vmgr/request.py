@@ -61,7 +61,9 @@ KEYS = {
     "vms_per_node": Key(parse_count, _COUNT, "guests on each node"),
     "vcpu_pinning": Key(_text, "auto, off, numad or the path of a mapping file", "which CPUs the vCPUs are bound to"),
     "fs_type": Key(_text, _WORD, "how the guest gets its disk"),
-    "disk": Key(_disk, "a size such as 10G, or an existing image", "a persistent disk"),
+    "disk": Key(
+        _disk, "a size such as 10G, or the path of a disk", "a persistent disk, mounted at /data in the first guest"
+    ),
     "vm_prologue": Key(_text, _PATH, "your own script, run in the guest before the job", is_file=True),
     "vm_epilogue": Key(_text, _PATH, "your own script, run in the guest after the job", is_file=True),
     "metadata": Key(_text, _PATH, "cloud-config of your own for the guest", is_file=True),

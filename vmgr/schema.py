@@ -36,6 +36,7 @@ from vmgr.netfields import (
     subnets,
 )
 from vmgr.policyschema import POLICY, check_policy
+from vmgr.sharefields import KINDS, SECURITY, check_share, with_workspace
 
 MAX_RUN_PATH = 30
 """Longest `paths.run`: with the names below it the path of a socket stays within 107 bytes (unix(7))."""
@@ -76,17 +77,30 @@ SCHEMA: dict[str, Any] = {
         "pool": Key(path, "/var/lib/vtorque/images", "the guest images"),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),
         "overlays_max": Key(size, 64 * 1024, "most that the overlays of a node may grow to, together"),
+        "ramdisk_max": Key(size, 16 * 1024, "most that the ramdisks of a node may take of its memory, together"),
+        "cache": {
+            "folder": Key(nullable(path), None, "node-local folder for copies of the pool's images; null: none"),
+            "max": Key(size, 32 * 1024, "most that these copies may take; the least recently used go"),
+        },
     },
     "hypervisor": {
         "qemu": Key(path, "/usr/bin/qemu-system-x86_64", "the hypervisor"),
+        "virtiofsd": Key(path, "/usr/lib/qemu/virtiofsd", "the file server of shares of kind virtiofs"),
         "allow_emulation": Key(flag, False, "run guests by emulation where KVM does not work"),
         "overcommit_cpus": Key(flag, False, "let guests share CPUs when a node has too few"),
+        "hugepages": Key(
+            nullable(choice("2M", "1G")), None, "huge pages for guests' RAM, which each node provides; null: none"
+        ),
+        "vhost": Key(flag, True, "let the kernel serve guests' taps, where it has `/dev/vhost-net`"),
         "probe_seconds": Key(number(1, 120), 10, "how long KVM may take to show a kernel's first line"),
     },
     "policy": POLICY,
     "resources": {
         "host_cores": Key(number(0, 1024), 0, "cores of each node of a guest job that stay with the node"),
         "host_memory": Key(size, 256, "memory of each node of a guest job beside the guests' RAM"),
+        "slots_are_cpus": Key(
+            flag, False, "the slots that the batch system gives to a job of several nodes are numbers of CPUs"
+        ),
     },
     "components": {
         "iocm": Key(flag, False, "the nodes have the I/O core manager"),
@@ -96,14 +110,28 @@ SCHEMA: dict[str, Any] = {
     "mounts": Items(
         {
             "name": Key(name, REQUIRED, "the share's tag"),
-            "kind": Key(choice("9p"), "9p", "how it is served"),
-            "source": Key(text, REQUIRED, "folder of the node; {home} stands for the user's"),
+            "kind": Key(choice(*KINDS), "9p", "how it is served; see [shares.md](shares.md)"),
+            "source": Key(
+                text,
+                REQUIRED,
+                "folder of the node, of kind nfs SERVER:/PATH; {home}, {user}, {job}, {workspace}: the job's",
+            ),
             "target": Key(text, REQUIRED, "where the guest mounts it"),
             "readonly": Key(flag, False, "whether the guest may not write"),
+            "security": Key(nullable(choice(*SECURITY)), None, "kind nfs: by what the server knows who asks"),
+            "public": Key(flag, False, "kind nfs, security sys: everybody may read what is there"),
         },
         MOUNTS,
         "what guests see of the node's file systems, with the rights of the job's user",
     ),
+    "workspace": {
+        "folder": Key(
+            nullable(text),
+            None,
+            "each job's folder on a file system that all nodes share, such as /scratch/{user}/{job}",
+        ),
+        "wipe": Key(flag, False, "whether it is wiped after the job"),
+    },
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
         "kill_user_processes": Key(flag, False, "whether what a job leaves running on its nodes is ended"),
@@ -142,6 +170,12 @@ SCHEMA: dict[str, Any] = {
         "attach": Key(number(5, 3600), 600, "seconds that a ready guest waits for its job; then it is ended"),
         "vm_epilogue": Key(number(1, 3600), 60, "seconds for the VM epilogue"),
         "shutdown": Key(number(1, 600), 15, "seconds for a guest to power off"),
+        "disk": Key(
+            number(0, 240),
+            20,
+            "seconds that an epilogue lets a guest with a persistent disk shut down, before it ends it",
+        ),
+        "wipe": Key(number(1, 3600), 120, "seconds for the wiping of a workspace at the end of its job"),
     },
     "logging": {
         "level": Key(choice("debug", "info", "warning", "error"), "info", "least severe message that is kept"),
@@ -162,6 +196,7 @@ def check_config(tree: Any) -> dict[str, Any]:
     checked = check(tree, SCHEMA)
     if len(checked["paths"]["run"]) > MAX_RUN_PATH:
         raise Problem(("paths", "run"), f"at most {MAX_RUN_PATH} characters, because sockets lie below it")
+    checked["mounts"] = with_workspace(checked["workspace"], checked["mounts"])
     tags = [mount["name"] for mount in checked["mounts"]]
     targets = [mount["target"] for mount in checked["mounts"]]
     for index, mount in enumerate(checked["mounts"]):
@@ -169,11 +204,10 @@ def check_config(tree: Any) -> dict[str, Any]:
             raise Problem(("mounts", index, "name"), f"{mount['name']} is used twice")
         if targets.count(mount["target"]) > 1:
             raise Problem(("mounts", index, "target"), f"{mount['target']} is used twice")
-        for side in ("source", "target"):
-            try:
-                path(mount[side].replace("{home}", "/home/user"))
-            except ValueError as err:
-                raise Problem(("mounts", index, side), str(err)) from None
+        try:
+            check_share(mount)
+        except Problem as problem:
+            raise Problem(("mounts", index, *problem.path), problem.text) from None
     _check_network(checked["network"])
     check_policy(checked["policy"], tags)
     return checked

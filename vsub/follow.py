@@ -44,7 +44,9 @@ class Follower:
         self.started = started
         self.phase = ""
         self.seen: dict[str, tuple[str, int]] = {}
+        self.doing: dict[str, Optional[str]] = {}
         self.failed: set[tuple[str, str]] = set()
+        self.disk: Optional[str] = None
         self.result: Optional[Result] = None
 
     def run(self) -> int:
@@ -143,7 +145,14 @@ class Follower:
             count = 0
         for stage in status.stages[count:]:
             say(f"{self.job_id}  {stage.t:+.2f} s  {stage.name}")
+        if status.doing != self.doing.get(status.node):
+            self.doing[status.node] = status.doing
+            if status.doing:
+                say(f"{self.job_id}  {status.doing}")
         self.seen[status.node] = (status.attempt, max(count, len(status.stages)))
+        if status.disk is not None and status.disk != self.disk:
+            self.disk = status.disk
+            say(f"{self.job_id}  persistent disk: {status.disk}")
         if status.state == "failed" and (status.node, status.attempt) not in self.failed:
             self.failed.add((status.node, status.attempt))
             say(f"{self.job_id}  failed on {status.node}: {status.code or 'no code'}: {status.reason or 'no reason'}")

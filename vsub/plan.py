@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Optional
 
-from vmgr.checks import Checker, Features, check_metadata, choose_image, guest_features, guest_group, with_room
-from vmgr.config import Config, Mount
+from vmgr.checks import (
+    Checker,
+    Features,
+    check_metadata,
+    check_shares,
+    choose_image,
+    guest_features,
+    guest_group,
+    with_room,
+)
+from vmgr.config import Config, Mount, fill
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
 from vmgr.jobspec import MAX_ARGUMENTS, Pinning
@@ -81,10 +90,12 @@ def make_plan(
     features = guest_features(request, checker, asked_of_nodes.nodes.number * group.per_node)
     image = choose_image(group, _text(request, "distro"), _text(request, "arch"), checker)
     group = with_room(group, image, request, checker)
+    check_shares(features.mounts, image, checker)
     _check_nodes(asked_of_nodes, policy)
     fitted = fit(group, features, asked_of_nodes, image, request, checker)
-    mounts = tuple(mount.for_home(account.home) for mount in config.mounts if mount.name in features.mounts)
+    mounts = _known_mounts(config, features.mounts, account)
     here = submission_directory()
+    features = _with_own_disk(features, here)
     check_staging(attributes, mounts, account.home)
     prologue = resources.get("prologue")
     work_dir = last(options, "w")
@@ -108,6 +119,23 @@ def make_plan(
         hooks={key: read_user_file(str(request[key].value), key) for key in HOOKS if key in request},
         fitted=fitted._replace(notes=(*fitted.notes, *note)),
     )
+
+
+def _known_mounts(config: Config, names: tuple[str, ...], account: Account) -> tuple[Mount, ...]:
+    """The shares of the guests whose folders can be told before the job has an id."""
+    known = {"home": account.home, "user": account.name}
+    if config.workspace.folder is not None:
+        known["workspace"] = fill(config.workspace.folder, known)
+    mounts = (mount.filled(known) for mount in config.mounts if mount.name in names)
+    return tuple(mount for mount in mounts if mount.is_known)
+
+
+def _with_own_disk(features: Features, here: str) -> Features:
+    """A disk that the user has, by its whole path; everything else about it is for the node to see."""
+    disk = features.disk
+    if disk is None or disk.image is None:
+        return features
+    return features._replace(disk=disk._replace(image=below(here, disk.image)))
 
 
 def _text(request: Request, key: str) -> Optional[str]:

@@ -29,6 +29,8 @@ def local_daemon(argv: Sequence[str]) -> int:
 def _nodes(config: Config) -> list[str]:
     """The simulated nodes, and what vTorque keeps on a node, of which each has its own."""
     private = [config.paths.spool, config.images.overlays]
+    if config.images.cache.folder is not None:
+        private.append(config.images.cache.folder)
     if config.logging.file is not None:
         private.append(Path(config.logging.file).parent)
     options = ["--nodes", str(config.local.nodes), "--volatile", str(config.paths.run)]

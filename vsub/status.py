@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 
 class NodeStatus(NamedTuple):
-    """What one node's agent says."""
+    """What one node's agent says. `disk` is the file of the job's persistent disk, on the first node."""
 
     node: str
     guest: str
@@ -33,6 +33,8 @@ class NodeStatus(NamedTuple):
     code: Optional[str]
     reason: Optional[str]
     stages: tuple[Stage, ...]
+    doing: Optional[str] = None
+    disk: Optional[str] = None
 
 
 class Result(NamedTuple):
@@ -77,6 +79,8 @@ def parse_status(data: bytes) -> Optional[NodeStatus]:
         code=_text(tree.get("code")),
         reason=_text(tree.get("reason")),
         stages=tuple(_stages(stages)) if isinstance(stages, list) else (),
+        doing=_text(tree.get("doing")),
+        disk=_text(tree.get("disk")),
     )
 
 

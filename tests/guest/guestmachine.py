@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from fileservers import FileServers
 from screen import Screen, set_size
 
 from vmgr.config import Mount as NodeMount
 from vmgr.images.pool import Image
 from vmgr.node.network.plan import GuestNet
+from vmgr.node.qemu import share_arguments
 from vmgr.node.seed import SeedPlan, seed_files, write_seed
 from vmgr.node.userio import User as NodeUser
 
@@ -50,10 +52,14 @@ class User:
 
 @dataclass(frozen=True)
 class Mount:
+    """A share; `source` is a folder, for kind nfs the text SERVER:/PATH."""
+
     tag: str
     target: str
     source: Path
     readonly: bool = False
+    kind: str = "9p"
+    security: Optional[str] = None
 
 
 @dataclass
@@ -81,6 +87,19 @@ class Setup:
     slots: tuple[tuple[str, int], ...] = ()
     wait_hosts: bool = False
     devices: Sequence[str] = ()
+    data: Optional[Path] = None
+    virtiofsd: str = "/usr/lib/qemu/virtiofsd"
+
+    @property
+    def node_user(self) -> NodeUser:
+        """The user as the node knows it."""
+        user = self.user
+        return NodeUser(user.name, user.uid, user.gid, user.group, user.home, user.shell, user.groups)
+
+    @property
+    def node_mounts(self) -> tuple[NodeMount, ...]:
+        """The shares as the node's configuration has them."""
+        return tuple(NodeMount(m.tag, m.kind, str(m.source), m.target, m.readonly, m.security) for m in self.mounts)
 
     @property
     def key(self) -> Path:
@@ -112,16 +131,16 @@ def sign(setup: Setup, authority: Path) -> None:
 
 def make_seed(setup: Setup) -> Path:
     """Write the NoCloud seed of the guest, as the node does, and return its path."""
-    user, cert = setup.user, setup.host_key.with_name("host_key-cert.pub")
+    cert = setup.host_key.with_name("host_key-cert.pub")
     plan = SeedPlan(
         instance=f"test-{setup.hostname}",
         hostname=setup.hostname,
         family=setup.image.family,
-        user=NodeUser(user.name, user.uid, user.gid, user.group, user.home, user.shell, user.groups),
+        user=setup.node_user,
         ssh_public_key=setup.key.with_suffix(".pub").read_text().strip(),
         host_key=setup.host_key.read_text(),
         host_key_pub=setup.host_key.with_suffix(".pub").read_text().strip(),
-        mounts=tuple(NodeMount(m.tag, "9p", str(m.source), m.target, m.readonly) for m in setup.mounts),
+        mounts=setup.node_mounts,
         network=setup.network,
         hosts=setup.hosts or (("10.0.2.15", setup.hostname),),
         slots=setup.slots or ((setup.hostname, setup.vcpus),),
@@ -130,6 +149,7 @@ def make_seed(setup: Setup) -> Path:
         user_key=setup.key.read_text(),
         host_cert=cert.read_text() if cert.exists() else None,
         wait_hosts=setup.wait_hosts,
+        data=setup.data is not None,
     )
     hooks = {"prologue": setup.prologue, "epilogue": setup.epilogue}
     files = seed_files(plan, TEMPLATES, {name: text.encode() for name, text in hooks.items() if text is not None})
@@ -155,8 +175,17 @@ class Machine:
         self._stream: Optional[io.TextIOWrapper] = None
         self._connection: Optional[socket.socket] = None
         self.process: Optional[subprocess.Popen[bytes]] = None
+        self.servers: Optional[FileServers] = None
 
     def __enter__(self) -> Machine:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         setup = self.setup
         listener = socket.socket(socket.AF_UNIX)
         address = self.directory / "events.sock"
@@ -167,32 +196,44 @@ class Machine:
         for path in (self.directory, address):
             if os.geteuid() == 0:
                 os.chown(path, user.uid, user.gid)
+        if any(mount.kind == "virtiofs" for mount in setup.mounts):
+            place = self.directory / "place"
+            place.mkdir(mode=0o700)
+            self.servers = FileServers(setup.node_mounts, setup.node_user, place, setup.virtiofsd)
         command = self._command(address)
         (self.directory / "command.txt").write_text("\n".join(command))
-        as_user: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": []}
+        as_user: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": setup.node_user.gids}
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=(self.directory / "qemu.err").open("wb"),
+            pass_fds=[fd for fd in self._share_fds if fd is not None],
             **(as_user if os.geteuid() == 0 else {}),
         )
+        if self.servers is not None:
+            self.servers.let_go()
         listener.settimeout(20)
         self._connection, _ = listener.accept()
         listener.close()
         self._connection.settimeout(BOOT_TIMEOUT_S)
         self._stream = self._connection.makefile("r", encoding="utf-8", errors="replace")
-        return self
 
     def __exit__(self, *_exc: object) -> None:
-        assert self.process is not None
         if self._connection is not None:
             self._connection.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(timeout=20)
-        assert not Path(f"/proc/{self.process.pid}").exists()
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait(timeout=20)
+            assert not Path(f"/proc/{self.process.pid}").exists()
+        if self.servers is not None:
+            self.servers.close()
+
+    @property
+    def _share_fds(self) -> tuple[Optional[int], ...]:
+        return () if self.servers is None else self.servers.fds
 
     def _command(self, events: Path) -> list[str]:
         setup, image = self.setup, self.setup.image
@@ -241,18 +282,23 @@ class Machine:
                 f"driver=qcow2,node-name=root,file.driver=file,file.filename={overlay},file.cache.no-flush=on",
                 "-device", "virtio-blk-pci,drive=root,serial=vtorque-root",
             ]  # fmt: skip
+        if setup.data is not None:
+            command += [
+                "-blockdev", f"driver=file,node-name=data-file,filename={setup.data},locking=off",
+                "-blockdev", "driver=raw,node-name=data,file=data-file,discard=unmap",
+                "-device", "virtio-blk-pci,drive=data,serial=vtorque-data,werror=report",
+            ]  # fmt: skip
         if setup.seed:
             command += [
                 "-blockdev",
                 f"driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename={make_seed(setup)}",
                 "-device", "virtio-blk-pci,drive=seed",
             ]  # fmt: skip
-        for number, mount in enumerate(() if setup.absent_shares else setup.mounts):
-            readonly = ",readonly=on" if mount.readonly else ""
-            command += [
-                "-fsdev", f"local,id=fs{number},path={mount.source},security_model=none{readonly}",
-                "-device", f"virtio-9p-pci,fsdev=fs{number},mount_tag={mount.tag}",
-            ]  # fmt: skip
+        if self.servers is not None:
+            memory = f"memory-backend-memfd,id=memory,size={ram_mib}M,share=on"
+            command += ["-object", memory, "-numa", "node,memdev=memory"]
+        if not setup.absent_shares:
+            command += share_arguments(setup.node_mounts, self._share_fds)
         return command
 
     # --- events ---

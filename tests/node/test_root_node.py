@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,10 +22,12 @@ from nodesite import REPOSITORY, make_node, wait_gone
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import accel, process
 from vmgr.node.control import Control
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.launch import Files, pin_and_run, start
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.state import Progress
 from vmgr.node.userio import User
+from vmgr.topology.model import Layout, Placement
 from vmgr.trust import check_trusted
 
 pytestmark = pytest.mark.root
@@ -180,7 +183,8 @@ def test_a_qemu_that_is_missing_is_said_and_not_remembered(base: Path, monkeypat
 
 # starting a hypervisor: fakes that run where QEMU would
 
-PLAN = GuestPlan("12.host-g", 1, 128, "tcg", Path("/k"), Path("/i"), "console=ttyS0", "qcow2", "02:00:00:00:00:01", ())
+LAYOUT = Layout.flat(1, 128)
+PLAN = GuestPlan("12.host-g", LAYOUT, "tcg", Path("/k"), Path("/i"), "console=ttyS0", "qcow2", "02:00:00:00:00:01", ())
 
 FAKE_QMP = """\
 #!/usr/bin/python3 -IS
@@ -195,12 +199,21 @@ def say(data):
 say({{"QMP": {{"version": {{"qemu": {{"micro": 0, "minor": 2, "major": 7}}, "package": ""}}, "capabilities": []}}}})
 while True:
     request = json.loads(link.recv(65536))  # one at a time, without a newline
-    answer = {{"query-cpus-fast": {threads}, "human-monitor-command": {usernet!r}}}.get(request["execute"], {{}})
+    answer = {{"query-cpus-fast": {threads}, "query-iothreads": {iothreads}, "human-monitor-command": {usernet!r}}}.get(
+        request["execute"], {{}}
+    )
     say({{"return": answer, "id": request.get("id")}})
 """
 USERNET = "TCP[HOST_FORWARD]  19       127.0.0.1 38087       10.0.2.15    22     0     0\n"
 OWN = '[{"cpu-index": 0, "thread-id": os.getpid()}]'
-PINNED = [{0}]
+PINNED = Placement(((0,),), (0,), (0,), (), LAYOUT)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    yield fd
+    os.close(fd)
 
 
 def launch(
@@ -211,11 +224,12 @@ def launch(
     threads: str = OWN,
     usernet: str = USERNET,
     timeout_s: float = 5,
-    affinity: Optional[list[set[int]]] = PINNED,
+    iothreads: str = "[]",
+    placement: Optional[Placement] = PINNED,
 ) -> Any:
     """Start a fake and take it to running; gives its SSH port and CPUs. It is gone afterwards."""
     fake = base / "fake-qemu"
-    fake.write_text(FAKE_QMP.format(does=does, threads=threads, usernet=usernet))
+    fake.write_text(FAKE_QMP.format(does=does, threads=threads, iothreads=iothreads, usernet=usernet))
     fake.chmod(0o755)
     seed = base / "seed.iso"
     seed.write_bytes(b"seed")
@@ -223,9 +237,10 @@ def launch(
 
     async def work() -> Any:
         pids: list[int] = []
-        guest, qmp = start(str(fake), PLAN, Files(seed, None, None), user, kvm_gid=None, started=pids.append)
+        with opened(seed) as fd:
+            guest, qmp = start(str(fake), PLAN, Files(fd), user, kvm_gid=None, group=JobGroup(), started=pids.append)
         try:
-            await pin_and_run(guest, qmp, affinity, timeout_s=timeout_s)
+            await pin_and_run(guest, qmp, placement, timeout_s=timeout_s)
             return guest.ssh_port, os.sched_getaffinity(pids[0])
         finally:
             await guest.kill()
@@ -243,9 +258,9 @@ def test_a_hypervisor_is_pinned_before_it_runs(base: Path, user: User) -> None:
 
 def test_a_hypervisor_that_is_not_pinned_runs_where_its_agent_may(base: Path, user: User) -> None:
     mine = os.sched_getaffinity(0)
-    assert launch(base, user, affinity=None) == (38087, mine)
-    assert launch(base, user, affinity=[mine]) == (38087, mine)
-    assert launch(base, user, affinity=None, threads="[]") == (38087, mine), "nobody asks for the threads"
+    assert launch(base, user, placement=None) == (38087, mine)
+    assert launch(base, user, placement=PINNED._replace(vcpus=(tuple(mine),))) == (38087, mine)
+    assert launch(base, user, placement=None, threads="[]") == (38087, mine), "nobody asks for the threads"
 
 
 def test_a_hypervisor_is_the_users_and_has_its_descriptors_only(base: Path, user: User) -> None:
@@ -273,9 +288,11 @@ json.dump({{"ids": os.getresuid() + os.getresgid(), "groups": sorted(os.getgroup
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"threads": '[{"cpu-index": 0, "thread-id": 1}]'}, "not QEMU's"),
-        ({"threads": f'[{{"cpu-index": 0, "thread-id": {os.getpid()}}}]'}, "not QEMU's"),
-        ({"threads": '[{"cpu-index": 0, "thread-id": -1}]'}, "not QEMU's"),
+        ({"threads": '[{"cpu-index": 0, "thread-id": 1}]'}, "is none"),
+        ({"threads": f'[{{"cpu-index": 0, "thread-id": {os.getpid()}}}]'}, "is none"),
+        ({"threads": '[{"cpu-index": 0, "thread-id": -1}]'}, "is none"),
+        ({"iothreads": '[{"id": "io0", "thread-id": 1}]'}, "is none"),
+        ({"iothreads": '[{"id": "io0"}]'}, "QMP"),
         ({"threads": "[]"}, "QMP"),
         ({"threads": '"x"'}, "QMP"),
         ({"threads": '{"cpu-index": 0}'}, "QMP"),
@@ -308,18 +325,18 @@ def test_a_hypervisor_that_cannot_be_recorded_does_not_run(base: Path, user: Use
         pids.append(pid)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(VTorqueError):
-        start(str(fake), PLAN, Files(base / "seed.iso", None, None), user, kvm_gid=None, started=full)
+    with opened(base / "seed.iso") as fd, pytest.raises(VTorqueError):
+        start(str(fake), PLAN, Files(fd), user, kvm_gid=None, group=JobGroup(), started=full)
     assert wait_gone(pids[0], 0)
 
 
-def test_a_hypervisor_that_is_not_there_or_a_seed_that_is_a_link(base: Path, user: User) -> None:
+def test_a_hypervisor_that_is_not_there(base: Path, user: User) -> None:
     (base / "seed.iso").write_bytes(b"seed")
-    (base / "link.iso").symlink_to("seed.iso")
-    for qemu, seed in (("/absent", "seed.iso"), ("/bin/sleep", "link.iso"), ("/bin/sleep", "absent.iso")):
-        with pytest.raises(VTorqueError) as caught:
-            start(qemu, PLAN, Files(base / seed, None, None), user, kvm_gid=None, started=lambda pid: None)
-        assert caught.value.code is Code.LAUNCH
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with opened(base / "seed.iso") as fd, pytest.raises(VTorqueError) as caught:
+        start("/absent", PLAN, Files(fd), user, kvm_gid=None, group=JobGroup(), started=lambda pid: None)
+    assert caught.value.code is Code.LAUNCH
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 # trust

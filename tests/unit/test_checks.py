@@ -99,6 +99,22 @@ def test_specification(config: Config) -> None:
     assert check_spec(spec._replace(mounts=("home",)), config, CAROL, "here", nodes=1).name == "micro"
 
 
+@pytest.mark.parametrize("kind", ["virtiofs", "nfs"])
+def test_a_share_that_the_image_cannot_mount(site: Site, kind: str) -> None:
+    source = "nfs1:/opt, security: krb5" if kind == "nfs" else "/opt"
+    site.configure(
+        f"mounts:\n- {{name: home, source: '{{home}}', target: '{{home}}'}}\n"
+        f"- {{name: opt, kind: {kind}, source: {source}, target: /opt}}\n"
+    )
+    config = load_config(site.install)
+    assert check_spec(SPEC._replace(mounts=("home",), asked=("mounts",)), config, CAROL, "here", nodes=1)
+    with pytest.raises(VTorqueError) as caught:
+        check_spec(SPEC._replace(mounts=("home", "opt")), config, CAROL, "here", nodes=1)
+    assert caught.value.code is Code.IMAGE
+    assert f"the image micro cannot mount the share opt, which is of kind {kind}" in str(caught.value)
+    assert "leave opt out of mounts=" in str(caught.value)
+
+
 OPEN = """\
 components: {iocm: true, vrdma: true, unclot: true}
 policy:
@@ -261,7 +277,7 @@ def test_default_shares(site: Site, mounts: str, default: tuple[str, ...]) -> No
 )
 def test_visible_in_guest(path: str, seen: bool) -> None:
     mounts = (
-        Mount("home", "9p", "{home}", "{home}", False).for_home("/home/carol"),
+        Mount("home", "9p", "{home}", "{home}", False).filled({"home": "/home/carol"}),
         Mount("opt", "9p", "/opt", "/opt-hpc", True),
         Mount("data", "9p", "/data/", "/data/", False),
     )

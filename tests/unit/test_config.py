@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmgr.config import Config, compile_config, load_config, read_tree
+from vmgr.config import Config, Mount, compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
 from vmgr.fields import Items, Key, Named, OneOf
 from vmgr.paths import Installation
@@ -122,6 +122,125 @@ def test_wrong_files(install: Installation, text: str, message: str) -> None:
     assert caught.value.code is Code.CONFIG
     assert str(install.config) in str(caught.value) and message in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+NFS = "mounts: [{{name: data, kind: nfs, source: 'nfs1:/export/data', target: /data{}}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", "mounts[0].kind is 'nfs': refused, because the user counts as root in a guest"),
+        (", security: sys", "mounts[0].security is 'sys': refused"),
+        (", security: sys, public: true", "mounts[0].security is 'sys': refused"),
+        (", security: sys, readonly: true", "mounts[0].security is 'sys': refused"),
+        (", public: true, readonly: true", "mounts[0].kind is 'nfs': refused"),
+        (", security: krb5, public: true", "mounts[0].public is 'True': means nothing with Kerberos"),
+        (", security: krb4", "mounts[0].security is 'krb4': one of krb5, krb5i, krb5p, sys is needed"),
+        (", security: sys, public: true, readonly: true", None),
+        (", security: krb5", None),
+        (", security: krb5i, readonly: true", None),
+        (", security: krb5p", None),
+    ],
+)
+def test_nfs_needs_kerberos_or_public_data(install: Installation, more: str, message: Optional[str]) -> None:
+    if message is None:
+        assert load(install, NFS.format(more)).mounts[0].source == "nfs1:/export/data"
+        return
+    with pytest.raises(VTorqueError) as caught:
+        load(install, NFS.format(more))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "message"),
+    [
+        (
+            "nfs1:/export/data",
+            "/export/data",
+            "source is '/export/data': SERVER:/PATH is needed for kind nfs",
+        ),
+        ("nfs1:/export/data", "nfs1:export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "nfs1,proto=udp:/export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "nfs 1:/export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "-o:/export", "SERVER:/PATH"),
+        ("nfs1:/export/data", "nfs1:/a b", "an absolute path without blanks"),
+        ("nfs1:/export/data", "nfs1:/a/../b", "an absolute path without blanks and `..`"),
+        ("kind: nfs", "kind: virtiofs", "mounts[0].security is 'krb5': means nothing for kind virtiofs"),
+        ("kind: nfs", "kind: nfs4", "one of 9p, virtiofs, nfs is needed"),
+        ("nfs1:/export/data", "10.1.2.3:/export{home}", None),
+        ("nfs1:/export/data", "nfs.site.example:/export/data", None),
+    ],
+)
+def test_sources_of_nfs(install: Installation, was: str, becomes: str, message: Optional[str]) -> None:
+    text = NFS.format(", security: krb5")
+    assert was in text
+    text = text.replace(was, becomes)
+    if message is None:
+        load(install, text)
+        return
+    with pytest.raises(VTorqueError) as caught:
+        load(install, text)
+    assert message in str(caught.value)
+
+
+def test_tags_have_the_length_that_qemu_takes(install: Installation) -> None:
+    text = "mounts: [{name: %s, kind: %s, source: /a, target: /a}]\n"
+    assert load(install, text % ("a" * 31, "virtiofs")).mounts[0].kind == "virtiofs"
+    for kind in ("9p", "virtiofs"):
+        with pytest.raises(VTorqueError, match=r"mounts\[0\].name is .*: at most 31 characters"):
+            load(install, text % ("a" * 32, kind))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("workspace: {wipe: true}", "line 1: workspace.wipe is 'True': means nothing without workspace.folder"),
+        ("workspace: {folder: '/w/{user}', wipe: true}", "workspace.wipe is 'True': would wipe what is not this job's"),
+        ("workspace: {folder: '/w/{job}/{user}', wipe: true}", "workspace.wipe"),
+        ("workspace: {folder: '/w/{job}/../{job}', wipe: true}", "an absolute path without blanks and `..`"),
+        ("workspace: {folder: 'w/{job}'}", "workspace.folder is 'w/{job}': an absolute path"),
+        ("workspace: {folder: '/w/{jobid}'}", "{jobid} is none of the names {home}, {user}, {job}"),
+        ("workspace: {folder: '/w/{workspace}'}", "{workspace} is none of the names"),
+        ("workspace: {folder: '/w/{job'}", "{job is none of the names"),
+        (
+            "mounts: [{name: w, source: '{workspace}', target: /w}]",
+            "mounts[0]: {workspace} means nothing without workspace.folder",
+        ),
+        ("mounts: [{name: w, source: /w, target: '{workspace}'}]", "without workspace.folder"),
+        (
+            "mounts: [{name: w, source: /w, target: /workspace}]\nworkspace: {folder: '/w/{job}'}",
+            "workspace.folder is '/w/{job}': a share has the target /workspace already",
+        ),
+        (
+            "mounts: [{name: workspace, source: /w, target: /w}]\nworkspace: {folder: '/w/{job}'}",
+            "a share has the name workspace already; give a share the source {workspace}",
+        ),
+        ("workspace: {folder: '/w/{user}/{job}/', wipe: true}", None),
+        ("workspace: {folder: '{home}/w-{job}-{user}', wipe: true}", None),
+        ("workspace: {folder: '/w/{user}'}", None),
+    ],
+)
+def test_workspaces(install: Installation, text: str, message: Optional[str]) -> None:
+    if message is None:
+        assert load(install, text).mounts[-1].source == "{workspace}"
+        return
+    with pytest.raises(VTorqueError) as caught:
+        load(install, text)
+    assert message in str(caught.value)
+
+
+def test_the_share_of_the_workspace(install: Installation) -> None:
+    config = load(install, "workspace: {folder: '/scratch/{user}/{job}'}\npolicy: {mounts: {default: [workspace]}}")
+    assert config.mounts[-1] == Mount("workspace", "9p", "{workspace}", "/workspace", False)
+    assert config.workspace == ("/scratch/{user}/{job}", False)
+    own = "mounts: [{name: w, kind: virtiofs, source: '{workspace}/data', target: '{workspace}/data'}]\n"
+    config = load(install, own + "workspace: {folder: '/scratch/{user}/{job}'}")
+    assert [mount.name for mount in config.mounts] == ["w"]
+    names = {"home": "/home/carol", "user": "carol", "job": "12.host", "workspace": "/scratch/carol/12.host"}
+    filled = config.mounts[0].filled(names)
+    assert filled.source == filled.target == "/scratch/carol/12.host/data" and filled.is_known
+    assert not config.mounts[0].filled({"home": "/home/carol", "user": "carol", "job": None}).is_known
 
 
 def test_missing_file(install: Installation) -> None:

@@ -60,7 +60,7 @@ specs = st.builds(
     fs_type=st.sampled_from(["overlay", "sharedfs", "ramdisk"]),
     disk=st.none()
     | counts.map(lambda size: Disk(None, size))
-    | st.text(st.characters(blacklist_characters="\0"), min_size=1).map(lambda image: Disk(image, None)),
+    | st.text(st.characters(blacklist_characters="\0"), max_size=4000).map(lambda name: Disk(f"/{name}", None)),
     metadata=st.none() | st.dictionaries(st.from_regex(r"\A[a-z][a-z0-9_-]{0,8}\Z"), plain, max_size=3),
     mounts=st.lists(words, max_size=5).map(tuple),
     network=st.sampled_from(["user", "bridge", "job"]),
@@ -129,8 +129,9 @@ def changed(**values: Any) -> bytes:
         {"pinning": {"mode": "map", "cpus": [["999999"]]}},
         {"pinning": {"mode": "off", "cpus": None, "more": 1}},
         {"disk": {"image": None, "size_mib": None}},
-        {"disk": {"image": "a", "size_mib": 1}},
-        {"disk": {"image": "a\0", "size_mib": None}},
+        {"disk": {"image": "/a", "size_mib": 1}},
+        {"disk": {"image": "/a\0", "size_mib": None}},
+        {"disk": {"image": "a", "size_mib": None}},
         {"disk": {"image": None, "size_mib": 0}},
         {"iocm": {"min_cores": 2, "max_cores": 1}},
         {"iocm": {"min_cores": -1, "max_cores": 1}},

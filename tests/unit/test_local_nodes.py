@@ -146,7 +146,7 @@ def test_what_the_configuration_makes_of_it(monkeypatch: pytest.MonkeyPatch, log
     config = SimpleNamespace(
         local=SimpleNamespace(spool="/s/local", socket="/s/sock", nodes=3),
         paths=SimpleNamespace(spool=Path("/s/spool"), run=Path("/s/run")),
-        images=SimpleNamespace(overlays=Path("/s/over")),
+        images=SimpleNamespace(overlays=Path("/s/over"), cache=SimpleNamespace(folder=Path("/s/cache"))),
         logging=SimpleNamespace(file=log),
     )
     given: list[list[str]] = []
@@ -156,6 +156,6 @@ def test_what_the_configuration_makes_of_it(monkeypatch: pytest.MonkeyPatch, log
     assert programs.local_daemon(["enter", "n2", "ls", "-l"]) == 0
     start, enter = (_parser().parse_args(argv) for argv in given)
     logs = [Path("/var/log/v")] if log else []
-    assert (start.nodes, start.private) == (3, [Path("/s/spool"), Path("/s/over"), *logs])
+    assert (start.nodes, start.private) == (3, [Path("/s/spool"), Path("/s/over"), Path("/s/cache"), *logs])
     assert start.volatile == [Path("/s/run")] and start.foreground
     assert (enter.spool, enter.node, enter.run) == (Path("/s/local"), "n2", ["ls", "-l"])

@@ -9,22 +9,19 @@ from nodesite import a_spec
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Disk, GuestGroup, Iocm
-from vmgr.node.abilities import beyond_nodes, check
+from vmgr.node.abilities import Provided, beyond_nodes, check
 from vmgr.schema import check_config
 
 
 def test_a_plain_job_is_possible() -> None:
     check(a_spec())
+    check(a_spec(fs_type="ramdisk", disk=Disk(None, 1024)))
     check(a_spec(groups=(GuestGroup("micro", 3, 1, 512),)))
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"fs_type": "ramdisk"}, "fs_type=ramdisk"),
-        ({"fs_type": "sharedfs"}, "fs_type=sharedfs"),
-        ({"disk": Disk(None, 1024)}, "disk"),
-        ({"disk": Disk("data.qcow2", None)}, "disk"),
         ({"iocm": Iocm(0, 0)}, "iocm"),
         ({"vrdma": True}, "vrdma"),
         ({"unclot_mib": 64}, "unclot"),
@@ -36,9 +33,11 @@ def test_what_is_not_possible_yet_is_refused_by_name(fields: dict[str, Any], sai
     assert caught.value.code is Code.NODE and "possible now: " in str(caught.value)
 
 
-def notes(policy: dict[str, Any], bridge: Optional[str] = None, **components: bool) -> list[str]:
+def notes(
+    policy: dict[str, Any], bridge: Optional[str] = None, workspace: Optional[str] = None, **components: bool
+) -> list[str]:
     tree = check_config({"policy": policy, "components": components})
-    return beyond_nodes(tree["policy"], tree["components"], bridge)
+    return beyond_nodes(tree["policy"], tree["components"], Provided(bridge, workspace))
 
 
 def test_nodes_can_do_what_is_built_in() -> None:
@@ -49,15 +48,18 @@ def test_nodes_can_do_what_is_built_in() -> None:
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ({"fs_type": {"allowed": ["overlay", "ramdisk"]}}, "policy.fs_type.allowed has ramdisk: "),
-        ({"fs_type": {"allowed": ["ramdisk"], "default": "ramdisk", "enabled": False}}, "policy.fs_type.default is "),
-        ({"metadata": {"allowed": ["runcmd", "users", "hostname"]}}, "policy.metadata.allowed has users, hostname: "),
-        ({"disk": {"enabled": True}}, "policy.disk.enabled is true: "),
-        ({"queues": {"io": {"disk": {"enabled": True}}}}, "policy.queues.io.disk.enabled is true: "),
-        ({"groups": {"chem": {"disk": {"enabled": True}}}}, "policy.groups.chem.disk.enabled is true: "),
+        ({"fs_type": {"allowed": ["overlay", "sharedfs"]}}, "policy.fs_type.allowed has sharedfs: "),
         (
-            {"users": {"carol": {"fs_type": {"allowed": ["overlay", "ramdisk"]}}}},
-            "policy.users.carol.fs_type.allowed has ",
+            {"fs_type": {"allowed": ["sharedfs"], "default": "sharedfs", "enabled": False}},
+            "policy.fs_type.allowed has ",
+        ),
+        ({"metadata": {"allowed": ["runcmd", "users", "hostname"]}}, "policy.metadata.allowed has users, hostname: "),
+        *(
+            (
+                {layer: {"one": {"fs_type": {"allowed": ["overlay", "sharedfs"]}}}},
+                f"policy.{layer}.one.fs_type.allowed ",
+            )
+            for layer in ("queues", "groups", "users")
         ),
     ],
 )
@@ -76,16 +78,18 @@ def test_a_bridge_that_the_site_has_not() -> None:
 
 
 def test_what_nobody_may_ask_for_is_no_news() -> None:
-    assert notes({"fs_type": {"allowed": ["overlay", "ramdisk"], "enabled": False}}) == []
+    assert notes({"fs_type": {"allowed": ["overlay", "sharedfs"], "enabled": False}}) == []
+    assert notes({"fs_type": {"allowed": ["overlay", "sharedfs"]}}, workspace="/scratch/{job}") == []
     assert notes({"metadata": {"allowed": ["users"], "enabled": False}}) == []
     assert notes({"metadata": {"allowed": ["runcmd", "write_files"]}}) == []
 
 
 def test_an_override_says_only_what_is_its_own() -> None:
-    some, more = ({"fs_type": {"allowed": ["overlay", *words]}} for words in (["ramdisk"], ["ramdisk", "sharedfs"]))
+    some, more = ({"metadata": {"allowed": words}} for words in (["users"], ["users", "hostname"]))
     overrides = {"fast": {"vcpus": {"max": 2}}, "big": more, "same": some}
     lines = notes({**some, "queues": overrides})
-    assert [line.partition(" ")[0] for line in lines] == ["policy.fs_type.allowed", "policy.queues.big.fs_type.allowed"]
+    words = [line.partition(" ")[0] for line in lines]
+    assert words == ["policy.metadata.allowed", "policy.queues.big.metadata.allowed"]
 
 
 def test_components_count_where_the_site_has_them() -> None:

@@ -24,6 +24,7 @@ from vmgr.node.allocation import (
     over,
     parse_exec_host,
     parse_node_file,
+    parse_slots,
     parse_task_file,
 )
 
@@ -58,7 +59,7 @@ def test_exec_host(text: str, nodes: Optional[tuple[str, ...]]) -> None:
 
 
 def test_a_task_file() -> None:
-    assert parse_task_file(task_file().encode()) == TaskFile(("n1", "n2"), COOKIE.lower())
+    assert parse_task_file(task_file().encode()) == TaskFile(("n1", "n2"), COOKIE.lower(), "n1/0-1+n2/0-1")
     assert parse_task_file(task_file(name="</Job_Name><exec_host>evil/0</exec_host>").encode()) is not None
     whole = task_file().encode()
     for end in range(whole.index(b"</cookie>") + 8):
@@ -99,7 +100,20 @@ def test_a_job_of_several_nodes_waits_for_its_file(tmp_path: Path) -> None:
         path.write_text(task_file())
         return await waiting
 
-    assert run(work()) == Allocation(("n1", "n2"), 1, COOKIE[:16].lower())
+    assert run(work()) == Allocation(("n1", "n2"), 1, COOKIE[:16].lower(), frozenset((0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"),
+    [
+        ("n1/0", {0}),
+        ("n1/0-3,6+n2/0-1", {0, 1, 2, 3, 6}),
+        ("n2/7+n1/0+n1/2+n10/9", {0, 2}),
+        ("n2/0", set()), ("n1", set()), ("n1/", set()), ("n1/x+n1/1", {1}), ("n1/0-99999999", set()), ("", set()),
+    ],
+)  # fmt: skip
+def test_the_slots_of_a_node(text: str, slots: set[int]) -> None:
+    assert parse_slots(text, "n1") == slots
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from nodesite import FUZZ
 
 from vmgr.config import Mount
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
+from vmgr.topology.model import Cell, Layout
 
 MOUNTS = (
     Mount("home", "9p", "/home/a,b", "/home/a,b", False),
     Mount("opt-hpc", "9p", "/opt", "/opt-hpc", True),
 )
 PLAN = GuestPlan(
-    name="12.host-vn1-1", vcpus=2, ram_mib=512, accelerator="kvm", kernel=Path("/pool/a,b/vmlinuz"),
+    name="12.host-vn1-1", layout=Layout.flat(2, 512), accelerator="kvm", kernel=Path("/pool/a,b/vmlinuz"),
     initrd=Path("/pool/a,b/initrd"), cmdline="root=LABEL=root ro console=ttyS0,115200", disk_format="qcow2",
     mac="02:56:00:00:00:01", mounts=MOUNTS,
 )  # fmt: skip
@@ -27,8 +28,8 @@ PLAN = GuestPlan(
 START = shlex.split("""\
 /usr/bin/qemu -name guest=12.host-vn1-1,debug-threads=on -nodefaults -no-user-config -display none
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
--machine q35,usb=off,vmport=off,dump-guest-core=off -accel kvm -cpu host
--smp cpus=2,sockets=1,cores=2,threads=1 -m size=512M -no-reboot -S
+-accel kvm -cpu host -smp cpus=2,sockets=1,cores=2,threads=1
+-machine q35,usb=off,vmport=off,dump-guest-core=off -m size=512M -no-reboot -S
 -chardev socket,id=qmp,fd=11 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=13 -serial chardev:console
 -device virtio-serial-pci,id=ports -chardev socket,id=port,fd=12
@@ -48,7 +49,7 @@ DISK = shlex.split("""\
 -blockdev driver=qcow2,node-name=backing,file=backing-file,read-only=on
 -blockdev driver=file,node-name=overlay-file,filename=/dev/fdset/2
 -blockdev driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap
--device virtio-blk-pci,drive=overlay,serial=vtorque-root
+-device virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread=io0
 """)
 SHARES = shlex.split("""\
 -fsdev local,id=share0,path=/home/a,,b,security_model=none,multidevs=remap
@@ -57,11 +58,39 @@ SHARES = shlex.split("""\
 -device virtio-9p-pci,fsdev=share1,mount_tag=opt-hpc
 """)
 ADD_SEED = ["-add-fd", "set=1,fd=14"]
+IO_THREAD = ["-object", "iothread,id=io0"]
+DATA = shlex.split("""\
+-add-fd set=4,fd=17 -blockdev driver=file,node-name=data-file,filename=/dev/fdset/4,locking=off
+-blockdev driver=raw,node-name=data,file=data-file,discard=unmap
+-device virtio-blk-pci,drive=data,serial=vtorque-data,werror=report,iothread=io0
+""")
+MACHINE = "q35,usb=off,vmport=off,dump-guest-core=off"
 
 
 def test_a_guest_with_a_disk() -> None:
     built = command_line("/usr/bin/qemu", PLAN, Descriptors(11, 12, 13, 14, 15, 16))
-    assert built == [*START, PLAN.cmdline, *ADD_SEED, *DISK, *SEED, *SHARES]
+    assert built == [*START, PLAN.cmdline, *ADD_SEED, *IO_THREAD, *DISK, *SEED, *SHARES]
+
+
+def test_shares_of_each_kind_in_their_order() -> None:
+    mounts = (
+        Mount("home", "virtiofs", "/home/carol", "/home/carol", False),
+        Mount("data", "nfs", "nfs1:/data", "/data", False, "krb5"),
+        MOUNTS[1],
+        Mount("apps", "virtiofs", "/apps", "/apps", True),
+    )
+    plan = PLAN._replace(mounts=mounts)
+    built = command_line("/usr/bin/qemu", plan, Descriptors(11, 12, 13, 14, None, None, shares=(21, None, None, 22)))
+    assert built[-12:] == shlex.split("""\
+        -chardev socket,id=share0,fd=21
+        -device vhost-user-fs-pci,chardev=share0,tag=home,queue-size=1024
+        -fsdev local,id=share2,path=/opt,security_model=none,multidevs=remap,readonly=on
+        -device virtio-9p-pci,fsdev=share2,mount_tag=opt-hpc
+        -chardev socket,id=share3,fd=22
+        -device vhost-user-fs-pci,chardev=share3,tag=apps,queue-size=1024
+    """)
+    assert "nfs1" not in " ".join(built)
+    assert (plan.shares_memory, PLAN.shares_memory) == (True, False)
 
 
 def test_a_guest_that_lives_in_its_initrd_by_emulation_and_without_shares() -> None:
@@ -70,6 +99,51 @@ def test_a_guest_that_lives_in_its_initrd_by_emulation_and_without_shares() -> N
     )
     emulated = " ".join(START).replace("-accel kvm -cpu host", "-accel tcg,thread=multi -cpu max,la57=off").split()
     assert built == [*emulated, PLAN.cmdline, *ADD_SEED, *SEED]
+
+
+def memory(layout: Layout, kind: str = "9p", hugepage_kib: Optional[int] = None) -> str:
+    """The part of a command line that is about machine and memory."""
+    plan = PLAN._replace(layout=layout, mounts=(MOUNTS[0]._replace(kind=kind),), hugepage_kib=hugepage_kib)
+    line = command_line("q", plan, Descriptors(1, 2, 3, 4, None, None, shares=(5,)))
+    return " ".join(line[line.index("-machine") : line.index("-no-reboot")])
+
+
+def bound(*cells: tuple[tuple[int, ...], int, int]) -> Layout:
+    apart = tuple(tuple(10 if row == column else 21 for column in range(len(cells))) for row in range(len(cells)))
+    vcpus = sum(len(cell[0]) for cell in cells)
+    return Layout(len(cells), vcpus // len(cells), 1, tuple(Cell(*cell) for cell in cells), apart)
+
+
+def test_ram_is_bound_to_the_nodes_that_are_planned() -> None:
+    assert memory(Layout.flat(2, 512)) == f"-machine {MACHINE} -m size=512M"
+    assert memory(bound(((0, 1), 512, 3))) == (
+        f"-machine {MACHINE},memory-backend=ram0 -m size=512M "
+        "-object memory-backend-ram,id=ram0,size=512M,host-nodes=3,policy=bind"
+    )
+    assert memory(bound(((0, 1), 512, 0), ((2, 3), 256, 3))) == (
+        f"-machine {MACHINE} -m size=768M "
+        "-object memory-backend-ram,id=ram0,size=512M,host-nodes=0,policy=bind "
+        "-object memory-backend-ram,id=ram1,size=256M,host-nodes=3,policy=bind "
+        "-numa node,nodeid=0,memdev=ram0,cpus=0-1 -numa node,nodeid=1,memdev=ram1,cpus=2-3 "
+        "-numa dist,src=0,dst=0,val=10 -numa dist,src=0,dst=1,val=21 "
+        "-numa dist,src=1,dst=0,val=21 -numa dist,src=1,dst=1,val=10"
+    )
+
+
+def test_ram_that_a_file_server_maps_or_that_lies_in_huge_pages_is_a_memfd() -> None:
+    assert memory(Layout.flat(2, 512), "virtiofs") == (
+        f"-machine {MACHINE},memory-backend=ram0 -m size=512M -object memory-backend-memfd,share=on,id=ram0,size=512M"
+    )
+    assert memory(bound(((0, 1), 512, 1)), hugepage_kib=2048) == (
+        f"-machine {MACHINE},memory-backend=ram0 -m size=512M -object memory-backend-memfd,share=on,id=ram0,size=512M,"
+        "hugetlb=on,hugetlbsize=2048K,prealloc=on,host-nodes=1,policy=bind"
+    )
+
+
+def test_a_persistent_disk_and_a_tap_that_the_kernel_serves() -> None:
+    line = command_line("q", PLAN, Descriptors(11, 12, 13, 14, None, None, 18, 19, 17))
+    assert line[line.index(PLAN.cmdline) + 1 :][: len(ADD_SEED) + 2 + len(DATA)] == [*ADD_SEED, *IO_THREAD, *DATA]
+    assert "tap,id=net0,fd=18,vhost=on,vhostfd=19" in line
 
 
 @FUZZ

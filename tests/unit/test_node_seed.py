@@ -76,6 +76,13 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def octal(text: str) -> str:
+    """As /proc/mounts has it."""
+    for char in "\\ \t\n":
+        text = text.replace(char, f"\\{ord(char):03o}")
+    return text
+
+
 def values_of(text: str) -> SeedPlan:
     """A plan with `text` wherever a value goes; the node's name and keys are always good UTF-8."""
     good = utf8(text)
@@ -129,7 +136,7 @@ def test_guest_env_gives_exactly_the_values(text: str, shell: list[str], tmp_pat
     expected = {
         "VT_USER": text, "VT_UID": "4711", "VT_GID": "4712", "VT_GROUP": text, "VT_HOME": text, "VT_SHELL": text,
         "VT_GROUPS": f"{text}.:1", "VT_HOSTNAME": utf8(text), "VT_PUBKEY": f"{text} key",
-        "VT_MOUNTS": f"{text} 9p {text} ro",
+        "VT_MOUNTS": f"{octal(text)} 9p {octal(text)} ro - -",
         "VT_MAC": text, "VT_ADDRESS": text, "VT_GATEWAY": text, "VT_MTU": "1400", "VT_DNS": text,
         "VT_SEARCH": f"{text} b" if text else "b", "VT_NTP": f"{text} n2", "VT_WAIT_HOSTS": "1",
         "VT_ENV": f"A={text}",

@@ -225,7 +225,7 @@ class OfConfig:
     def __init__(self, host_cores: int, host_memory: int) -> None:
         from vmgr.config import Resources
 
-        self.resources = Resources(host_cores, host_memory)
+        self.resources = Resources(host_cores, host_memory, slots_are_cpus=False)
         self.components: dict[str, bool] = {}
 
 

@@ -160,6 +160,23 @@ def test_no_default_image_is_never_bare_metal(site: Site, vsub_run: Runner) -> N
     assert not site.called and site.left_in_home() == []
 
 
+def test_share_that_the_image_cannot_mount(site: Site, vsub_run: Runner) -> None:
+    site.script()
+    site.configure(
+        "policy: {img: {default: micro}}\n"
+        "mounts:\n- {name: home, source: '{home}', target: '{home}'}\n"
+        "- {name: fast, kind: virtiofs, source: /fast, target: /fast}\n"
+    )
+    place = f"{site.install.config} line 4"
+    assert vsub_run("-vm", "mounts=home+fast", "job.sh") == (
+        2,
+        "",
+        f"vsub: VT-IMAGE: the image micro cannot mount the share fast ({COMMAND}), which is of kind virtiofs "
+        f"({place}); choose another image, or leave fast out of mounts=\n",
+    )
+    assert not site.called and site.left_in_home() == []
+
+
 @pytest.mark.parametrize("key", ["vm_prologue", "vm_epilogue"])
 def test_user_hooks_not_allowed(site: Site, vsub_run: Runner, key: str) -> None:
     site.script()
@@ -368,3 +385,23 @@ def test_fault_is_one_line_unless_debug(site: Site, vsub_run: Runner, monkeypatc
         == "vsub: VT-INTERNAL: RuntimeError: boom\\nsecond line; run it again with --debug and report it\n"
     )
     assert "Traceback" in vsub_run("--debug", "job.sh").stderr
+
+
+@pytest.mark.parametrize(("folder", "seen"), [("{base}/w/{{job}}", False), ("{base}/w", True)])
+def test_a_workspace_is_seen_where_its_folder_is_known(
+    site: Site, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch, folder: str, seen: bool
+) -> None:
+    """Before a job is submitted it has no id: nothing can be there, not even under that very name."""
+    share = "mounts: [{name: w, source: '{workspace}', target: '{workspace}'}]\n"
+    where = folder.format(base=site.base)
+    site.configure(f"{share}workspace: {{folder: '{where}'}}\npolicy: {{img: {{default: micro}}}}\n")
+    here = Path(where)
+    here.mkdir(parents=True)
+    script = site.script()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PWD", str(here))
+    outcome = vsub_run(str(script))
+    if seen:
+        assert outcome.status == 0
+    else:
+        assert outcome.status == 2 and "visible: nothing" in outcome.stderr

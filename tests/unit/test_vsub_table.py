@@ -113,6 +113,12 @@ def submitted_spec(site: Site) -> tuple[Spec, Path]:
     return spec, copy
 
 
+def expanded(value: Any, expand: Expand) -> Any:
+    if isinstance(value, tuple):
+        return tuple(expanded(part, expand) for part in value)
+    return expand(value) if isinstance(value, str) else value
+
+
 def as_row(spec: Spec) -> dict[str, Any]:
     """A specification as rows state it."""
     (group,) = spec.groups
@@ -144,7 +150,7 @@ def test_row(site: Site, vsub_run: Runner, expand: Expand, monkeypatch: pytest.M
     data = row.script if row.stdin is None else row.stdin
     script = data.replace(b"\r\n", b"\n")
     expected = {**DEFAULTS, "script": sha256(script), **row.spec}
-    expected = {name: expand(value) if isinstance(value, str) else value for name, value in expected.items()}
+    expected = {name: expanded(value, expand) for name, value in expected.items()}
     assert as_row(spec) == expected
     if spec.script is None:
         assert not (copy / "script").exists()

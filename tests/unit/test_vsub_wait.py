@@ -112,6 +112,17 @@ def test_stages_result_and_timeline(site: Site, vsub_run: Runner, node: FakeNode
     assert site.left_in_home() == [str(site.home / ".vtorque")]
 
 
+def test_the_file_of_a_persistent_disk_is_told_once(site: Site, vsub_run: Runner, node: FakeNode, told: Any) -> None:
+    node.state("R")
+    path = f"{site.work}/vtorque-12.host.disk"
+    told("running", lambda: node.status(("spec", 0.1), disk=path))
+    told("persistent disk", lambda: node.status(("ready", 5.0), disk=path, state="ready"))
+    told("ready", lambda: node.state("C", 0))
+    outcome = vsub_run("--wait", "job.sh")
+    said = [line for line in outcome.stderr.splitlines() if "disk" in line]
+    assert outcome.status == 0 and said == [f"vsub: 12.host  persistent disk: {path}"]
+
+
 def test_the_specification_tells_that_somebody_reads(site: Site, vsub_run: Runner, node: FakeNode, told: Any) -> None:
     seen = []
     node.state("R")

@@ -14,7 +14,7 @@ from vmgr.commands.table import print_rows
 from vmgr.config import compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
 from vmgr.front import write_front
-from vmgr.node.abilities import beyond_nodes
+from vmgr.node.abilities import Provided, beyond_nodes
 from vmgr.paths import installation
 from vmgr.policy import Subject
 
@@ -35,7 +35,8 @@ def check() -> None:
     """
     source = installation().config_file
     tree, _ = read_tree(source)
-    for note in beyond_nodes(tree["policy"], tree["components"], tree["network"]["bridge"]["name"]):
+    provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
+    for note in beyond_nodes(tree["policy"], tree["components"], provided):
         click.echo(f"{source}: note: {note}")
     click.echo(f"{source}: ok")
 

@@ -21,6 +21,7 @@ from vmgr.topology.cpulist import parse_cpus, show_cpus
 from vmgr.topology.model import Allowed, Placement, Topology
 from vmgr.topology.picture import draw
 from vmgr.topology.plain import as_plain, from_plain, topology_as_plain
+from vmgr.topology.plan import Ask, plan
 from vmgr.topology.read import read_topology
 from vmgr.topology.svg import draw_svg
 from vmgr.units import parse_count
@@ -31,7 +32,7 @@ DEFAULT_RAM_MIB = 1024
 _COUNT = "a whole number"
 _PLAN_KEYS = {
     **{name: KEYS[name] for name in ("vcpus", "vms_per_node", "ram")},
-    "io": Key(parse_count, _COUNT, "I/O threads of a guest that get CPUs of their own"),
+    "io": Key(parse_count, _COUNT, "CPUs wanted for I/O threads, for all guests together"),
     "host_cores": Key(parse_count, _COUNT, "cores kept for the host"),
 }
 _FORM = "write vcpus=N[,vms_per_node=N][,ram=SIZE][,io=N][,host_cores=N]"
@@ -55,8 +56,8 @@ class Seating(NamedTuple):
     "--plan",
     "plan_text",
     metavar="KEY=N,...",
-    help=f"Show where guests would sit: vcpus, vms_per_node (1), ram (of each, {DEFAULT_RAM_MIB}M), io (0), host_cores "
-    "(resources.host_cores of the configuration, 0 without one).",
+    help=f"Show where guests would sit: vcpus, vms_per_node (1), ram of each ({DEFAULT_RAM_MIB}M), io (CPUs wanted for "
+    "the I/O threads of all, 0), host_cores (resources.host_cores of the configuration, 0 without one).",
 )
 @click.option("--cpus", "cpu_list", metavar="LIST", help="The CPUs that may be used, such as 0-3,8; else the cpuset's.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -115,8 +116,6 @@ def _narrowed(machine: Topology, allowed: Allowed, text: str) -> Allowed:
 
 def _planned(machine: Topology, allowed: Allowed, text: str) -> Seating:
     """Where the guests of a request would sit. Raises VTorqueError (status 2) when they do not fit."""
-    from vmgr.topology.plan import Ask, plan
-
     asked = read_plan(text)
     host_cores = asked.get("host_cores")
     ask = Ask(
@@ -216,7 +215,7 @@ def _write(file: str, text: str) -> None:
 def _echo(text: str) -> None:
     """Print `text`, on a terminal that knows ASCII only in that."""
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = text.translate(_SIGNS).encode("ascii", "backslashreplace").decode("ascii")
     click.echo(text.rstrip("\n"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec
 from vmgr.policy import LAYERS, overridden
 from vmgr.request import COMPONENTS
-
-FS_TYPES = ("overlay",)
 
 _COMPONENTS = {
     "iocm": "the I/O core manager (iocm)",
@@ -22,8 +20,6 @@ _COMPONENTS = {
 def check(spec: Spec) -> None:
     """Refuse what is legal, and asked for, but not possible yet. Raises VTorqueError (VT-NODE)."""
     for beyond, what, possible in (
-        (spec.fs_type not in FS_TYPES, f"fs_type={spec.fs_type}", f"fs_type={' or '.join(FS_TYPES)}"),
-        (spec.disk is not None, "a persistent disk (disk)", "a disk that goes with the job"),
         (spec.iocm is not None, _COMPONENTS["iocm"], "guests without it"),
         (spec.vrdma, _COMPONENTS["vrdma"], "guests without them"),
         (spec.unclot_mib is not None, _COMPONENTS["unclot"], "guests without it"),
@@ -36,40 +32,42 @@ def check(spec: Spec) -> None:
             )
 
 
-def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool], bridge: Optional[str]) -> list[str]:
+class Provided(NamedTuple):
+    """What some requests need: the site's bridge, and the folder of workspaces; None where it has none."""
+
+    bridge: Optional[str]
+    workspace: Optional[str]
+
+
+def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool], provided: Provided) -> list[str]:
     """A line for each thing that a configuration allows and nodes refuse, with its key. For `vmgr config check`.
 
-    `policy` is the checked tree below `policy`, overrides and all, `components` the one below `components`, `bridge`
-    the site's bridge. What an override shares with the general policy is said once.
+    `policy` is the checked tree below `policy`, overrides and all, `components` the one below `components`. What an
+    override shares with the general policy is said once.
     """
     general = {key: value for key, value in policy.items() if key not in LAYERS}
-    found = dict(_beyond(general, components, bridge))
+    found = dict(_beyond(general, components, provided))
     lines = [f"policy.{key} {text}" for key, text in found.items()]
     for layer in LAYERS:
         for name, override in policy[layer].items():
-            for key, text in _beyond(overridden(general, override), components, bridge):
+            for key, text in _beyond(overridden(general, override), components, provided):
                 if found.get(key) != text:
                     lines.append(f"policy.{layer}.{name}.{key} {text}")
     return lines
 
 
-def _beyond(
-    policy: Mapping[str, Any], components: Mapping[str, bool], bridge: Optional[str]
-) -> Iterator[tuple[str, str]]:
+def _beyond(policy: Mapping[str, Any], components: Mapping[str, bool], provided: Provided) -> Iterator[tuple[str, str]]:
     """The leaf and the text of each thing in one variant of the policy."""
     kinds = policy["fs_type"]
-    refused = [word for word in kinds["allowed"] if word not in FS_TYPES] if kinds["enabled"] else []
-    if refused:
-        yield "fs_type.allowed", f"has {', '.join(refused)}: nodes refuse all but {', '.join(FS_TYPES)} yet"
-    elif kinds["default"] not in FS_TYPES:
-        yield "fs_type.default", f"is {kinds['default']}: nodes refuse all but {', '.join(FS_TYPES)} yet"
+    if provided.workspace is None and "sharedfs" in kinds["allowed"] and (
+        kinds["enabled"] or kinds["default"] == "sharedfs"
+    ):  # fmt: skip
+        yield "fs_type.allowed", "has sharedfs: nodes refuse it as long as workspace.folder is not set"
     networks = policy["network"]
-    if bridge is None and "bridge" in networks["allowed"] and (
+    if provided.bridge is None and "bridge" in networks["allowed"] and (
         networks["enabled"] or "bridge" in (networks["default"], networks["several"])
     ):  # fmt: skip
         yield "network.allowed", "has bridge: nodes refuse it as long as network.bridge.name is not set"
-    if policy["disk"]["enabled"]:
-        yield "disk.enabled", "is true: nodes refuse persistent disks yet"
     if policy["metadata"]["enabled"]:
         from vmgr.node.cloudconfig import KEYS  # loads PyYAML, which an agent can do without
 

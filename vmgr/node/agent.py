@@ -25,9 +25,11 @@ from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
-from vmgr.node.boot import Crew, Job, boot
+from vmgr.node.boot import boot
 from vmgr.node.control import Control
+from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.meeting import FAILED, GONE, READY
@@ -37,6 +39,7 @@ from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
 from vmgr.node.waiting import all_of, every, first
+from vmgr.node.workspace import job_names, wipe_workspace
 from vmgr.paths import installation
 from vmgr.policy import Subject
 from vmgr.trust import check_trusted
@@ -118,6 +121,7 @@ class Agent:
         self.job_over = asyncio.Event()
         self.progress = Progress(place.start, {"job_id": call.job_id, "attempt": place.attempt})
         self.fellows: Optional[Fellows] = None
+        self.job: Optional[Job] = None
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -144,6 +148,7 @@ class Agent:
         await self._hear_of_the_end()
         if leftovers is not None:
             await leftovers.end()
+        await self._wipe()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         record.note_end(self.config.paths, self.call.job_id, self.place)
@@ -182,6 +187,17 @@ class Agent:
             problem = await self.fellows.all_gone(timeouts.vm_epilogue + timeouts.shutdown)
             if problem is not None:
                 self.progress.fail(problem)
+
+    async def _wipe(self) -> None:
+        """On the mother superior: wipe the job's workspace where the site says so, now that no node uses it."""
+        if self.job is None or self.job.allocation.node_index or not self.config.workspace.wipe:
+            return
+        path = self.job.stands_for.workspace
+        if path is not None:
+            try:
+                await wipe_workspace(self.config, self.job.user, path)
+            except VTorqueError as err:
+                LOGGER.warning("%s", err)
 
     async def _tell_of_the_end(self) -> None:
         """On a sister: tell that nothing is left here."""
@@ -235,9 +251,13 @@ class Agent:
         if len(allocation.nodes) > 1 and call.task_file is not None:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
         try:
-            job = await self._job(user, allocation)
+            self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
             self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
+            if job.spec.disk is not None and fellows.leads:
+                from vmgr.node.datadisk import disk_path  # few jobs have one
+
+                self.progress.facts["disk"] = disk_path(job.spec, call.job_id)
             self.progress.stage("spec", "staging")
             with ExitStack() as logs_of_consoles:
                 await self._live_with(job, fellows, logs_of_consoles)
@@ -326,7 +346,11 @@ class Agent:
         key = None
         if len(network.members) > 1 and network.kind != "user":
             key = await read_file(user, f"{directory.directory}/key", limit=MAX_KEY_BYTES, timeout_s=patience)
-        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, key)
+        shares = [mount for mount in self.config.mounts if mount.name in spec.mounts]
+        copies = spec.fs_type == "sharedfs"
+        stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key, copies=copies)
+        mounts = tuple(mount.filled(stands_for._asdict()) for mount in shares)
+        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key)
 
     @contextmanager
     def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:

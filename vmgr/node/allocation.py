@@ -17,6 +17,7 @@ from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.folders import COMES_OR_GOES, changes
+from vmgr.topology.cpulist import parse_cpus
 
 MAX_FILE_BYTES = 1 << 22
 MAX_NODES = 100_000
@@ -32,12 +33,14 @@ _COOKIE = re.compile(r"<cookie[^<>]*>\s*([0-9A-Fa-f]{16,64})\s*</cookie>")
 class Allocation(NamedTuple):
     """The nodes of one attempt of a job, the mother superior first, and this node's place among them.
 
-    `key` names the attempt, alike on all of its nodes.
+    `key` names the attempt, alike on all of its nodes. `slots` are the numbers of the slots that the job has on this
+    node; empty where the batch system does not tell them beforehand.
     """
 
     nodes: tuple[str, ...]
     node_index: int
     key: str
+    slots: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -50,6 +53,7 @@ class TaskFile(NamedTuple):
 
     nodes: tuple[str, ...]
     cookie: str
+    exec_host: str
 
 
 def short(node: str) -> str:
@@ -77,7 +81,17 @@ def parse_task_file(data: bytes) -> Optional[TaskFile]:
     if len(hosts) != 1 or len(cookies) != 1:
         return None
     nodes = parse_exec_host(hosts[0])
-    return None if nodes is None else TaskFile(nodes, cookies[0].lower())
+    return None if nodes is None else TaskFile(nodes, cookies[0].lower(), hosts[0].strip())
+
+
+def parse_slots(exec_host: str, node: str) -> frozenset[int]:
+    """The numbers of a node's slots in a list such as `n1/0-3,6+n2/0`; empty where it has none, or too many."""
+    slots: set[int] = set()
+    for part in exec_host.split("+"):
+        name, _, listed = part.partition("/")
+        if name == node:
+            slots |= parse_cpus(listed) or frozenset()
+    return frozenset(slots)
 
 
 def parse_node_file(data: bytes) -> Optional[tuple[str, ...]]:
@@ -112,7 +126,8 @@ async def find(
         ) from None
     if not 0 <= index < len(found.nodes):
         raise VTorqueError(f"{path} names {len(found.nodes)} nodes, and this would be number {index}", code=Code.NODE)
-    return _checked(Allocation(found.nodes, index, found.cookie[:KEY_DIGITS]))
+    slots = parse_slots(found.exec_host, found.nodes[index])
+    return _checked(Allocation(found.nodes, index, found.cookie[:KEY_DIGITS], slots))
 
 
 async def over(task_file: str, key: str) -> None:

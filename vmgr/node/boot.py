@@ -3,169 +3,91 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Callable, NamedTuple, Optional
+from typing import BinaryIO, Callable, NamedTuple, Optional
 
-from vmgr.config import Config, Mount, Network
-from vmgr.errors import VTorqueError
-from vmgr.images.pool import Image
-from vmgr.jobspec import GuestGroup, Spec
+from vmgr.config import Config
 from vmgr.logs import LOGGER
 from vmgr.node import process, record
-from vmgr.node.accel import choose_accelerator, kvm_gid, probe_beside
-from vmgr.node.allocation import Allocation
+from vmgr.node.accel import Kvm, choose_accelerator, kvm_gid, probe_beside
 from vmgr.node.console import Console
-from vmgr.node.cpus import Affinity, reserve
+from vmgr.node.crew import Crew
 from vmgr.node.guest import RunningGuest
+from vmgr.node.guestjob import Job
 from vmgr.node.guestport import GuestPort
-from vmgr.node.keys import HostKey, certify, make_host_key
+from vmgr.node.jobgroup import find_group
+from vmgr.node.keys import HostKey, make_host_key
 from vmgr.node.launch import Files, start
 from vmgr.node.members import Member
-from vmgr.node.network.plan import NetworkPlan, guest_net
 from vmgr.node.network.wires import Wires, connect
+from vmgr.node.placing import Seats, find_seats
 from vmgr.node.qemu import GuestPlan
-from vmgr.node.stage import create_overlay, reserve_overlay
+from vmgr.node.seeding import Common, certificate, write_seed_of
+from vmgr.node.shares import serve_all
+from vmgr.node.staging.disks import close_disk, stage
+from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.state import Progress, Together
-from vmgr.node.userio import User
+from vmgr.node.waiting import every
+from vmgr.node.workspace import open_workspace
 from vmgr.trust import check_trusted
 
-if TYPE_CHECKING:
-    from vmgr.node.seed import SeedPlan
-
 CONSOLE_LOG_BYTES = 1 << 20
-MAX_VARIABLE_BYTES = 100_000
-"""Linux starts no program with a variable of more than 128 KiB (execve(2), MAX_ARG_STRLEN)."""
+VHOST = Path("/dev/vhost-net")
 ConsoleLogs = Callable[[str], Optional[BinaryIO]]
 """Where the console of the guest of this name is logged, None for nowhere."""
 
 
-class Job(NamedTuple):
-    """What guests are booted for on this node. `key` is the file of the job's key, None where no guest needs it."""
-
-    job_id: str
-    place: record.Place
-    user: User
-    spec: Spec
-    image: Image
-    allocation: Allocation
-    network: NetworkPlan
-    key: Optional[bytes]
-
-    @property
-    def group(self) -> GuestGroup:
-        return self.spec.groups[0]
-
-    @property
-    def own(self) -> list[Member]:
-        """The guests of this node, by their number."""
-        return list(self.network.own(self.allocation.node_index))
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all guests of the job, by rank."""
-        return [member.name for member in self.network.members]
-
-
-class Crew(NamedTuple):
-    """A node's running guests, in the order of their numbers, the host key that they share, and their network."""
-
-    members: tuple[Member, ...]
-    guests: tuple[RunningGuest, ...]
-    host_key: HostKey
-    wires: Wires
-
-    async def addresses(self) -> list[str]:
-        """The guests' addresses: planned, given by the site, or said by the guests while they become ready."""
-        found = []
-        for member, guest, lease in zip(self.members, self.guests, self.wires.addresses):
-            known = member.address or (lease and lease.partition("/")[0])
-            found.append(known or await guest.address())
-        return found
-
-    async def open_ssh(self) -> int:
-        """Open what leads to SSH of the guests, from outside too; the port of 127.0.0.1 for the first of them.
-
-        Raises VTorqueError (VT-NODE).
-        """
-        if self.guests[0].ssh_port is not None:
-            return self.guests[0].ssh_port
-        addresses = await self.addresses()
-        ports = [await self.wires.forward(*each) for each in enumerate(addresses, start=1)]
-        return ports[0]
-
-    def ssh_ports(self) -> dict[str, int]:
-        """The ports of this node that lead to SSH of guests from outside, by name of the guest."""
-        return {self.members[number - 1].name: port for number, port in self.wires.ssh_ports.items()}
-
-    async def kill(self) -> None:
-        """End all of them at once and give everything back that they held; what is left stands in the record."""
-        await asyncio.gather(*(guest.kill() for guest in self.guests), return_exceptions=True)
-        try:
-            await self.wires.close()
-        except VTorqueError as err:
-            LOGGER.warning("%s", err)
-
-
 class Staged(NamedTuple):
-    """What is ready for one guest before it is launched."""
+    """What is ready on the node before its guests are launched."""
 
-    member: Member
-    overlay: Optional[Path]
-    affinity: Optional[Affinity]
+    host_key: HostKey
+    kvm: Kvm
+    disks: Sequence[Optional[Disk]]
+    data: Optional[int]
+
+
+class Launched(NamedTuple):
+    """A guest before its first instruction: stopped, with a connection to QMP."""
+
+    guest: RunningGuest
+    qmp: socket.socket
+    on_tap: bool
 
 
 async def boot(job: Job, config: Config, templates: Path, progress: Progress, console_logs: ConsoleLogs) -> Crew:
     """Start the guests of `job` on this node. Raises VTorqueError; what was made until then stands in the record."""
-    image, place, own = job.image, job.place, job.own
     for template in templates.rglob("*"):
         check_trusted(template)
-    kernel, disk = image.path("kernel"), image.path("disk") if image.disk else None
-    mounts = tuple(mount.for_home(job.user.home) for mount in config.mounts if mount.name in job.spec.mounts)
-    affinities = reserve(config, place, job.spec.pinning, job.group.vcpus, len(own))
-    overlays = [reserve_overlay(config, place, image, member.name) if disk else None for member in own]
-    staged = [Staged(*each) for each in zip(own, overlays, affinities)]
-    guests: list[RunningGuest] = []
-    monitors: list[socket.socket] = []
-    nodes = job.allocation.nodes
-    connecting = asyncio.ensure_future(connect(job.network, job.allocation.node_index, nodes, config, place))
-    try:
-        overlaying = asyncio.gather(*(_stage(disk, overlay, image) for overlay in overlays))
-        staging = asyncio.gather(make_host_key(place), overlaying, probe_beside(config, kernel))
-        await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
-        import vmgr.node.seed  # noqa: F401
-
-        host_key, _, kvm = await staging
-        wires = await asyncio.shield(connecting)
-        common = _Common(host_key, _certificate(job, host_key), wires, config.network, mounts)
-        seeds = [_write_seed(job, member, common, templates, config.vm_hooks) for member in own]
-        progress.stage("staged")
-        together = Together(progress, len(own))
-        accelerator, gid = choose_accelerator(config, kvm), kvm_gid() if kvm.works else None
-        taps: Sequence[Optional[int]] = wires.taps or [None] * len(own)
-        for each, seed, tap in zip(staged, seeds, taps):
-            plan = _guest_plan(job, each.member, accelerator, mounts)
-            files = Files(seed, each.overlay, disk, tap)
-            guest, qmp = start(
-                config.hypervisor.qemu, plan, files, job.user, kvm_gid=gid, started=lambda pid: _note(place, pid)
-            )
-            log = console_logs(each.member.name)
-            console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
-            running = RunningGuest(each.member.name, guest, await GuestPort.open(guest.port), console, together.said)
-            guests.append(running)
-            monitors.append(qmp)
-        progress.stage("launched")
-        await asyncio.gather(*(
-            guest.pin_and_run(qmp, each.affinity, on_tap=tap is not None, timeout_s=config.timeouts.launch)
-            for guest, qmp, each, tap in zip(guests, monitors, staged, taps)
-        ))  # fmt: skip
-    except BaseException:
-        await asyncio.gather(*(guest.kill() for guest in guests), return_exceptions=True)
-        await _disconnect(connecting)
-        raise
+    own, allocation = job.own, job.allocation
+    seats = await find_seats(config, job)
+    progress.private["placement"] = seats.shown
+    nodes = allocation.nodes
+    connecting = asyncio.ensure_future(connect(job.network, allocation.node_index, nodes, config, job.place))
+    launched: list[Launched] = []
+    with ExitStack() as opened:
+        try:
+            staged = await _stage(job, config, progress, opened)
+            wires = await asyncio.shield(connecting)
+            launcher = _Launcher(job, config, staged, wires, seats, progress, opened)
+            seeds = launcher.write_seeds(templates)
+            progress.stage("staged")
+            for member, seed in zip(own, seeds):
+                launched.append(await launcher.launch(member, seed, console_logs(member.name)))
+            progress.stage("launched")
+            await asyncio.gather(*(
+                guest.pin_and_run(qmp, placement, on_tap=on_tap, timeout_s=config.timeouts.launch)
+                for (guest, qmp, on_tap), placement in zip(launched, seats.guests)
+            ))  # fmt: skip
+        except BaseException:
+            await asyncio.gather(*(each.guest.kill() for each in launched), return_exceptions=True)
+            await _disconnect(connecting)
+            raise
     progress.stage("pinned and running", "booting")
-    return Crew(tuple(own), tuple(guests), host_key, wires)
+    return Crew(tuple(own), tuple(each.guest for each in launched), staged.host_key, wires)
 
 
 async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
@@ -179,96 +101,147 @@ async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
         LOGGER.warning("%s", err)
 
 
-def _guest_plan(job: Job, member: Member, accelerator: str, mounts: tuple[Mount, ...]) -> GuestPlan:
-    image = job.image
-    return GuestPlan(
-        name=f"{job.job_id}-{member.name}",
-        vcpus=job.group.vcpus,
-        ram_mib=job.group.ram_mib,
-        accelerator=accelerator,
-        kernel=image.path("kernel"),
-        initrd=image.path("initrd"),
-        cmdline=image.cmdline,
-        disk_format=image.disk_format,
-        mac=member.mac,
-        mounts=mounts,
+async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack) -> Staged:
+    """Make what the guests need beside their seeds and network; what is opened for QEMU is closed with `opened`."""
+    if job.stands_for.workspace is not None:
+        leads = job.allocation.node_index == 0
+        await open_workspace(config, job.place, job.user, job.stands_for.workspace, leads=leads)
+    staging = asyncio.ensure_future(every(
+        make_host_key(job.place),
+        probe_beside(config, job.image.path("kernel")),
+        _stage_disks(job, config, progress, opened),
+        _open_data(job, config, opened),
+    ))  # fmt: skip
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
+    import vmgr.node.seed  # noqa: F401
+
+    try:
+        return Staged(*await staging)
+    finally:
+        staging.cancel()
+
+
+async def _stage_disks(job: Job, config: Config, progress: Progress, opened: ExitStack) -> Sequence[Optional[Disk]]:
+    disks = await stage(
+        StageRequest(
+            config=config,
+            place=job.place,
+            image=job.image,
+            user=job.user,
+            names=[member.name for member in job.own],
+            fs_type=job.spec.fs_type,
+            ram_mib=job.group.ram_mib * len(job.own),
+            workspace=job.stands_for.workspace,
+            tell=progress.doing,
+        )
     )
+    for disk in disks:
+        opened.callback(close_disk, disk)
+    return disks
 
 
-def _note(place: record.Place, pid: int) -> None:
-    """Write QEMU to the record. It cannot be named before it is there; until then it dies with the agent."""
-    found = process.identify(pid)
-    if found is not None:
-        record.append(place, {"do": "process", "role": "qemu", **found._asdict()})
-
-
-class _Common(NamedTuple):
-    """What the seeds of a node's guests have in common."""
-
-    host_key: HostKey
-    certificate: Optional[str]
-    wires: Wires
-    network: Network
-    mounts: tuple[Mount, ...]
-
-
-def _certificate(job: Job, host_key: HostKey) -> Optional[str]:
-    if job.key is None:
+async def _open_data(job: Job, config: Config, opened: ExitStack) -> Optional[int]:
+    """The persistent disk, on the mother superior."""
+    if job.spec.disk is None or job.allocation.node_index:
         return None
-    return certify(host_key, [member.name for member in job.own], job.key, job.spec.ssh_public_key)
+    from vmgr.node.datadisk import open_disk  # few jobs have one
+
+    fd = await open_disk(job, config)
+    opened.callback(os.close, fd)
+    return fd
 
 
-def _write_seed(job: Job, member: Member, common: _Common, templates: Path, vm_hooks: Optional[Path]) -> Path:
-    from vmgr.node.seed import seed_files, site_hooks, write_seed
+class _Launcher:
+    """Starts the guests of a node, one after the other, all from the same things."""
 
-    hooks = site_hooks(vm_hooks, member.rank) if vm_hooks else {}
-    seed = job.place.folder / f"seed.{member.number}.iso"
-    write_seed(seed_files(_seed_plan(job, member, common), templates, hooks), seed)
-    return seed
+    def __init__(
+        self,
+        job: Job,
+        config: Config,
+        staged: Staged,
+        wires: Wires,
+        seats: Seats,
+        progress: Progress,
+        opened: ExitStack,
+    ) -> None:
+        self.job, self.config, self.staged, self.wires, self.seats = job, config, staged, wires, seats
+        self.opened = opened
+        self.together = Together(progress, len(job.own))
+        self.group = find_group(job.job_id)
+        self.accelerator = choose_accelerator(config, staged.kvm)
+        self.gid = kvm_gid() if staged.kvm.works else None
 
+    def write_seeds(self, templates: Path) -> list[Path]:
+        job, host_key = self.job, self.staged.host_key
+        common = Common(host_key, certificate(job, host_key), self.wires, self.config.network)
+        return [write_seed_of(job, member, common, templates, self.config.vm_hooks) for member in job.own]
 
-def _seed_plan(job: Job, member: Member, common: _Common) -> SeedPlan:
-    from vmgr.node.seed import SeedPlan
+    async def launch(self, member: Member, seed: Path, log: Optional[BinaryIO]) -> Launched:
+        """Start a guest's file servers and its QEMU. Raises VTorqueError (VT-LAUNCH, VT-NODE)."""
+        job, index = self.job, member.number - 1
+        hypervisor, placement = self.config.hypervisor, self.seats.guests[index]
+        disk, tap = self.staged.disks[index], self.wires.taps[index] if self.wires.taps else None
+        shares = await serve_all(
+            job.mounts, job.user, job.place, virtiofsd=hypervisor.virtiofsd, timeout_s=self.config.timeouts.launch
+        )
+        try:
+            for server in shares.running:
+                self.group.add(server.pid)
+                if placement is not None:
+                    process.pin(server.pid, placement.emulator)
+            files = Files(
+                seed=self._open(seed),
+                overlay=disk and disk.overlay,
+                backing=disk and disk.backing,
+                tap=tap,
+                vhost=self._open_vhost() if tap is not None and hypervisor.vhost else None,
+                data=self.staged.data if member.rank == 0 else None,
+                shares=shares.fds,
+            )
+            guest, qmp = start(
+                hypervisor.qemu, self._plan(member, disk), files, job.user,
+                kvm_gid=self.gid, group=self.group, started=self._note,
+            )  # fmt: skip
+        except BaseException:
+            await shares.kill()
+            raise
+        shares.let_go()
+        console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
+        port = await GuestPort.open(guest.port)
+        return Launched(
+            RunningGuest(member.name, guest, port, console, self.together.said, shares), qmp, tap is not None
+        )
 
-    group, wires, kind, names = job.group, common.wires, job.network.kind, " ".join(job.names)
-    known = {"user": [member], "job": job.network.members, "bridge": []}[kind]
-    return SeedPlan(
-        instance=f"{job.job_id}-{job.place.attempt}-{member.number}",
-        hostname=member.name,
-        family=job.image.family,
-        user=job.user,
-        ssh_public_key=job.spec.ssh_public_key,
-        host_key=common.host_key.private,
-        host_key_pub=common.host_key.public,
-        host_cert=common.certificate,
-        user_key=None if job.key is None else job.key.decode("ascii", "replace"),
-        mounts=common.mounts,
-        network=guest_net(
-            job.network,
-            member,
-            common.network,
-            address=wires.addresses[member.number - 1],
-            gateway=wires.gateways[member.number - 1],
-            mtu=wires.mtu,
-        ),
-        hosts=tuple((each.address, each.name) for each in known if each.address is not None),
-        wait_hosts=kind == "bridge",
-        slots=tuple((name, group.vcpus) for name in job.names),
-        environment={
-            "DISTRO": job.image.distro,
-            "VTORQUE_DISTRO": job.image.family,
-            "VTORQUE_IMAGE": job.image.name,
-            "VTORQUE_JOBID": job.job_id,
-            "VTORQUE_NODE": job.allocation.name,
-            "VTORQUE_RANK": str(member.rank),
-            **({"VTORQUE_GUESTS": names} if len(names) <= MAX_VARIABLE_BYTES else {}),
-            "VTORQUE_VCPUS": str(group.vcpus),
-            "VTORQUE_RAM_MIB": str(group.ram_mib),
-        },
-        metadata=job.spec.metadata,
-    )
+    def _plan(self, member: Member, disk: Optional[Disk]) -> GuestPlan:
+        job, image = self.job, self.job.image
+        return GuestPlan(
+            name=f"{job.job_id}-{member.name}",
+            layout=self.seats.layout(member.number - 1, job.group),
+            accelerator=self.accelerator,
+            kernel=image.path("kernel"),
+            initrd=image.path("initrd"),
+            cmdline=image.cmdline,
+            disk_format=disk.backing_format if disk else image.disk_format,
+            mac=member.mac,
+            mounts=job.mounts,
+            hugepage_kib=self.config.hypervisor.hugepage_kib,
+        )
 
+    def _note(self, pid: int) -> None:
+        """Write QEMU to the record. It cannot be named before it is there; until then it dies with the agent."""
+        found = process.identify(pid)
+        if found is not None:
+            record.append(self.job.place, {"do": "process", "role": "qemu", **found._asdict()})
 
-async def _stage(disk: Optional[Path], overlay: Optional[Path], image: Image) -> None:
-    if disk is not None and overlay is not None:
-        await create_overlay(disk, overlay, backing_format=image.disk_format)
+    def _open(self, path: Path, flags: int = os.O_RDONLY) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.opened.callback(os.close, fd)
+        return fd
+
+    def _open_vhost(self) -> Optional[int]:
+        """The kernel's own server of taps; where it has none QEMU serves them."""
+        try:
+            return self._open(VHOST, os.O_RDWR)
+        except OSError:
+            return None

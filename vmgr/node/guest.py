@@ -10,32 +10,50 @@ from typing import Callable, Optional
 from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.console import Console
-from vmgr.node.cpus import Affinity
 from vmgr.node.guestport import Event, GuestPort
 from vmgr.node.launch import Guest, pin_and_run
+from vmgr.node.shares import Shares
+from vmgr.topology.model import Placement
 
 CONSOLE_LINES = 5
+SERVER_SECONDS = 0.5
 
 
 class RunningGuest:
     """One guest between its first instruction and its end.
 
-    `said` is called with the guest's name and each stage that it says it has reached, as often as it says so.
+    `shares` are the file servers of its shares: without one of them it hangs, so they live and end together. `said` is
+    called with the guest's name and each stage that it says it has reached, as often as it says so.
     """
 
     def __init__(
-        self, name: str, guest: Guest, port: GuestPort, console: Console, said: Callable[[str, str], None]
+        self,
+        name: str,
+        guest: Guest,
+        port: GuestPort,
+        console: Console,
+        said: Callable[[str, str], None],
+        shares: Shares,
     ) -> None:
         self.name = name
+        self._shares = shares
         self._guest = guest
         self._port = port
         self._console = console
         self._said = said
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ended = asyncio.ensure_future(guest.ended())
+        self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def _end(self) -> str:
+        """Return when the guest has ended, or cannot go on, and say how."""
+        await asyncio.wait([self._ended, self._unserved], return_when=asyncio.FIRST_COMPLETED)
+        if not self._ended.done():
+            await asyncio.wait([self._ended], timeout=SERVER_SECONDS)  # a guest's end is theirs too
+        return f"QEMU: {self._guest.describe_end()}" if self._ended.done() else self._unserved.result()
 
     @property
     def ssh_port(self) -> Optional[int]:
@@ -43,10 +61,10 @@ class RunningGuest:
         return self._guest.ssh_port
 
     async def pin_and_run(
-        self, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool = False, timeout_s: float
+        self, qmp: socket.socket, placement: Optional[Placement], *, on_tap: bool = False, timeout_s: float
     ) -> None:
-        """Let the guest run, its vCPUs bound to their CPUs. Raises VTorqueError (VT-LAUNCH)."""
-        await pin_and_run(self._guest, qmp, affinity, on_tap=on_tap, timeout_s=timeout_s)
+        """Let the guest run, all that serves it on the CPUs of its place. Raises VTorqueError (VT-LAUNCH)."""
+        await pin_and_run(self._guest, qmp, placement, on_tap=on_tap, timeout_s=timeout_s)
 
     async def address(self) -> str:
         """The address that the guest says it has, as soon as it says so while `ready` is waited for.
@@ -86,9 +104,9 @@ class RunningGuest:
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""
-        await asyncio.shield(self._ended)
+        how = await self._end()
         raise VTorqueError(
-            f"the guest {self.name} ended while the job was running (QEMU: {self._guest.describe_end()})",
+            f"the guest {self.name} ended while the job was running ({how})",
             code=Code.GUEST,
         )
 
@@ -118,10 +136,10 @@ class RunningGuest:
             return
         await self._guest.kill()
         self._address.cancel()
-        readers, self._readers = self._readers, []
+        readers, self._readers = [*self._readers, self._unserved], []
         for task in readers:
             task.cancel()
-        await asyncio.gather(*readers, self._ended, return_exceptions=True)
+        await asyncio.gather(*readers, self._ended, self._shares.kill(), return_exceptions=True)
         await self._guest.close()
         self._port.close()
 
@@ -129,16 +147,15 @@ class RunningGuest:
         """The next event; None at the deadline, or at the guest's end where that is no failure (`dies` is false)."""
         loop = asyncio.get_running_loop()
         waiting = asyncio.ensure_future(self._events.get())
+        ends = [self._ended, self._unserved]
         await asyncio.wait(
-            [waiting, self._ended], timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED
+            [waiting, *ends], timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED
         )
         if waiting.done():
             return waiting.result()
         waiting.cancel()
-        if self._ended.done() and dies:
-            raise self._boot_error(
-                f"the guest {self.name} ended before it was ready (QEMU: {self._guest.describe_end()})", Code.GUEST
-            )
+        if dies and any(end.done() for end in ends):
+            raise self._boot_error(f"the guest {self.name} ended before it was ready ({await self._end()})", Code.GUEST)
         return None
 
     def _hook_error(self, kind: str, event: Event) -> VTorqueError:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 from vmgr.config import Config, load_config
-from vmgr.node import record
+from vmgr.node import process, record
 from vmgr.node.hookargs import HookCall, parse_epilogue, parse_prologue
 from vmgr.paths import Installation, installation
 
@@ -89,6 +91,7 @@ def end_job(config: Config, job_id: str) -> None:
         if record.is_held(place) and not any(step.get("role") == "agent" for step in record.steps(place)):
             settled = False  # its agent is about to start, will see the tombstone and undo what it finds
             continue
+        _let_shut_down(place, config.timeouts.disk)
         from vmgr.node.undo import undo  # most epilogues find that the agent has undone everything
 
         failures = undo(place, patience_s=PATIENCE_SECONDS)
@@ -97,3 +100,23 @@ def end_job(config: Config, job_id: str) -> None:
         settled = settled and not failures
     if settled:
         record.exhume(config.paths, job_id)
+
+
+def _let_shut_down(place: record.Place, timeout_s: float) -> None:
+    """Where a guest has a persistent disk, tell its agent that the job is over and wait, within a bound, for the guest.
+
+    Only the mother superior's record has such a step. The agent hears of a deleted job by the end of its wrapper too,
+    but not of one that has not come.
+    """
+    steps = list(record.steps(place))
+    if not any(step.get("do") == "disk" for step in steps):
+        return
+    deadline = time.monotonic() + timeout_s
+    for role, sig in (("agent", signal.SIGTERM), ("qemu", 0)):  # 0: only wait
+        for step in steps:
+            if step.get("role") == role:
+                left = 0.0 if sig else max(0.0, deadline - time.monotonic())
+                try:
+                    process.end(process.recorded(step), timeout_s=left, sig=sig)
+                except (OSError, ValueError, KeyError, TypeError, OverflowError):
+                    pass  # the undoing that follows meets it too, and says so

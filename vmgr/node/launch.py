@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -14,23 +15,28 @@ from qemu.qmp import QMPClient, QMPError
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import process
-from vmgr.node.cpus import Affinity
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
 from vmgr.node.userio import User
+from vmgr.topology.model import Placement
 
 MAX_QMP_REPLY_BYTES = 1 << 20
 
 
 class Files(NamedTuple):
-    """What only root may open and QEMU gets as descriptors. Both disk files are None for a guest without a disk.
+    """What QEMU gets as open descriptors; who opened them closes them. `overlay` is on `backing`, which is read only.
 
-    `tap` is open already, and stays so: its owner closes it.
+    Both are None for a guest without a disk, `tap` is None for one on user networking, `vhost` is the kernel's device
+    that serves the tap, `data` the file of a persistent disk, `shares` are as in `Descriptors`.
     """
 
-    seed: Path
-    overlay: Optional[Path]
-    backing: Optional[Path]
+    seed: int
+    overlay: Optional[int] = None
+    backing: Optional[int] = None
     tap: Optional[int] = None
+    vhost: Optional[int] = None
+    data: Optional[int] = None
+    shares: tuple[Optional[int], ...] = ()
 
 
 class Guest:
@@ -97,56 +103,65 @@ def _settle(done: asyncio.Future[None]) -> None:
 
 
 def start(
-    qemu: str, plan: GuestPlan, files: Files, user: User, *, kvm_gid: Optional[int], started: Callable[[int], None]
+    qemu: str,
+    plan: GuestPlan,
+    files: Files,
+    user: User,
+    *,
+    kvm_gid: Optional[int],
+    group: JobGroup,
+    started: Callable[[int], None],
 ) -> tuple[Guest, socket.socket]:
     """Start QEMU for `plan`, stopped before its first instruction. Gives the guest and the socket of its QMP.
 
-    QEMU runs with the user's ids, in a session of its own, and dies with the calling process. `started` gets its
-    pid. Raises VTorqueError (VT-LAUNCH, VT-STAGE).
+    QEMU runs with the user's ids, in a session of its own and the control `group` of the job, and dies with the calling
+    process. `started` gets its pid. Raises VTorqueError (VT-LAUNCH).
     """
     pairs = [socket.socketpair() for _ in range(3)]
-    opened: list[int] = []
     child: Optional[subprocess.Popen[bytes]] = None
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        seed = _open(files.seed, os.O_RDONLY, opened)
-        overlay = _open(files.overlay, os.O_RDWR, opened) if files.overlay else None
-        backing = _open(files.backing, os.O_RDONLY, opened) if files.backing else None
         theirs = [theirs.fileno() for _, theirs in pairs]
-        fds = Descriptors(theirs[0], theirs[1], theirs[2], seed, overlay, backing, files.tap)
-        child = subprocess.Popen(
-            command_line(qemu, plan, fds),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=write_end,
-            cwd="/",
-            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-            user=user.uid,
-            group=user.gid,
-            extra_groups=[*user.gids, *([] if kvm_gid is None else [kvm_gid])],
-            umask=0o077,
-            start_new_session=True,
-            pass_fds=[*theirs, *opened, *([] if files.tap is None else [files.tap])],
-            preexec_fn=process.dies_with(os.getpid()),
-        )
+        fds = Descriptors(theirs[0], theirs[1], theirs[2], *files)
+        with group.opened() as joins:
+            child = subprocess.Popen(
+                command_line(qemu, plan, fds),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=write_end,
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                user=user.uid,
+                group=user.gid,
+                extra_groups=[*user.gids, *([] if kvm_gid is None else [kvm_gid])],
+                umask=0o077,
+                start_new_session=True,
+                pass_fds=[*theirs, *_numbers(files)],
+                preexec_fn=process.dies_with(os.getpid(), joins),
+            )
         started(child.pid)
+        group.add(child.pid)
         _expose_to_oom_killer(child.pid)
-    except OSError as err:
+    except (OSError, VTorqueError) as err:
         for ours, _ in pairs:
             ours.close()
         os.close(read_end)
         if child is not None:
             child.kill()
             child.wait()
+        if isinstance(err, VTorqueError):
+            raise
         raise VTorqueError(f"cannot start {qemu}: {err.strerror}", code=Code.LAUNCH, hint="is it installed?") from err
     finally:
         os.close(write_end)
         for _, end in pairs:
             end.close()
-        for fd in opened:
-            os.close(fd)
     qmp, port, console = (ours for ours, _ in pairs)
     return Guest(child, port, console, read_end), qmp
+
+
+def _numbers(files: Files) -> list[int]:
+    return [fd for fd in (*files[:-1], *files.shares) if fd is not None]
 
 
 def _expose_to_oom_killer(pid: int) -> None:
@@ -156,22 +171,16 @@ def _expose_to_oom_killer(pid: int) -> None:
         score.write_text("0")
 
 
-def _open(path: Path, flags: int, opened: list[int]) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-    opened.append(fd)
-    return fd
-
-
 async def pin_and_run(
-    guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], *, on_tap: bool = False, timeout_s: float
+    guest: Guest, qmp: socket.socket, placement: Optional[Placement], *, on_tap: bool = False, timeout_s: float
 ) -> None:
-    """Connect to QMP, pin each vCPU thread to its CPUs, if it has any, and let the guest run.
+    """Connect to QMP, pin each thread of QEMU to its CPUs, if there is a `placement`, and let the guest run.
 
     Where the guest is not on a tap, the port that leads to its SSH is learned. Thread ids are QEMU's word, which is the
     user's: only threads of that very process are touched. Raises VTorqueError (VT-LAUNCH).
     """
     try:
-        await asyncio.wait_for(_pin_and_run(guest, qmp, affinity, on_tap), timeout_s)
+        await asyncio.wait_for(_pin_and_run(guest, qmp, placement, on_tap), timeout_s)
     except asyncio.TimeoutError:
         raise VTorqueError(f"QEMU did not answer within {timeout_s:g} s", code=Code.LAUNCH) from None
     except (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as err:
@@ -181,10 +190,10 @@ async def pin_and_run(
         raise VTorqueError(f"QEMU did not start: {reason}", code=Code.LAUNCH) from err
 
 
-async def _pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affinity], on_tap: bool) -> None:
+async def _pin_and_run(guest: Guest, qmp: socket.socket, placement: Optional[Placement], on_tap: bool) -> None:
     await guest.qmp.connect(qmp)
-    if affinity is not None:
-        await _pin(guest, affinity)
+    if placement is not None:
+        await _pin(guest, placement)
     if not on_tap:
         usernet = await guest.qmp.execute("human-monitor-command", {"command-line": "info usernet"})
         guest.ssh_port = forwarded_port(str(usernet))
@@ -194,11 +203,23 @@ async def _pin_and_run(guest: Guest, qmp: socket.socket, affinity: Optional[Affi
     await guest.qmp.disconnect()  # QEMU is the user's: nothing that it could send has to be read any more
 
 
-async def _pin(guest: Guest, affinity: Affinity) -> None:
-    threads: Any = await guest.qmp.execute("query-cpus-fast")
-    tids = {int(entry["cpu-index"]): int(entry["thread-id"]) for entry in threads}
-    own = {int(path.name) for path in Path(f"/proc/{guest.child.pid}/task").iterdir()}
-    for index, cpus in enumerate(affinity):
-        if tids[index] not in own:
-            raise ValueError(f"vCPU {index} is said to be thread {tids[index]}, which is not QEMU's")
-        os.sched_setaffinity(tids[index], cpus)
+async def _pin(guest: Guest, placement: Placement) -> None:
+    """vCPUs and I/O threads where they are planned; all other threads, and those they will start, on the emulator's."""
+    cpus: Any = await guest.qmp.execute("query-cpus-fast")
+    threads: Any = await guest.qmp.execute("query-iothreads")
+    tids = {int(entry["cpu-index"]): int(entry["thread-id"]) for entry in cpus}
+    where: dict[int, Iterable[int]] = {int(entry["thread-id"]): placement.io for entry in threads}
+    where.update({tids[index]: allowed for index, allowed in enumerate(placement.vcpus)})
+    own = process.threads(guest.child.pid)
+    for tid in where:
+        if tid not in own:
+            raise ValueError(f"{tid} is said to be a thread of QEMU's, and is none")
+    for tid in own - set(where):
+        try:
+            os.sched_setaffinity(tid, placement.emulator)
+        except ProcessLookupError:
+            pass  # a thread that has ended
+    for tid, allowed in where.items():
+        os.sched_setaffinity(tid, allowed)
+    for pid in process.kernel_threads(f"vhost-{guest.child.pid}"):
+        os.sched_setaffinity(pid, placement.emulator)

@@ -6,8 +6,10 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -24,6 +26,11 @@ class Process(NamedTuple):
     boot: str
     pid: int
     start: int
+
+
+def recorded(step: Mapping[str, Any]) -> Process:
+    """The process in a step of a record. Raises KeyError, TypeError or ValueError for what is none."""
+    return Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
 
 
 def boot_id() -> str:
@@ -77,7 +84,7 @@ def seconds_since(start: int) -> float:
 
 
 def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> bool:
-    """Send `sig` to exactly this process and wait until it is gone. False when it is still there at the end.
+    """Send `sig` (0: none) to exactly this process and wait until it is gone; false when it is still there at the end.
 
     The pidfd is opened before the identity is compared, so that the signal cannot reach a later owner of the pid.
     A process whose first thread has ended looks like a zombie and may live on in the others: only the pidfd tells.
@@ -101,16 +108,45 @@ def end(process: Process, *, timeout_s: float, sig: int = signal.SIGKILL) -> boo
         os.close(fd)
 
 
-def dies_with(parent: int) -> Callable[[], None]:
+def threads(pid: int) -> set[int]:
+    """The ids of a process's threads. Raises OSError when it is gone."""
+    return {int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def pin(pid: int, cpus: Iterable[int]) -> None:
+    """Bind a process, with all threads that it has and will start, to CPUs; fine when it has ended."""
+    with suppress(OSError):
+        for tid in threads(pid):
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(tid, cpus)
+
+
+def kernel_threads(name: str) -> list[int]:
+    """The kernel's own threads of that name."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip() == name and not (comm.parent / "cmdline").read_bytes():
+                found.append(int(comm.parent.name))
+        except OSError:
+            pass  # it has ended
+    return found
+
+
+def dies_with(parent: int, joins: Sequence[int] = ()) -> Callable[[], None]:
     """What a child does last before its program: ask to be killed when `parent` dies, and give up gaining privileges.
 
-    For `preexec_fn`, which runs after the change of user that would undo the request (prctl(2)).
+    For `preexec_fn`, which runs after the change of user that would undo the request (prctl(2)). `joins` are the opened
+    lists of control groups into which it goes, as far as the kernel lets it.
     """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
+        for fd in joins:
+            with suppress(OSError):
+                os.write(fd, b"0")  # the writer itself (cgroups(7))
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if os.getppid() != parent:

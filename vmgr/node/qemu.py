@@ -6,19 +6,26 @@ sandbox on, so whatever only root may open (disk, seed) comes in as a descriptor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 from vmgr.config import Mount
+from vmgr.topology.cpulist import show_cpus
+from vmgr.topology.model import Layout
 from vmgr.units import parse_count
 
 PORT_NAME = "org.vtorque.0"
+IO_THREAD = "io0"
+"""The thread that serves a guest's disks."""
 
 
 class Descriptors(NamedTuple):
     """Numbers of the descriptors that QEMU inherits: connected sockets, opened files, and a tap.
 
-    Without a `tap` the guest has QEMU's user networking.
+    Without a `tap` the guest has QEMU's user networking. `vhost` is the kernel's device that serves a tap, where it is
+    used. `data` is the file of a persistent disk. `shares` are the connections to the file servers of its shares, in
+    their order, None for those of other kinds than virtiofs.
     """
 
     qmp: int
@@ -28,14 +35,19 @@ class Descriptors(NamedTuple):
     overlay: Optional[int]
     backing: Optional[int]
     tap: Optional[int] = None
+    vhost: Optional[int] = None
+    data: Optional[int] = None
+    shares: tuple[Optional[int], ...] = ()
 
 
 class GuestPlan(NamedTuple):
-    """One guest, planned completely. `mounts` are those of the job's user, the home put in."""
+    """One guest, planned completely. `mounts` are those of the job's user, the home put in.
+
+    Its RAM lies in huge pages of `hugepage_kib` KiB where that is not None.
+    """
 
     name: str
-    vcpus: int
-    ram_mib: int
+    layout: Layout
     accelerator: str
     kernel: Path
     initrd: Path
@@ -43,6 +55,12 @@ class GuestPlan(NamedTuple):
     disk_format: str
     mac: str
     mounts: tuple[Mount, ...]
+    hugepage_kib: Optional[int] = None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether file servers beside QEMU reach the guest's memory."""
+        return any(mount.kind == "virtiofs" for mount in self.mounts)
 
 
 def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
@@ -53,10 +71,9 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-nodefaults", "-no-user-config",
         "-display", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        "-machine", "q35,usb=off,vmport=off,dump-guest-core=off",
         *_accelerator(plan),
-        "-smp", f"cpus={plan.vcpus},sockets=1,cores={plan.vcpus},threads=1",
-        "-m", f"size={plan.ram_mib}M",
+        *_processors(plan.layout),
+        *_memory(plan),
         "-no-reboot",
         "-S",
         "-chardev", f"socket,id=qmp,fd={fds.qmp}",
@@ -73,7 +90,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-append", plan.cmdline,
         *_disks(plan, fds),
         *_network(plan, fds),
-        *_shares(plan.mounts),
+        *share_arguments(plan.mounts, fds.shares),
     ]  # fmt: skip
 
 
@@ -83,8 +100,48 @@ def _accelerator(plan: GuestPlan) -> list[str]:
     return ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
 
 
+def _processors(layout: Layout) -> list[str]:
+    shape = f"sockets={layout.sockets},cores={layout.cores},threads={layout.threads}"
+    return ["-smp", f"cpus={layout.vcpus},{shape}"]
+
+
+def _memory(plan: GuestPlan) -> list[str]:
+    """The machine and its RAM, on the node's NUMA nodes as planned; the guest has NUMA nodes where it has several.
+
+    Memory that another process serves (virtiofs), and memory in huge pages, is a memfd: that needs no hugetlbfs.
+    """
+    machine, layout = "q35,usb=off,vmport=off,dump-guest-core=off", plan.layout
+    size = ["-m", f"size={layout.ram_mib}M"]
+    if (
+        len(layout.cells) == 1
+        and layout.cells[0].host_node is None
+        and not plan.shares_memory
+        and plan.hugepage_kib is None
+    ):
+        return ["-machine", machine, *size]
+    kind = "memory-backend-memfd,share=on" if plan.shares_memory or plan.hugepage_kib else "memory-backend-ram"
+    huge = "" if plan.hugepage_kib is None else f",hugetlb=on,hugetlbsize={plan.hugepage_kib}K,prealloc=on"
+    objects, nodes = [], []
+    for number, cell in enumerate(layout.cells):
+        bound = "" if cell.host_node is None else f",host-nodes={cell.host_node},policy=bind"
+        objects += ["-object", f"{kind},id=ram{number},size={cell.ram_mib}M{huge}{bound}"]
+        cpus = "".join(f",cpus={part}" for part in show_cpus(cell.vcpus).split(",")) if cell.vcpus else ""
+        nodes += ["-numa", f"node,nodeid={number},memdev=ram{number}{cpus}"]
+    if len(layout.cells) == 1:
+        return ["-machine", f"{machine},memory-backend=ram0", *size, *objects]
+    for source, row in enumerate(layout.distances):
+        nodes += [
+            word
+            for target, distance in enumerate(row)
+            for word in ("-numa", f"dist,src={source},dst={target},val={distance}")
+        ]
+    return ["-machine", machine, *size, *objects, *nodes]
+
+
 def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
     arguments = ["-add-fd", f"set=1,fd={fds.seed}"]
+    if fds.overlay is not None or fds.data is not None:
+        arguments += ["-object", f"iothread,id={IO_THREAD}"]
     if fds.overlay is not None and fds.backing is not None:
         arguments += [
             "-add-fd", f"set=2,fd={fds.overlay}",
@@ -93,7 +150,14 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
             "-blockdev", f"driver={plan.disk_format},node-name=backing,file=backing-file,read-only=on",
             "-blockdev", "driver=file,node-name=overlay-file,filename=/dev/fdset/2",
             "-blockdev", "driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap",
-            "-device", "virtio-blk-pci,drive=overlay,serial=vtorque-root",
+            "-device", f"virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread={IO_THREAD}",
+        ]  # fmt: skip
+    if fds.data is not None:
+        arguments += [
+            "-add-fd", f"set=4,fd={fds.data}",
+            "-blockdev", "driver=file,node-name=data-file,filename=/dev/fdset/4,locking=off",
+            "-blockdev", "driver=raw,node-name=data,file=data-file,discard=unmap",
+            "-device", f"virtio-blk-pci,drive=data,serial=vtorque-data,werror=report,iothread={IO_THREAD}",
         ]  # fmt: skip
     return [
         *arguments,
@@ -105,23 +169,33 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
 
 def _network(plan: GuestPlan, fds: Descriptors) -> list[str]:
     # port 0: the kernel chooses one that is free, QEMU is asked which
-    backend = "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22" if fds.tap is None else f"tap,id=net0,fd={fds.tap}"
+    vhost = "" if fds.vhost is None else f",vhost=on,vhostfd={fds.vhost}"
+    backend = "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22" if fds.tap is None else f"tap,id=net0,fd={fds.tap}{vhost}"
     return [
         "-netdev", backend,
         "-device", f"virtio-net-pci,netdev=net0,mac={plan.mac},romfile=",
     ]  # fmt: skip
 
 
-def _shares(mounts: tuple[Mount, ...]) -> list[str]:
-    """9p by QEMU itself, which runs as the user: the share has the rights of the user and no more."""
+def share_arguments(mounts: Sequence[Mount], fds: Sequence[Optional[int]]) -> list[str]:
+    """9p by QEMU itself, which runs as the user, and virtiofs by a server that does: the user's rights and no more.
+
+    An NFS share is the guest's own matter. The queue is as long as virtiofsd takes (1024).
+    """
     arguments = []
     for number, mount in enumerate(mounts):
-        source = mount.source.replace(",", ",,")
-        readonly = ",readonly=on" if mount.readonly else ""
-        arguments += [
-            "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
-            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
-        ]  # fmt: skip
+        if mount.kind == "9p":
+            source = mount.source.replace(",", ",,")
+            readonly = ",readonly=on" if mount.readonly else ""
+            arguments += [
+                "-fsdev", f"local,id=share{number},path={source},security_model=none,multidevs=remap{readonly}",
+                "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag={mount.name}",
+            ]  # fmt: skip
+        elif mount.kind == "virtiofs":
+            arguments += [
+                "-chardev", f"socket,id=share{number},fd={fds[number]}",
+                "-device", f"vhost-user-fs-pci,chardev=share{number},tag={mount.name},queue-size=1024",
+            ]  # fmt: skip
     return arguments
 
 

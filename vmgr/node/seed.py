@@ -49,7 +49,7 @@ class SeedPlan(NamedTuple):
     `user_key` is its private half, with which the user gets from guest to guest; None leaves ssh as the image has it.
     `hosts` are address and name, `slots` name and vCPUs of every guest of the job, in the order of their ranks.
     `wait_hosts`: the addresses are not known yet; the guest tells its own (event `up`) and waits for the order `hosts`.
-    `metadata` is cloud-config of the user's own.
+    `metadata` is cloud-config of the user's own. `data`: the guest has the persistent disk.
     """
 
     instance: str
@@ -68,6 +68,7 @@ class SeedPlan(NamedTuple):
     user_key: Optional[str] = None
     host_cert: Optional[str] = None
     wait_hosts: bool = False
+    data: bool = False
 
 
 def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -204,10 +205,22 @@ def _search(network: GuestNet) -> list[str]:
     return list(dict.fromkeys([*([network.domain] if network.domain else []), *network.search]))
 
 
+def _mount_line(mount: Mount) -> str:
+    """A share as six words: name, kind, target, mode, security and source; the last two are those of NFS, else `-`."""
+    source = mount.source if mount.kind == "nfs" else "-"
+    words = (
+        mount.name, mount.kind, mount.target, "ro" if mount.readonly else "rw", mount.security or "-", source
+    )  # fmt: skip
+    return " ".join(word.translate(_NO_BLANKS) for word in words)
+
+
+_NO_BLANKS = {ord(char): f"\\{ord(char):03o}" for char in " \t\n\\"}
+"""As in /proc/mounts (proc(5))."""
+
+
 def _guest_env(plan: SeedPlan) -> str:
     """Shell assignments for the guest program."""
     user, network = plan.user, plan.network
-    mounts = [f"{m.name} {m.kind} {m.target} {'ro' if m.readonly else 'rw'}" for m in plan.mounts]
     values = {
         "VT_USER": user.name,
         "VT_UID": str(user.uid),
@@ -226,7 +239,8 @@ def _guest_env(plan: SeedPlan) -> str:
         "VT_SEARCH": " ".join(_search(network)),
         "VT_NTP": " ".join(network.ntp),
         "VT_WAIT_HOSTS": "1" if plan.wait_hosts else "",
-        "VT_MOUNTS": "\n".join(mounts),
+        "VT_MOUNTS": "\n".join(map(_mount_line, plan.mounts)),
+        "VT_DATA": "1" if plan.data else "",
         "VT_ENV": "\n".join(f"{name}={value}" for name, value in plan.environment.items()),
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())

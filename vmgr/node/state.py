@@ -33,8 +33,14 @@ class Progress:
         """Note that `name` is done, and the state that this leads to."""
         self.stages.append({"name": name, "t": round(process.seconds_since(self._start), 3)})
         LOGGER.info("%s after %.3f s", name, self.stages[-1]["t"])
+        self.facts["doing"] = None
         if state:
             self.state = state
+        self._wake()
+
+    def doing(self, text: str) -> None:
+        """Note how far something is that takes its time, as one line; the next stage takes its place."""
+        self.facts["doing"] = text
         self._wake()
 
     def fail(self, error: VTorqueError) -> None:

@@ -58,20 +58,16 @@ def _kill_leftovers(steps: Sequence[dict[str, Any]]) -> list[str]:
     from vmgr.node.leftovers import kill  # few jobs have such steps, and psutil takes its time
 
     try:
-        kill(map(_process, steps), int(steps[0]["uid"]))
+        kill(map(process.recorded, steps), int(steps[0]["uid"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
         return [f"leftover: {err}"]
     return []
 
 
-def _process(step: dict[str, Any]) -> process.Process:
-    return process.Process(str(step["boot"]), int(step["pid"]), int(step["start"]))
-
-
 def _undo_step(step: dict[str, Any], patience_s: float) -> None:
     kind = step["do"]
     if kind == "process":
-        found = _process(step)
+        found = process.recorded(step)
         if found.pid != os.getpid() and not process.end(found, timeout_s=patience_s):
             raise OSError(f"pid {found.pid} ({step.get('role')}) does not end")
     elif kind in ("overlay", "socket"):
@@ -80,3 +76,15 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.network.undo import undo_network  # few jobs have such a step
 
         undo_network(step)
+    elif kind == "workspace":
+        from vmgr.node.workspace import undo_workspace  # as above
+
+        undo_workspace(step, patience_s)
+    elif kind == "shared":
+        from vmgr.node.staging.shared import remove_shared  # likewise
+
+        remove_shared(step, timeout_s=patience_s)
+    elif kind == "filling":
+        from vmgr.node.staging.cache import remove_unfinished  # likewise
+
+        remove_unfinished(step)

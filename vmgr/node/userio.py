@@ -13,8 +13,13 @@ import grp
 import os
 import pwd
 import re
+import select
 import signal
+import socket
 import stat
+import time
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -128,6 +133,86 @@ async def write_in_folder(user: User, folder: str, name: str, data: bytes, *, ti
     await _as_user(user, write, f"{folder}/{name}", limit=0, timeout_s=timeout_s)
 
 
+async def act(
+    user: User, work: Callable[[], None], path: str, *, timeout_s: float, code: Code, hint: Optional[str] = None
+) -> None:
+    """Do something to `path` with the user's rights. `work` says what is wrong by OSError.
+
+    Raises VTorqueError with `code` and `hint`.
+    """
+    await _as_user(user, lambda _: work(), path, limit=0, timeout_s=timeout_s, code=code, hint=hint)
+
+
+async def open_file(
+    user: User, opens: Callable[[], int], path: str, *, timeout_s: float, code: Code, hint: Optional[str] = None
+) -> int:
+    """The descriptor that `opens` gives, called with the user's rights; whatever it locks stays locked.
+
+    Raises VTorqueError with `code` and `hint`, saying what is wrong with `path`.
+    """
+
+    def work(out: int) -> None:
+        with socket.socket(fileno=os.dup(out)) as way:
+            socket.send_fds(way, [b"\0"], [opens()])
+
+    pid, results = _start(user, work, passes_files=True)
+    try:
+        data, files = await asyncio.wait_for(_receive(results), timeout_s)
+    except BaseException as err:
+        os.kill(pid, signal.SIGKILL)
+        if isinstance(err, asyncio.TimeoutError):
+            raise _too_late(path, timeout_s, code) from None
+        raise
+    finally:
+        os.close(results)
+        reap_later(pid)
+    try:
+        _judge(data.rpartition(b"\0")[2], path, code, hint)
+        return files.pop()
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float) -> None:
+    """The same for a program without a loop, which waits for it. Raises OSError."""
+    pid, results = _start(user, lambda _: work())
+    try:
+        deadline = time.monotonic() + timeout_s
+        said = b""
+        poll = select.poll()
+        poll.register(results, select.POLLIN)
+        while True:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise OSError(f"{path}: not done after {timeout_s:.2f} s")
+            data = os.read(results, 4096)
+            if not data:
+                break
+            said = (said + data)[-4096:]
+    finally:
+        os.close(results)
+        os.kill(pid, signal.SIGKILL)  # it has ended, or is to
+        _reap_within(pid, REAP_SECONDS)
+    verdict = said.rpartition(b"\0")[2]
+    if verdict != b"ok":
+        raise OSError(f"{path}: {verdict.decode('utf-8', 'replace') or 'the process for it died'}")
+
+
+def _reap_within(pid: int, timeout_s: float) -> None:
+    """Collect a child that ends in time; one that hangs in the kernel is left behind."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if poll.poll(timeout_s * 1000):
+            os.waitpid(pid, 0)
+    finally:
+        os.close(fd)
+
+
 class Stream:
     """What a child with a user's rights writes, until it is closed, which ends the child."""
 
@@ -140,7 +225,7 @@ class Stream:
         """End the child; one that hangs in the kernel is left behind without being waited for."""
         self._transport.close()
         os.kill(self._pid, signal.SIGKILL)  # not reaped yet: the number is still its own
-        await asyncio.wait([_reap_later(self._pid)], timeout=REAP_SECONDS)
+        await asyncio.wait([reap_later(self._pid)], timeout=REAP_SECONDS)
 
 
 async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
@@ -153,7 +238,7 @@ async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
         transport, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(results, "rb", buffering=0))
     except BaseException:  # given up before it has begun
         os.kill(pid, signal.SIGKILL)
-        _reap_later(pid)
+        reap_later(pid)
         raise
     return Stream(reader, transport, pid)
 
@@ -173,36 +258,58 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-async def _as_user(user: User, work: Callable[[int], None], path: str, *, limit: int, timeout_s: float) -> bytes:
+async def _as_user(
+    user: User,
+    work: Callable[[int], None],
+    path: str,
+    *,
+    limit: int,
+    timeout_s: float,
+    code: Code = Code.SPEC,
+    hint: Optional[str] = "submit again by vsub",
+) -> bytes:
     """What `work` wrote to its descriptor, run in a child with the user's credentials."""
     pid, results = _start(user, work)
     try:
         data = await asyncio.wait_for(_drain(results, limit + 4096), timeout_s)
     except asyncio.TimeoutError:
         os.kill(pid, signal.SIGKILL)
-        raise VTorqueError(
-            f"{path} could not be read within {timeout_s:g} s", code=Code.SPEC, hint="does its file system answer?"
-        ) from None
+        raise _too_late(path, timeout_s, code) from None
     finally:
         os.close(results)
-        _reap_later(pid)
+        reap_later(pid)
     body, _, verdict = data.rpartition(b"\0")
-    if verdict != b"ok":
-        reason = verdict.decode("utf-8", "replace") if verdict else "the reading process died"
-        raise VTorqueError(f"{path} cannot be used: {reason}", code=Code.SPEC, hint="submit again by vsub")
+    _judge(verdict, path, code, hint)
     return body
 
 
-def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
+def _too_late(path: str, timeout_s: float, code: Code) -> VTorqueError:
+    return VTorqueError(
+        f"{path} could not be used within {timeout_s:g} s", code=code, hint="does its file system answer?"
+    )  # fmt: skip
+
+
+def _judge(verdict: bytes, path: str, code: Code, hint: Optional[str]) -> None:
+    """Raise VTorqueError unless a child has said that all went well."""
+    if verdict != b"ok":
+        reason = verdict.decode("utf-8", "replace") if verdict else "the process for it died"
+        raise VTorqueError(f"{path} cannot be used: {reason}", code=code, hint=hint)
+
+
+def _start(user: User, work: Callable[[int], None], *, passes_files: bool = False) -> tuple[int, int]:
     """Start `work` in a child with the user's credentials: its pid, and where to read what it writes.
 
-    Raises VTorqueError (VT-INTERNAL).
+    With `passes_files` that is a socket. Raises VTorqueError (VT-INTERNAL).
     """
     dies = dies_with(os.getpid())
     ends: list[int] = []
     try:
-        ends += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(ends[1], True)
+        if passes_files:
+            ends += [end.detach() for end in socket.socketpair()]
+            os.set_blocking(ends[0], False)
+        else:
+            ends += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            os.set_blocking(ends[1], True)
         pid = os.fork()
     except OSError as err:
         for end in ends:
@@ -215,6 +322,13 @@ def _start(user: User, work: Callable[[int], None]) -> tuple[int, int]:
     return pid, results
 
 
+def become(uid: int, gid: int, groups: Sequence[int]) -> None:
+    """Have these ids from now on, and no way back."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
 def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:
     """In the child: drop to the user for good, do the work, say how it went, end without returning."""
     verdict = b"ok"
@@ -224,9 +338,7 @@ def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[],
             signal.signal(sig, signal.SIG_DFL)
         os.closerange(3, out)  # the attempt's lock first of all: one that hangs must not hold it
         os.closerange(out + 1, MAX_DESCRIPTORS)
-        os.setgroups(user.gids)
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
+        become(user.uid, user.gid, user.gids)
         dies()
         os.umask(0o077)
         work(out)
@@ -266,7 +378,44 @@ async def _drain(fd: int, limit: int) -> bytes:
         loop.remove_reader(fd)
 
 
-def _reap_later(pid: int) -> asyncio.Future[None]:
+async def _receive(fd: int) -> tuple[bytes, list[int]]:
+    """What comes over a socket until its other end is closed, with the descriptors that come along."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    chunks: list[bytes] = []
+    files: list[int] = []
+
+    def readable() -> None:
+        came = array("i")
+        try:
+            # not socket.recv_fds, which ignores its flags (Python 3.11)
+            data, parts, _, _ = way.recvmsg(4096, socket.CMSG_LEN(came.itemsize), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, parts = b"", []
+        chunks.append(data)
+        for level, kind, content in parts:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                came.frombytes(content[: len(content) - len(content) % came.itemsize])
+        files.extend(came)
+        if not data and not done.done():
+            done.set_result(None)
+
+    with socket.socket(fileno=os.dup(fd)) as way:
+        loop.add_reader(fd, readable)
+        try:
+            await done
+        except BaseException:
+            for each in files:
+                os.close(each)
+            raise
+        finally:
+            loop.remove_reader(fd)
+    return b"".join(chunks), files
+
+
+def reap_later(pid: int) -> asyncio.Future[None]:
     """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for.
 
     Gives what is done when it is collected.

@@ -20,11 +20,11 @@ async def first(*waiting: Awaitable[Any]) -> None:
         task.result()
 
 
-async def every(*waiting: Awaitable[Any]) -> None:
-    """Wait for all of several things; at the first that raises, give the others up and raise it too."""
+async def every(*waiting: Awaitable[Any]) -> list[Any]:
+    """What each of several things gives; at the first that raises, give the others up and raise it too."""
     tasks = [asyncio.ensure_future(thing) for thing in waiting]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

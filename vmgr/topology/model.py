@@ -84,6 +84,19 @@ class Layout(NamedTuple):
     cells: tuple[Cell, ...]
     distances: tuple[tuple[int, ...], ...]
 
+    @classmethod
+    def flat(cls, vcpus: int, ram_mib: int) -> Layout:
+        """One socket of cores without threads, in one NUMA node that is bound to nothing."""
+        return cls(1, vcpus, 1, (Cell(tuple(range(vcpus)), ram_mib, None),), ((10,),))
+
+    @property
+    def vcpus(self) -> int:
+        return self.sockets * self.cores * self.threads
+
+    @property
+    def ram_mib(self) -> int:
+        return sum(cell.ram_mib for cell in self.cells)
+
 
 class Placement(NamedTuple):
     """Where one guest sits: for each vCPU the CPUs that it may run on (one, unless the user mapped it otherwise).

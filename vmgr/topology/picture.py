@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +11,20 @@ import click
 from vmgr.errors import printable
 from vmgr.topology.cpulist import show_cpus
 from vmgr.topology.model import Allowed, Cpu, Placement, Topology
-from vmgr.topology.seats import Block, Seat, bare_nodes, blocks, letter, memory, pages, portrait, seats, summary, title
+from vmgr.topology.seats import (
+    Block,
+    Seat,
+    bare_nodes,
+    blocks,
+    letter,
+    memory,
+    pages,
+    portrait,
+    seats,
+    summary,
+    title,
+    wrapped,
+)
 
 WIDTH = 80
 
@@ -45,7 +57,8 @@ def draw(
     taken = seats(placements.values(), host)
     cells = {cpu.number: _cell(cpu, taken.get(cpu.number, ()), allowed) for cpu in topology.cpus}
     wide = max(max(len(cell.number), len(cell.who)) for cell in cells.values())
-    lines = textwrap.wrap(f"{summary(topology)}; to be used: CPUs {show_cpus(allowed.cpus)} ({allowed.source})", width)
+    lines = [*wrapped(summary(topology), width)]
+    lines += wrapped(f"to be used: CPUs {show_cpus(allowed.cpus)} ({printable(allowed.source)})", width)
     if topology.hugepages and pages(topology.hugepages):
         lines.append(pages(topology.hugepages))
     for block in blocks(topology):
@@ -61,14 +74,14 @@ def draw(
     for guest, (name, placement) in enumerate(placements.items()):
         first, *more = portrait(placement)
         head = f"{letter(guest)}  {printable(name)}: "
-        told = textwrap.wrap(head + first, width, subsequent_indent="   ")
-        told += [
-            line for text in more for line in textwrap.wrap(text, width, initial_indent="   ", subsequent_indent="   ")
+        told = [
+            *wrapped(head + first, width, "   "),
+            *(line for text in more for line in wrapped("   " + text, width, "   ")),
         ]
         if colour:
             told[0] = click.style(head, fg=_colour(guest)) + told[0][len(head) :]
         lines += told
-    lines += ["", *textwrap.wrap(_key(placements, cells), width)]
+    lines += ["", *wrapped(_key(placements, cells), width)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -131,7 +144,7 @@ def _key(placements: Mapping[str, Placement], cells: Mapping[int, _Cell]) -> str
     seen = {cell.who for cell in cells.values()}
     signs = {
         "A0 vCPU 0 of A": bool(placements),
-        "Aio its I/O threads": any(placement.io for placement in placements.values()),
+        "Aio its I/O threads": any(placement.io not in ((), placement.emulator) for placement in placements.values()),
         "Aem its emulator": any(placement.emulator for placement in placements.values()),
         "host kept for the host": any(who.startswith("host") for who in seen),
         f"{_MORE} and others": any(who.endswith(_MORE) for who in seen),

@@ -43,21 +43,24 @@ def letter(guest: int) -> str:
 
 
 def seats(placements: Iterable[Placement], host: frozenset[int]) -> Mapping[int, Sequence[Seat]]:
-    """Everybody on each CPU that somebody sits on: vCPUs first, then I/O threads, emulators, and the host."""
+    """Everybody on each CPU that somebody sits on: vCPUs first, then the host, I/O threads, emulators.
+
+    I/O threads that are where their emulator is have no seats of their own.
+    """
     found: dict[int, list[Seat]] = {}
     placed = list(enumerate(placements))
     for guest, placement in placed:
         for vcpu, cpus in enumerate(placement.vcpus):
             for cpu in cpus:
                 found.setdefault(cpu, []).append(Seat(f"{letter(guest)}{vcpu}", guest))
+    for cpu in host:
+        found.setdefault(cpu, []).append(HOST)
     for guest, placement in placed:
-        for cpu in placement.io:
+        for cpu in placement.io if placement.io != placement.emulator else ():
             found.setdefault(cpu, []).append(Seat(f"{letter(guest)}io", guest))
     for guest, placement in placed:
         for cpu in placement.emulator:
             found.setdefault(cpu, []).append(Seat(f"{letter(guest)}em", guest))
-    for cpu in host:
-        found.setdefault(cpu, []).append(HOST)
     return found
 
 
@@ -138,10 +141,24 @@ def portrait(placement: Placement) -> Sequence[str]:
         f"{memory(cell.ram_mib)}" + ("" if cell.host_node is None else f" on node {cell.host_node}") for cell in cells
     ]
     threads = [f"{counted(len(placement.vcpus), 'vCPU')} on {show_cpus({c for cpus in placement.vcpus for c in cpus})}"]
+    together = bool(placement.io) and placement.io == placement.emulator
     if placement.emulator:
-        threads.append(f"emulator on {show_cpus(placement.emulator)}")
-    if placement.io:
+        threads.append(f"emulator{' and I/O' if together else ''} on {show_cpus(placement.emulator)}")
+    if placement.io and not together:
         threads.append(f"I/O on {show_cpus(placement.io)}")
     layout = placement.layout
     sees = [counted(layout.sockets, "socket"), counted(layout.cores, "core"), counted(layout.threads, "thread")]
     return [", ".join(threads), f"{' + '.join(where)}, seen as {' x '.join(sees)}, {counted(len(cells), 'node')}"]
+
+
+def wrapped(text: str, width: int, indent: str = "") -> Sequence[str]:
+    """`text` in lines of up to `width` letters, broken at spaces and behind commas; `indent` begins all but the first.
+
+    What has neither is not broken.
+    """
+    lines = [""]
+    for word in text.replace(",", ",\0").replace(" ", " \0").split("\0"):
+        if len(lines[-1]) + len(word.rstrip()) > width and lines[-1].strip():
+            lines.append(indent)
+        lines[-1] += word
+    return [line.rstrip() for line in lines]

@@ -21,10 +21,12 @@ from vmgr.topology.seats import (
     portrait,
     seats,
     summary,
+    wrapped,
 )
 
 _PAGE = 1180
 _BLOCK = 420
+_NARROWEST = 720
 _PAD = 14
 _GAP = 10
 _CPU = 38
@@ -60,11 +62,11 @@ def draw_svg(
     cards = [_framed(f"package {package}", *_flow(inner, _PAGE - 2 * _PAD)) for package, inner in packages.items()]
     cards += [artist.node(node) for node in bare_nodes(topology)]
     width, height, groups = _flow(cards, _PAGE)
-    width = max(width, 640)
+    width = max(width, _NARROWEST)
     head = [_text(0, 18, summary(topology), size=17, weight="600")]
     usable = f"to be used: CPUs {show_cpus(allowed.cpus)} ({printable(allowed.source)})"
     lines = [usable, *([pages(topology.hugepages)] if pages(topology.hugepages) else [])]
-    lines = [part for line in lines for part in _wrapped(line, width)]
+    lines = [part for line in lines for part in wrapped(line, _letters(width))]
     head += [_text(0, 18 + _LINE * row, line, fill=_FAINT) for row, line in enumerate(lines, 1)]
     top = 18 + _LINE * len(lines) + _PAD
     below, foot = artist.legend(top + height + _PAD, width)
@@ -179,7 +181,7 @@ class _Artist:
             parts.append(_box(0, y, 30, 20, fill=_colour(guest), radius=3))
             parts.append(_text(15, y + 14.5, letter(guest), fill="#ffffff", anchor="middle", weight="600"))
             parts.append(_text(40, y + 14.5, name, weight="600"))
-            for line in (part for text in portrait(placement) for part in _wrapped(text, width - 40)):
+            for line in (part for text in portrait(placement) for part in wrapped(text, _letters(width - 40))):
                 y += _LINE
                 parts.append(_text(40, y + 14.5, line, fill=_FAINT))
             y += _LINE + _GAP
@@ -232,15 +234,9 @@ def _framed(name: str, width: float, height: float, parts: Sequence[Element], *,
     return _Card(width, height, [frame, heading, _moved(_PAD, _PAD + _LINE, parts)])
 
 
-def _wrapped(text: str, width: float) -> Sequence[str]:
-    """`text` in lines of about `width` pixels, broken at spaces and, in lists of CPUs, behind commas."""
-    most = max(20, int(width / _CHAR))
-    lines = [""]
-    for word in text.replace(",", ",\0").replace(" ", " \0").split("\0"):
-        if len(lines[-1]) + len(word) > most and lines[-1]:
-            lines.append("")
-        lines[-1] += word
-    return [line.strip() for line in lines]
+def _letters(width: float) -> int:
+    """How many letters fit into a width."""
+    return max(20, int(width / _CHAR))
 
 
 def _colour(guest: int) -> str:

@@ -1,0 +1,48 @@
+"""What guests are booted for on this node: one attempt of a job, checked and planned."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+from vmgr.config import Mount
+from vmgr.images.pool import Image
+from vmgr.jobspec import GuestGroup, Spec
+from vmgr.node import record
+from vmgr.node.allocation import Allocation
+from vmgr.node.members import Member
+from vmgr.node.network.plan import NetworkPlan
+from vmgr.node.userio import User
+from vmgr.node.workspace import JobNames
+
+
+class Job(NamedTuple):
+    """What guests are booted for on this node.
+
+    `mounts` are the guests' shares; in their paths `stands_for` has been put in. `key` is the file of the job's key,
+    None where no guest needs it.
+    """
+
+    job_id: str
+    place: record.Place
+    user: User
+    spec: Spec
+    image: Image
+    allocation: Allocation
+    network: NetworkPlan
+    mounts: tuple[Mount, ...]
+    stands_for: JobNames
+    key: Optional[bytes]
+
+    @property
+    def group(self) -> GuestGroup:
+        return self.spec.groups[0]
+
+    @property
+    def own(self) -> list[Member]:
+        """The guests of this node, by their number."""
+        return list(self.network.own(self.allocation.node_index))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all guests of the job, by rank."""
+        return [member.name for member in self.network.members]

@@ -1,0 +1,118 @@
+"""Where this node's guests sit: planned for the job and written to the attempt's record under the node's lock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple, Optional
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import GuestGroup, Pinning
+from vmgr.node import record
+from vmgr.node.guestjob import Job
+from vmgr.topology.allowed import allowed_for
+from vmgr.topology.cpulist import parse_cpus
+from vmgr.topology.model import Layout, Placement, Topology
+from vmgr.topology.plain import as_plain
+from vmgr.topology.plan import Ask, Plan, plan
+from vmgr.topology.read import read_topology
+
+NUMAD_SECONDS = 10.0
+
+
+class Seats(NamedTuple):
+    """Where each guest sits; None for one that is not pinned. `shown` says it to users, as plain data."""
+
+    guests: tuple[Optional[Placement], ...]
+    shown: Optional[dict[str, Any]]
+
+    def layout(self, index: int, group: GuestGroup) -> Layout:
+        """What guest `index` (from 0) sees of CPUs and memory."""
+        placement = self.guests[index]
+        return Layout.flat(group.vcpus, group.ram_mib) if placement is None else placement.layout
+
+
+async def find_seats(config: Config, job: Job) -> Seats:
+    """Seats for the guests of this node. Raises VTorqueError (VT-NODE)."""
+    group, place, pinning, slots = job.group, job.place, job.spec.pinning, job.allocation.slots
+    names = [member.name for member in job.own]
+    topology = read_topology()
+    hugepage_kib = config.hypervisor.hugepage_kib
+    if pinning.mode == "off":
+        if hugepage_kib is not None:
+            _check_hugepages(topology, hugepage_kib, group.ram_mib * len(names))
+        return Seats((None,) * len(names), None)
+    assigned = slots if config.resources.slots_are_cpus and slots else None
+    allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
+    advised = None
+    if pinning.mode == "numad":
+        from vmgr.topology.numad import advise  # few sites have it
+
+        vcpus, ram_mib = group.vcpus * len(names), group.ram_mib * len(names)
+        advised = await advise(vcpus, ram_mib, timeout_s=NUMAD_SECONDS)
+    ask = Ask(len(names), group.vcpus, group.ram_mib, mapped=_mapped(pinning))
+    with record.node_lock(config.paths, "cpus"):
+        busy, held_mib = _taken(config, place)
+        planned = plan(
+            topology,
+            allowed,
+            ask,
+            host_cores=config.resources.host_cores,
+            busy=busy,
+            held_mib=held_mib,
+            overcommit=config.hypervisor.overcommit_cpus,
+            hugepage_kib=hugepage_kib,
+            advised=advised,
+        )
+        for placement in planned.guests:
+            record.append(place, _step(placement))
+    return Seats(planned.guests, _shown(planned, names, allowed.cpus))
+
+
+def _mapped(pinning: Pinning) -> Optional[tuple[tuple[frozenset[int], ...], ...]]:
+    if pinning.cpus is None:
+        return None
+    return tuple(tuple(parse_cpus(listed) or frozenset() for listed in guest) for guest in pinning.cpus)
+
+
+def _step(placement: Placement) -> dict[str, Any]:
+    memory: Counter[int] = Counter()
+    for cell in placement.layout.cells:
+        if cell.host_node is not None:
+            memory[cell.host_node] += cell.ram_mib
+    return {
+        "do": "cpus",
+        "cpus": sorted({cpu for allowed in placement.vcpus for cpu in allowed}),
+        "memory": {str(node): mib for node, mib in memory.items()},
+    }
+
+
+def _taken(config: Config, place: record.Place) -> tuple[Counter[int], Counter[int]]:
+    """Other guests' vCPUs on each CPU, and their RAM (MiB) on each NUMA node, by the records of attempts that live."""
+    busy: Counter[int] = Counter()
+    held: Counter[int] = Counter()
+    for other in record.places(config.paths):
+        if other != place and record.is_held(other):
+            for step in record.steps(other):
+                if step.get("do") == "cpus":
+                    busy.update(step["cpus"])
+                    held.update({int(node): mib for node, mib in step.get("memory", {}).items()})
+    return busy, held
+
+
+def _shown(planned: Plan, names: list[str], allowed: frozenset[int]) -> dict[str, Any]:
+    return {
+        "host": sorted(planned.host),
+        "allowed": sorted(allowed),
+        "guests": {name: as_plain(placement) for name, placement in zip(names, planned.guests)},
+    }
+
+
+def _check_hugepages(topology: Topology, size_kib: int, wanted_mib: int) -> None:
+    free = sum(node.hugepages.get(size_kib, (0, 0))[1] for node in topology.nodes) * size_kib // 1024
+    if free < wanted_mib:
+        raise VTorqueError(
+            f"{wanted_mib} MiB of RAM do not fit: {free} MiB are free in huge pages of {size_kib} KiB",
+            code=Code.NODE,
+            hint="hypervisor.hugepages promises them: the node must set enough aside",
+        )

@@ -1,0 +1,51 @@
+"""What is asked of the staging of a node's disks, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Callable, NamedTuple, Optional
+
+from vmgr.config import Config
+from vmgr.images.pool import Image
+from vmgr.node.record import Place
+from vmgr.node.userio import User
+
+
+class Disk(NamedTuple):
+    """A guest's root disk: a qcow2 overlay (read and written) and what it lies on (read), as open descriptors.
+
+    The overlay's header names no backing file: the chain is what QEMU is given (`backing=`), and nothing that reads
+    an overlay, which is the user's word, follows it anywhere. They are closed on exec; whoever has the disk closes
+    them when QEMU has inherited them, and before the attempt is undone.
+    """
+
+    overlay: int
+    backing: int
+    backing_format: str
+
+
+class BootFiles(NamedTuple):
+    """What QEMU loads by itself, readable for everybody."""
+
+    kernel: Path
+    initrd: Path
+
+
+class StageRequest(NamedTuple):
+    """The disks of one node's guests.
+
+    `names` are the guests', in order; `ram_mib` is what all of them together get as RAM. `workspace` is the job's
+    folder on a shared file system, the user's own, or None where the site has none. `tell` is called with what is
+    being done, such as `copying 37 %`.
+    """
+
+    config: Config
+    place: Place
+    image: Image
+    user: User
+    names: Sequence[str]
+    fs_type: str
+    ram_mib: int
+    workspace: Optional[str]
+    tell: Callable[[str], None]
