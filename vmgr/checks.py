@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 from vmgr.config import Config, Mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
-from vmgr.jobspec import Disk, GuestGroup, Iocm, Spec
+from vmgr.jobspec import PINNINGS, Disk, GuestGroup, Iocm, Spec
 from vmgr.policy import Policy, Subject
 from vmgr.request import COMPONENTS, Request, Value, show
 from vmgr.units import format_size_mib
@@ -23,7 +23,7 @@ IOCM_CORES = ("iocm_min_cores", "iocm_max_cores")
 class Features(NamedTuple):
     """What is asked of the guests beside their number and size; the fields are those of the specification.
 
-    `pinning` is `auto`, `off`, or `file` for a mapping of the user's own.
+    `pinning` is one of PINNINGS, or `file` for a mapping of the user's own.
     """
 
     pinning: str
@@ -223,7 +223,7 @@ def guest_features(request: Request, checker: Checker, guests: int) -> Features:
     disk = request["disk"].value if "disk" in request else None
     wanted = request["mounts"].value if "mounts" in request else default_mounts(checker.config, policy)
     features = Features(
-        pinning=pinning if pinning in ("auto", "off") else "file",
+        pinning=pinning if pinning in PINNINGS else "file",
         fs_type=str(value("fs_type")),
         disk=None if disk is None else Disk(None, disk) if isinstance(disk, int) else Disk(str(disk), None),
         mounts=tuple(wanted),  # type: ignore[arg-type]

@@ -19,6 +19,8 @@ MAX_MEMBERS = 1_000_000
 MAX_METADATA_DEPTH = 16
 MAX_PER_NODE = 256
 """The most guests on a node that any site may allow: what a node tells of them must have an end."""
+PINNINGS = ("auto", "off", "numad")
+"""How vCPUs are bound without a mapping: by the planner, to nothing, by the planner with the advice of numad."""
 DIRECTORY = ".vtorque"
 """Folder in the user's home that holds the job directories."""
 
@@ -51,7 +53,7 @@ class GuestGroup(NamedTuple):
 
 
 class Pinning(NamedTuple):
-    """Which CPUs the vCPUs are bound to: `mode` is `auto`, `off` or `map`.
+    """Which CPUs the vCPUs are bound to: `mode` is one of PINNINGS, or `map`.
 
     `cpus` is None unless the mode is `map`; then it holds, for each guest of a node, for each of its vCPUs, a list of
     the node's CPUs such as `4-5,8`.
@@ -271,7 +273,7 @@ class _Reader:
         tree = self.tree["pinning"]
         self._keys(tree, Pinning._fields)
         mode, cpus = tree["mode"], tree["cpus"]
-        if mode not in ("auto", "off", "map") or (cpus is None) == (mode == "map"):
+        if mode not in (*PINNINGS, "map") or (cpus is None) == (mode == "map"):
             raise self._wrong("pinning", tree)
         if cpus is None:
             return Pinning(mode, None)

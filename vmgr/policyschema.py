@@ -20,7 +20,7 @@ from vmgr.fields import (
     positive_size,
     size,
 )
-from vmgr.jobspec import MAX_PER_NODE
+from vmgr.jobspec import MAX_PER_NODE, PINNINGS
 from vmgr.policy import LAYERS, overridden
 from vmgr.request import SIZES
 from vmgr.units import format_size_mib
@@ -72,7 +72,7 @@ KEYS: dict[str, Any] = {
     "vcpus": _bounded("vCPUs of a guest", _VCPUS, 1, 64, 1),
     "ram": _bounded("RAM of a guest", positive_size, 128, 1024 * 1024, 512),
     "vms_per_node": _bounded("guests on a node", number(1, MAX_PER_NODE), 1, 16, 1),
-    "vcpu_pinning": _chosen("pinning of vCPUs", ("auto", "off", "file"), ["auto", "off", "file"], "auto", "file"),
+    "vcpu_pinning": _chosen("pinning of vCPUs", (*PINNINGS, "file"), [*PINNINGS, "file"], "auto", "file"),
     "fs_type": _chosen("the kind of the guest's disk", ("overlay", "sharedfs", "ramdisk"), ["overlay"], "overlay"),
     "disk": _feature(
         "a persistent disk", on=False, max=Key(size, 100 * 1024, "most that a new persistent disk may hold")

@@ -59,7 +59,7 @@ KEYS = {
     "vcpus": Key(parse_count, _COUNT, "vCPUs of a guest"),
     "ram": Key(parse_size_mib, _SIZE, "RAM of a guest; a bare number is MiB"),
     "vms_per_node": Key(parse_count, _COUNT, "guests on each node"),
-    "vcpu_pinning": Key(_text, "auto, off or the path of a mapping file", "which CPUs the vCPUs are bound to"),
+    "vcpu_pinning": Key(_text, "auto, off, numad or the path of a mapping file", "which CPUs the vCPUs are bound to"),
     "fs_type": Key(_text, _WORD, "how the guest gets its disk"),
     "disk": Key(
         _disk, "a size such as 10G, or the path of a disk", "a persistent disk, mounted at /data in the first guest"

@@ -24,7 +24,7 @@ def site() -> Iterator[Site]:
 
 
 def servers(site: Site) -> list[psutil.Process]:
-    """The file servers that agents of this installation have started and that still run, whoever is their parent now."""
+    """The file servers that agents of this installation have started, whoever is their parent now."""
     agents = {process.pid for process in site.processes("vtorque-agent")}
     found = []
     for process in psutil.process_iter(["name", "ppid"]):

@@ -182,6 +182,7 @@ def test_components_that_the_site_has_not(config: Config, component: str) -> Non
         ("metadata", {"metadata": {"packages": []}}),
         ("disk", {"disk": Disk(None, 1)}),
         ("vcpu_pinning", {"pinning": Pinning("off", None)}),
+        ("vcpu_pinning", {"pinning": Pinning("numad", None)}),
         ("mounts", {"mounts": ("home",)}),
         ("iocm", {"iocm": Iocm(1, 1)}),
         ("vrdma", {"vrdma": True}),

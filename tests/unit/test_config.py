@@ -91,7 +91,7 @@ def test_values_and_their_origin(install: Installation) -> None:
         ("policy: {vcpu_pinning: {allowed: [auto], default: off}}\n", "off is not among what is allowed: auto"),
         (
             "policy: {vcpu_pinning: {default: file}}\n",
-            "policy.vcpu_pinning.default is 'file': one of auto, off is needed",
+            "policy.vcpu_pinning.default is 'file': one of auto, off, numad is needed",
         ),
         ("policy: {users: 3}\n", "line 1: policy.users is '3': a mapping of names is needed"),
         (

@@ -15,6 +15,7 @@ from vmgr.jobspec import (
     MAX_MEMBERS,
     MAX_METADATA_DEPTH,
     MAX_SPEC_BYTES,
+    PINNINGS,
     Disk,
     GuestGroup,
     Iocm,
@@ -52,7 +53,7 @@ specs = st.builds(
     asked=st.lists(words, max_size=5).map(tuple),
     distro=st.none() | words,
     arch=st.none() | words,
-    pinning=st.builds(Pinning, st.sampled_from(["auto", "off"]), st.none())
+    pinning=st.builds(Pinning, st.sampled_from(PINNINGS), st.none())
     | st.lists(st.lists(cpu_lists, min_size=1, max_size=3).map(tuple), min_size=1, max_size=2).map(
         lambda cpus: Pinning("map", tuple(cpus))
     ),
@@ -117,7 +118,9 @@ def changed(**values: Any) -> bytes:
         {"arch": "x86 64"},
         {"pinning": None},
         {"pinning": {"mode": "auto", "cpus": [["0"]]}},
+        {"pinning": {"mode": "numad", "cpus": [["0"]]}},
         {"pinning": {"mode": "map", "cpus": None}},
+        {"pinning": {"mode": "Numad", "cpus": None}},
         {"pinning": {"mode": "map", "cpus": [[]]}},
         {"pinning": {"mode": "map", "cpus": ["0"]}},
         {"pinning": {"mode": "map", "cpus": [["a"]]}},

@@ -23,6 +23,7 @@ from vmgr.request import KEYS, Asked, Request, Value, merge, parse_vm, show
         ("vms_per_node=3", {"vms_per_node": 3}),
         ("vcpu_pinning=off,fs_type=ramdisk", {"vcpu_pinning": "off", "fs_type": "ramdisk"}),
         ("network=job", {"network": "job"}),
+        ("vcpu_pinning=numad", {"vcpu_pinning": "numad"}),
         ("vcpu_pinning=maps/a.yaml", {"vcpu_pinning": "maps/a.yaml"}),
         ("disk=10G", {"disk": 10240}),
         ("disk=/data/a=b.img", {"disk": "/data/a=b.img"}),

@@ -474,6 +474,7 @@ KEYS = [
     key("vms_per_node=3,vcpus=2,ram=1G", {**TOGETHER, "per_node": 3, "vcpus": 2, "ram_mib": 1024}, "nodes=1:ppn=6 mem=3328mb", config=WIDE),
     key("vcpu_pinning=auto", {}),
     key("vcpu_pinning=off", {"pinning": ("off", None)}),
+    key("vcpu_pinning=numad", {"pinning": ("numad", None)}),
     key("vcpus=2,vcpu_pinning=map.yaml", {"vcpus": 2, "pinning": ("map", (("2", "4-5,7"),))}, "nodes=1:ppn=2 mem=768mb", files={"map.yaml": MAP}),
     key("fs_type=overlay", {}),
     key("fs_type=ramdisk", {"fs_type": "ramdisk"}, config=WIDE),
