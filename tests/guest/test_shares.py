@@ -380,8 +380,9 @@ def test_a_file_server_that_ends_is_told_and_the_guest_lives_on(tmp_path: Path) 
     program = program_or_skip("c")
     base = Path("/tmp") / f"vtorque-shares-end-{os.getpid()}"
     base.mkdir()
+    sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     try:
-        setup = make_setup(base, "micro", virtiofsd=program)
+        setup = make_setup(base, "micro", virtiofsd=program, devices=("-sandbox", sandbox))
         setup.mounts = (Mount("home", setup.user.home, base / "home", kind="virtiofs"),)
         with Machine(setup) as machine:
             machine.wait_for("ready")

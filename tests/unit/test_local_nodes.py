@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Optional
 
 import pytest
 from hypothesis import given
@@ -141,12 +142,14 @@ def test_folders_that_would_hide_the_spool(path: str) -> None:
         own_folders(Path("/var/spool/vtorque-local"), [Path(path)], [])
 
 
-@pytest.mark.parametrize("log", ["/var/log/v/node.log", None])
-def test_what_the_configuration_makes_of_it(monkeypatch: pytest.MonkeyPatch, log: str) -> None:
+@pytest.mark.parametrize(("log", "cache"), [("/var/log/v/node.log", None), (None, Path("/s/cache"))])
+def test_what_the_configuration_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch, log: Optional[str], cache: Optional[Path]
+) -> None:
     config = SimpleNamespace(
         local=SimpleNamespace(spool="/s/local", socket="/s/sock", nodes=3),
         paths=SimpleNamespace(spool=Path("/s/spool"), run=Path("/s/run")),
-        images=SimpleNamespace(overlays=Path("/s/over"), cache=SimpleNamespace(folder=Path("/s/cache"))),
+        images=SimpleNamespace(overlays=Path("/s/over"), cache=SimpleNamespace(folder=cache)),
         logging=SimpleNamespace(file=log),
     )
     given: list[list[str]] = []
@@ -155,7 +158,7 @@ def test_what_the_configuration_makes_of_it(monkeypatch: pytest.MonkeyPatch, log
     assert programs.local_daemon(["start", "--foreground"]) == 0
     assert programs.local_daemon(["enter", "n2", "ls", "-l"]) == 0
     start, enter = (_parser().parse_args(argv) for argv in given)
-    logs = [Path("/var/log/v")] if log else []
-    assert (start.nodes, start.private) == (3, [Path("/s/spool"), Path("/s/over"), Path("/s/cache"), *logs])
+    further = [*([cache] if cache else []), *([Path("/var/log/v")] if log else [])]
+    assert (start.nodes, start.private) == (3, [Path("/s/spool"), Path("/s/over"), *further])
     assert start.volatile == [Path("/s/run")] and start.foreground
     assert (enter.spool, enter.node, enter.run) == (Path("/s/local"), "n2", ["ls", "-l"])

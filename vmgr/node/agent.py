@@ -25,7 +25,7 @@ from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
-from vmgr.node.boot import boot
+from vmgr.node.boot import ConsoleLogs, boot
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows, parse_ssh_ports
@@ -277,7 +277,9 @@ class Agent:
         def console_log(name: str) -> Optional[BinaryIO]:
             return open_logs.enter_context(self._console_log(name))
 
-        crew = await boot(job, self.config, self.templates, self.progress, console_log)
+        crew = await self._boot(job, console_log)
+        if crew is None:
+            return
         try:
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
@@ -293,6 +295,18 @@ class Agent:
             raise
         finally:
             await crew.kill()
+
+    async def _boot(self, job: Job, console_logs: ConsoleLogs) -> Optional[Crew]:
+        """The node's running guests; None when the job was over before: what is copied for a guest takes its time."""
+        booting = asyncio.ensure_future(boot(job, self.config, self.templates, self.progress, console_logs))
+        over = asyncio.ensure_future(self.job_over.wait())
+        try:
+            await asyncio.wait([booting, over], return_when=asyncio.FIRST_COMPLETED)
+            return await booting if booting.done() else None
+        finally:
+            for task in (booting, over):
+                task.cancel()
+            await asyncio.gather(booting, over, return_exceptions=True)
 
     async def _ready(self, job: Job, crew: Crew, fellows: Fellows) -> None:
         """Return when the guests of this node, and on the mother superior those of all nodes, are ready."""

@@ -28,8 +28,8 @@ from vmgr.node.placing import Seats, find_seats
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.seeding import Common, certificate, write_seed_of
 from vmgr.node.shares import serve_all
-from vmgr.node.staging.disks import close_disk, stage
-from vmgr.node.staging.model import Disk, StageRequest
+from vmgr.node.staging.disks import boot_files, close_disk, stage
+from vmgr.node.staging.model import BootFiles, Disk, StageRequest
 from vmgr.node.state import Progress, Together
 from vmgr.node.waiting import every
 from vmgr.node.workspace import open_workspace
@@ -46,6 +46,7 @@ class Staged(NamedTuple):
 
     host_key: HostKey
     kvm: Kvm
+    files: BootFiles
     disks: Sequence[Optional[Disk]]
     data: Optional[int]
 
@@ -106,10 +107,22 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
     if job.stands_for.workspace is not None:
         leads = job.allocation.node_index == 0
         await open_workspace(config, job.place, job.user, job.stands_for.workspace, leads=leads)
+    request = StageRequest(
+        config=config,
+        place=job.place,
+        image=job.image,
+        user=job.user,
+        names=[member.name for member in job.own],
+        fs_type=job.spec.fs_type,
+        ram_mib=job.group.ram_mib * len(job.own),
+        workspace=job.stands_for.workspace,
+        tell=progress.doing,
+    )
     staging = asyncio.ensure_future(every(
         make_host_key(job.place),
         probe_beside(config, job.image.path("kernel")),
-        _stage_disks(job, config, progress, opened),
+        boot_files(request),
+        _stage_disks(request, opened),
         _open_data(job, config, opened),
     ))  # fmt: skip
     await asyncio.sleep(0)
@@ -122,20 +135,8 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         staging.cancel()
 
 
-async def _stage_disks(job: Job, config: Config, progress: Progress, opened: ExitStack) -> Sequence[Optional[Disk]]:
-    disks = await stage(
-        StageRequest(
-            config=config,
-            place=job.place,
-            image=job.image,
-            user=job.user,
-            names=[member.name for member in job.own],
-            fs_type=job.spec.fs_type,
-            ram_mib=job.group.ram_mib * len(job.own),
-            workspace=job.stands_for.workspace,
-            tell=progress.doing,
-        )
-    )
+async def _stage_disks(request: StageRequest, opened: ExitStack) -> Sequence[Optional[Disk]]:
+    disks = await stage(request)
     for disk in disks:
         opened.callback(close_disk, disk)
     return disks
@@ -219,8 +220,8 @@ class _Launcher:
             name=f"{job.job_id}-{member.name}",
             layout=self.seats.layout(member.number - 1, job.group),
             accelerator=self.accelerator,
-            kernel=image.path("kernel"),
-            initrd=image.path("initrd"),
+            kernel=self.staged.files.kernel,
+            initrd=self.staged.files.initrd,
             cmdline=image.cmdline,
             disk_format=disk.backing_format if disk else image.disk_format,
             mac=member.mac,

@@ -32,8 +32,13 @@ def reap(config: Config, *, dry_run: bool = False) -> list[str]:
     recorded = _steps(config)
     for place in record.places(config.paths):
         if not record.is_held(place):
-            said.append(f"attempt {place.folder.parent.name} {place.attempt}")
-            said += [] if dry_run else [f"left: {failure}" for failure in undo(place)]
+            name = place.folder.parent.name
+            said.append(f"attempt {name} {place.attempt}")
+            if not dry_run:
+                failures = undo(place)
+                said += [f"left: {failure}" for failure in failures]
+                if not failures and record.is_buried(config.paths, name, place):
+                    record.exhume(config.paths, name)  # what its tombstone stood for was this
     overlays = sorted(path for path in record.listed(config.images.overlays) if path.suffix == ".qcow2")
     sockets = sorted(path for job in record.listed(config.paths.run / "jobs") for path in record.listed(job))
     named = {step.get("path") for step in _steps(config)}

@@ -100,6 +100,7 @@ class Server:
             raise self.refused(f"its file server: {self.describe_end()}")
         finally:
             answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)  # it lets go of the connection
 
     def refused(self, reason: str) -> VTorqueError:
         return VTorqueError(f"the share {self.share} cannot be served: {reason}", code=Code.LAUNCH)
@@ -236,7 +237,14 @@ def _start(mount: Mount, user: User, place: record.Place, program: Virtiofsd) ->
         listener.close()
         for end in ends[1:]:
             os.close(end)
-    return Server(mount.name, pid, connection, ends[0])
+    try:
+        return Server(mount.name, pid, connection, ends[0])
+    except OSError:  # no descriptor is left for it
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        connection.close()
+        os.close(ends[0])
+        raise
 
 
 def _connected(folder: Path, name: str) -> tuple[socket.socket, socket.socket]:
