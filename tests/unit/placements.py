@@ -150,15 +150,15 @@ def _beside(facts: Facts, made: Plan, ask: Ask) -> None:
     taken = {cpu for guest in made.guests for cpus in guest.vcpus for cpu in cpus} | facts.busy
     spare = facts.allowed - taken
     io = {cpu for guest in made.guests for cpu in guest.io}
-    own = {frozenset(cpu for cpus in guest.vcpus for cpu in cpus) for guest in made.guests}
     for guest in made.guests:
         mine = frozenset(cpu for cpus in guest.vcpus for cpu in cpus)
-        if spare - io or (spare and not ask.io):
+        if spare:
             assert not set(guest.emulator) & taken, "emulators are off the vCPUs while there is any CPU to spare"
-        elif not spare:
+        else:
             assert set(guest.emulator) == mine
         assert set(guest.io) == set(guest.emulator) or not set(guest.io) & taken
-    assert own
+        if ask.io and spare - io:
+            assert set(guest.io) == set(guest.emulator) or not io & set(guest.emulator)
 
 
 def _vcpus(facts: Facts, made: Plan, ask: Ask, options: Mapping[str, Any]) -> None:

@@ -203,6 +203,9 @@ def test_io_threads_get_whole_cores_near_to_each_guest() -> None:
     assert all(not set(guest.io) & set(guest.emulator) for guest in made.guests)
     made = keeps_the_rules(SMT, whole(SMT), Ask(1, 2, 512, io=1))
     assert made.guests[0].io == (3, 11) and made.guests[0].emulator == (2, 10)
+    far = machine(2, 1)
+    made = keeps_the_rules(far, whole(far), Ask(1, 1, 512, io=2))
+    assert cpus_of(made.guests[0]) == [2] and made.guests[0].io == made.guests[0].emulator == (0, 1), "all are for it"
 
 
 def test_cores_for_io_are_set_aside_as_long_as_the_vcpus_fit() -> None:

@@ -67,11 +67,15 @@ def io_cpus(ground: Ground, spares: Sequence[Spare], guests: Sequence[Collection
     return chosen
 
 
-def near_io(ground: Ground, chosen: Sequence[Spare], cores: Collection[int]) -> tuple[int, ...]:
-    """Of the CPUs for I/O those nearest to a guest on these cores."""
-    nodes = _nodes(ground, cores)
-    best = min((_nearest(ground, spare, nodes) for spare in chosen), default=0)
-    return tuple(sorted(cpu for spare in chosen if _nearest(ground, spare, nodes) == best for cpu in spare.cpus))
+def near_io(ground: Ground, chosen: Sequence[Spare], guests: Sequence[Collection[int]]) -> Sequence[tuple[int, ...]]:
+    """The I/O CPUs of each guest: of the cores to which no guest is nearer, or the nearest ones where it has none."""
+    far = [[_nearest(ground, spare, _nodes(ground, cores)) for spare in chosen] for cores in guests]
+    found = []
+    for own in far:
+        mine = [at for at, distance in enumerate(own) if distance == min(other[at] for other in far)]
+        mine = mine or [at for at, distance in enumerate(own) if distance == min(own)]
+        found.append(tuple(sorted(cpu for at in mine for cpu in chosen[at].cpus)))
+    return found
 
 
 def emulator_cpus(

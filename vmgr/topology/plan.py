@@ -296,13 +296,13 @@ def _placements(
     spares = beside.find_spares(job.topology, job.online, host, taken)
     if job.ask.io and not io:
         io = beside.io_cpus(ground, spares, cores, job.ask.io)
-    beside_io = [spare for spare in spares if spare.core not in {other.core for other in io}]
+    beside_io = [spare for spare in spares if spare.core not in {other.core for other in io}] or spares
     emulators = beside.emulator_cpus(
         ground, beside_io, cores, [[cpu for cpus in guest for cpu in cpus] for guest in vcpus]
     )
     found = []
-    for own, mine, shares, emulator in zip(vcpus, cores, units, emulators):
+    for own, shares, emulator, near in zip(vcpus, units, emulators, beside.near_io(ground, io, cores)):
         layout = make_layout(ground, own, shares, job.memory.unit_mib, job.ask.ram_mib)
         memory = tuple(sorted(cell.host_node for cell in layout.cells if cell.host_node is not None))
-        found.append(Placement(tuple(own), emulator, beside.near_io(ground, io, mine) or emulator, memory, layout))
+        found.append(Placement(tuple(own), emulator, near or emulator, memory, layout))
     return tuple(found)
