@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,14 @@ from placements import GIB, cpus_of, keeps_the_rules, machine, uniform, whole
 from topologies import RECORDED, SMALL, recorded, small
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.jobspec import GuestGroup
 from vmgr.topology.allowed import read_allowed
+from vmgr.topology.cpulist import parse_cpus
 from vmgr.topology.model import Allowed, Cell, Cpu, NumaNode, Topology
 from vmgr.topology.nearest import MAX_SETS, fewest_nearest
 from vmgr.topology.plan import Ask, plan
 from vmgr.topology.read import read_topology
+from vsub.userfiles import read_pinning
 
 TWO = machine(4, 4)
 SMT = machine(4, 4, threads=2)
@@ -269,7 +274,8 @@ def test_huge_pages() -> None:
     assert made.guests[0].memory == (0, 1)
     assert refusal(topology, Ask(2, 2, 2 * GIB), hugepage_kib=2048) == (
         "2 guests with 2G of RAM each do not fit: 2048 huge pages of 2M are needed, 1024 are free: "
-        "node 0 has 1G, node 1 has 1G (of this node); ask for less ram, or the site reserves more huge pages"
+        "node 0 has 1G, node 1 has 1G (of this node); "
+        "ask for less ram, or the site sets more of them aside (hypervisor.hugepages)"
     )
     assert "1 huge pages of 16G are needed, 0 are free: node 0 has 0M" in refusal(
         topology, Ask(1, 1, 16 * GIB), hugepage_kib=16 << 20
@@ -356,6 +362,22 @@ def test_a_mapping_is_met_exactly() -> None:
     pairs = a_mapping(({0}, {8}, {4}, {12}))
     made = keeps_the_rules(SMT, whole(SMT), Ask(1, 4, 512, mapped=pairs))
     assert made.guests[0].layout[:3] == (2, 1, 2) and made.guests[0].emulator == (7, 15)
+
+
+def test_the_mapping_files_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "users.md").read_text()
+    section = text[text.index("## Binding vCPUs") : text.index("## Cloud-config")]
+    topology = machine(16, threads=2)  # CPU n and n + 16 are the threads of a core
+    seen = []
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        pinning = read_pinning(str(path), "-vm", GuestGroup("micro", *((1, 2, 512), (2, 4, 512))[number]))
+        assert pinning.cpus is not None
+        mapped = tuple(tuple(parse_cpus(listed) or frozenset() for listed in guest) for guest in pinning.cpus)
+        made = keeps_the_rules(topology, whole(topology), Ask(len(mapped), len(mapped[0]), 512, mapped=mapped))
+        seen.append([guest.layout[:3] for guest in made.guests])
+    assert seen == [[(1, 2, 1)], [(1, 2, 2), (1, 4, 1)]]
 
 
 @pytest.mark.parametrize(

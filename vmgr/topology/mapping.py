@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.topology.cpulist import parse_cpus, show_cpus
+from vmgr.topology.cpulist import show_cpus
 
 Mapped = tuple[tuple[frozenset[int], ...], ...]
 """For each guest, for each of its vCPUs, the CPUs that it may run on."""
-
-
-def read_mapping(listed: Sequence[Sequence[str]], usable: frozenset[int]) -> Mapped:
-    """The CPUs in lists such as `4-5,8`. Raises VTorqueError (VT-NODE) for a list that names no CPUs of a machine."""
-    guests = []
-    for guest in listed:
-        vcpus = []
-        for vcpu, text in enumerate(guest):
-            cpus = parse_cpus(text)
-            if not cpus:
-                raise _refused(vcpu, text, usable)
-            vcpus.append(cpus)
-        guests.append(tuple(vcpus))
-    return tuple(guests)
 
 
 def check_mapping(mapped: Mapped, usable: frozenset[int], busy: Mapping[int, int], *, overcommit: bool) -> None:

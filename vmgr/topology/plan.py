@@ -216,7 +216,7 @@ def _check_memory(job: _Job, ground: Ground) -> None:
         wanted = ask.guests * ask.ram_mib * 1024 // memory.page_kib
         free = sum(has.values()) * 1024 // memory.page_kib
         text = f"{asked} not fit: {wanted} huge pages of {_pages(memory.page_kib)} are needed, {free} are free: {have}"
-        hint = "ask for less ram, or the site reserves more huge pages"
+        hint = "ask for less ram, or the site sets more of them aside (hypervisor.hugepages)"
     raise VTorqueError(text, code=Code.NODE, hint=hint)
 
 
