@@ -175,8 +175,16 @@ class Site:
         return found
 
     def qemu(self) -> Optional[psutil.Process]:
-        found = self.processes("qemu-system-x86_64")
+        found = self.of_agents("qemu-system-x86")
         return found[0] if found else None
+
+    def of_agents(self, name: str) -> list[psutil.Process]:
+        """What the agents of this installation have started, by the name of the program."""
+        agents = {process.pid for process in self.processes("libexec/vtorque-agent")}
+        processes = psutil.process_iter(["name", "ppid"])
+        return [
+            each for each in processes if (each.info["name"] or "").startswith(name) and each.info["ppid"] in agents
+        ]
 
     def left_behind(self) -> list[str]:
         """What jobs have left on the node; empty when all is gone."""
@@ -288,4 +296,15 @@ def clean_after(user: User, site: Site) -> Iterator[None]:
     """One test's use of a user: nothing of a job is left on the nodes afterwards, and the home is as it was."""
     yield
     site.assert_clean()
+    eventually(lambda: not served(user), lambda: f"left behind: {served(user)}", limit_s=15)
     user.clear_home()
+
+
+def served(user: User) -> list[psutil.Process]:
+    """The user's guests and their file servers, of whatever installation."""
+    found = []
+    for process in psutil.process_iter(["name", "uids"]):
+        name, uids = process.info["name"] or "", process.info["uids"]
+        if uids and uids.real == user.uid and name.startswith(("qemu-system", "virtiofsd")):
+            found.append(process)
+    return found

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from .conftest import CONFIG, Site, User, eventually, installed
+from .conftest import CONFIG, Site, User, eventually, installed, served
 
 OWN = CONFIG.replace('target: "{{home}}"}}', 'target: "{{home}}", kind: virtiofs}}').replace(
     "target: /opt-hpc, readonly: true}}", "target: /opt-hpc, readonly: true, kind: virtiofs}}"
@@ -23,20 +22,6 @@ def site() -> Iterator[Site]:
         yield here
 
 
-def servers(site: Site) -> list[psutil.Process]:
-    """The file servers that agents of this installation have started, whoever is their parent now."""
-    agents = {process.pid for process in site.processes("vtorque-agent")}
-    found = []
-    for process in psutil.process_iter(["name", "ppid"]):
-        if process.info["name"] == "virtiofsd" and (process.info["ppid"] in agents or process.pid in _SEEN):
-            _SEEN.add(process.pid)
-            found.append(process)
-    return found
-
-
-_SEEN: set[int] = set()
-
-
 def test_a_job_on_virtiofs(site: Site, user: User) -> None:
     script = """
 findmnt -n -o FSTYPE "$HOME" 2>/dev/null || awk -v home="$HOME" '$2 == home { print $3 }' /proc/mounts
@@ -48,13 +33,13 @@ touch /opt-hpc/x 2>/dev/null && echo wrote
     assert (done.err, done.out) == ("", f"virtiofs\nof the cluster\n{user.name} 640\n"), done
     info = (user.home / "made").stat()
     assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (user.uid, user.gid, 0o640)
-    assert not list((site.root / "opt").glob("x")) and not servers(site)
+    assert not list((site.root / "opt").glob("x")) and not served(user)
 
 
 def test_its_servers_are_the_users_and_off_the_vcpus(site: Site, user: User) -> None:
     job = user.submit(STAYS)
     eventually(lambda: (user.home / "started").exists(), "the job runs")
-    found, qemu = servers(site), site.qemu()
+    found, qemu = site.of_agents("virtiofsd"), site.qemu()
     assert len(found) == 2 and qemu is not None
     vcpu = next(
         os.sched_getaffinity(int(task.name))
@@ -67,22 +52,22 @@ def test_its_servers_are_the_users_and_off_the_vcpus(site: Site, user: User) -> 
         assert cpus and (not cpus & vcpu or len(os.sched_getaffinity(0)) == 1)
     user.write("go", "")
     assert site.wait(job) == 0
-    eventually(lambda: not servers(site), "they have ended", 10)
+    eventually(lambda: not served(user), "they have ended", 10)
 
 
 def test_a_guest_whose_file_server_dies_does_not_stand_still(site: Site, user: User) -> None:
     job = user.submit(STAYS)
     eventually(lambda: (user.home / "started").exists(), "the job runs")
-    servers(site)[0].kill()
+    site.of_agents("virtiofsd")[0].kill()
     assert site.wait(job) == 76
     errors = user.output(f"job.sh.e{job.partition('.')[0]}")
     assert "VT-GUEST" in errors and "file server of the share" in errors and "killed by signal 9" in errors, errors
-    eventually(lambda: not servers(site), "they have ended", 10)
+    eventually(lambda: not served(user), "they have ended", 10)
 
 
 def test_servers_end_with_a_deleted_job(site: Site, user: User) -> None:
     job = user.submit(STAYS)
-    eventually(lambda: len(servers(site)) == 2, "the servers run")
+    eventually(lambda: len(site.of_agents("virtiofsd")) == 2, "the servers run")
     assert site.client("qdel", job).returncode == 0
     site.wait(job)
-    eventually(lambda: not servers(site), "they have ended", 10)
+    eventually(lambda: not served(user), "they have ended", 10)
