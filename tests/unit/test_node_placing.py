@@ -178,3 +178,24 @@ def test_huge_pages_that_are_promised_and_missing(
         with pytest.raises(VTorqueError, match="huge pages") as caught:
             seats(node.config, a_job(node, held, 2, pinning, ram_mib=4096))
     assert caught.value.code is Code.NODE
+
+
+def test_a_machine_without_numa_nodes(node: Node, held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, *range(4))
+    flat = Topology(tuple(Cpu(number, number, 0, None) for number in range(4)), (), {}, 4096, {2048: (512, 256)})
+    monkeypatch.setattr(placing, "read_topology", lambda: flat)
+    first = seats(node.config, a_job(node, held, 1, ram_mib=3000)).guests[0]
+    assert first is not None and first.memory == () and first.layout.cells[0].host_node is None
+    with pytest.raises(VTorqueError):
+        seats(node.config, a_job(node, held, 2, ram_mib=3000))
+    with short_folder() as base:
+        huge = make_node(base, hypervisor={"hugepages": "2M"})
+        assert seats(huge.config, a_job(huge, held, 3, OFF, ram_mib=512)).guests == (None,)
+        with pytest.raises(VTorqueError, match="512 MiB are free in huge pages"):
+            seats(huge.config, a_job(huge, held, 4, OFF, ram_mib=514))
+
+
+def test_a_mapping_to_numbers_that_no_cpu_has(node: Node, held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, 0)
+    with pytest.raises(VTorqueError, match="vCPU 0 cannot be bound to the CPUs 99999"):
+        seats(node.config, a_job(node, held, 1, mapped("99999")))

@@ -140,6 +140,13 @@ def test_ram_that_a_file_server_maps_or_that_lies_in_huge_pages_is_a_memfd() -> 
     )
 
 
+def test_threads_are_seen_on_every_processor() -> None:
+    for threads, cpu in ((1, "host"), (2, "host,topoext=on")):
+        layout = Layout.flat(4, 512)._replace(cores=4 // threads, threads=threads)
+        line = command_line("q", PLAN._replace(layout=layout, mounts=()), Descriptors(1, 2, 3, 4, None, None))
+        assert line[line.index("-cpu") + 1] == cpu
+
+
 def test_a_persistent_disk_and_a_tap_that_the_kernel_serves() -> None:
     line = command_line("q", PLAN, Descriptors(11, 12, 13, 14, None, None, 18, 19, 17))
     assert line[line.index(PLAN.cmdline) + 1 :][: len(ADD_SEED) + 2 + len(DATA)] == [*ADD_SEED, *IO_THREAD, *DATA]

@@ -18,6 +18,8 @@ from vmgr.topology.plan import Ask, Plan, plan
 from vmgr.topology.read import read_topology
 
 NUMAD_SECONDS = 10.0
+NOWHERE = -1
+"""Stands for the NUMA node of memory on a machine without such nodes."""
 
 
 class Seats(NamedTuple):
@@ -70,16 +72,27 @@ async def find_seats(config: Config, job: Job) -> Seats:
 
 
 def _mapped(pinning: Pinning) -> Optional[tuple[tuple[frozenset[int], ...], ...]]:
+    """The user's mapping: guest, vCPU, CPUs. Raises VTorqueError (VT-NODE) for numbers that no CPU can have."""
     if pinning.cpus is None:
         return None
-    return tuple(tuple(parse_cpus(listed) or frozenset() for listed in guest) for guest in pinning.cpus)
+    return tuple(tuple(_cpus(number, listed) for number, listed in enumerate(guest)) for guest in pinning.cpus)
+
+
+def _cpus(vcpu: int, listed: str) -> frozenset[int]:
+    cpus = parse_cpus(listed)
+    if not cpus:
+        raise VTorqueError(
+            f"vCPU {vcpu} cannot be bound to the CPUs {listed}",
+            code=Code.NODE,
+            hint="a list such as 4-5,8 is needed, of CPUs of the node",
+        )
+    return cpus
 
 
 def _step(placement: Placement) -> dict[str, Any]:
     memory: Counter[int] = Counter()
     for cell in placement.layout.cells:
-        if cell.host_node is not None:
-            memory[cell.host_node] += cell.ram_mib
+        memory[NOWHERE if cell.host_node is None else cell.host_node] += cell.ram_mib
     return {
         "do": "cpus",
         "cpus": sorted({cpu for allowed in placement.vcpus for cpu in allowed}),
@@ -109,7 +122,8 @@ def _shown(planned: Plan, names: list[str], allowed: frozenset[int]) -> dict[str
 
 
 def _check_hugepages(topology: Topology, size_kib: int, wanted_mib: int) -> None:
-    free = sum(node.hugepages.get(size_kib, (0, 0))[1] for node in topology.nodes) * size_kib // 1024
+    pools = [node.hugepages for node in topology.nodes] or [topology.hugepages]
+    free = sum(pool.get(size_kib, (0, 0))[1] for pool in pools) * size_kib // 1024
     if free < wanted_mib:
         raise VTorqueError(
             f"{wanted_mib} MiB of RAM do not fit: {free} MiB are free in huge pages of {size_kib} KiB",

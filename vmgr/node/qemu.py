@@ -96,7 +96,8 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
 
 def _accelerator(plan: GuestPlan) -> list[str]:
     if plan.accelerator == "kvm":
-        return ["-accel", "kvm", "-cpu", "host"]
+        # without it an AMD processor shows no threads; others say that they have no such feature, and go on
+        return ["-accel", "kvm", "-cpu", "host,topoext=on" if plan.layout.threads > 1 else "host"]
     return ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
 
 
