@@ -216,7 +216,12 @@ def test_what_cannot_be_waited_for(site: Site, vsub_run: Runner, node: FakeNode,
 def test_interrupted(site: Site, node: FakeNode) -> None:
     node.state("Q")
     with subprocess.Popen(
-        site.command("--wait", "job.sh"), cwd=site.work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        site.command("--wait", "job.sh"),
+        cwd=site.work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     ) as process:
         try:
             assert process.stderr is not None and process.stderr.readline() == "vsub: 12.host  queued\n"
