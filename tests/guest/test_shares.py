@@ -145,7 +145,7 @@ def run_checks(guest: Guest, folder: str, files: int, megabytes: int, *names: st
     words = f"{guest.where}/{folder} {files} {megabytes} {' '.join(names)}"
     done = subprocess.run(
         guest.machine.ssh_command(f"mkdir {folder} && python3 sharechecks.py {words}"),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900 * SLOW, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1700 * SLOW, check=False,
     )  # fmt: skip
     print(f"{guest.server}: {done.stderr}")
     assert done.returncode == 0, done
@@ -200,6 +200,7 @@ def test_the_node_has_what_the_guest_wrote(guest: Guest, found: dict[str, Any]) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800 * SLOW)
 def test_ten_thousand_files_and_a_gigabyte(guest: Guest) -> None:
     done = run_checks(guest, "much", MANY_FILES, LARGE_MEGABYTES, "many_files", "large_file")
     assert done["many_files"] == [True, True, False] and done["large_file"][:2] == [True, True]
