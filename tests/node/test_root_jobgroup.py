@@ -100,3 +100,8 @@ def test_what_the_kernel_refuses_is_said(job_id: str) -> None:
             JobGroup((folder / "cgroup.procs",)).add(os.getpid())
     finally:
         folder.rmdir()
+
+
+def test_an_id_that_is_a_path_has_no_groups(job_id: str) -> None:
+    for other in (f"../torque/{job_id}", f"x/../{job_id}", "..", "."):
+        assert find_group(other) == JobGroup()

@@ -464,7 +464,7 @@ def test_a_file_system_that_hangs(attempts: Callable[..., Attempt], base: Path, 
                 each.release()
                 start = time.monotonic()
                 (failure,) = undo(each.place, patience_s=0.5)
-                assert failure == "shared: its file system does not answer in time"
+                assert failure.startswith("shared: ") and failure.endswith("not done after 0.50 s")
                 assert time.monotonic() - start < 1.5 and each.place.record.exists()
         finally:
             server.send_signal(signal.SIGCONT)
@@ -482,9 +482,8 @@ def test_what_the_user_puts_in_the_way_harms_only_the_user(attempt: Attempt, bas
     folder.rename(workspace / "moved")
     folder.symlink_to(victim)
     attempt.release()
-    assert undo(attempt.place) != [] and (victim / "file").read_text() == "root's"
-    folder.unlink()
-    assert undo(attempt.place) == []
+    assert undo(attempt.place) == [] and (victim / "file").read_text() == "root's"
+    assert not folder.is_symlink() and (workspace / "moved").exists(), "what they have moved is theirs"
 
 
 # ramdisk

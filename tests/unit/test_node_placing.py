@@ -191,8 +191,10 @@ def test_a_machine_without_numa_nodes(node: Node, held: list[int], monkeypatch: 
     with short_folder() as base:
         huge = make_node(base, hypervisor={"hugepages": "2M"})
         assert seats(huge.config, a_job(huge, held, 3, OFF, ram_mib=512)).guests == (None,)
-        with pytest.raises(VTorqueError, match="512 MiB are free in huge pages"):
+        with pytest.raises(VTorqueError, match="514 MiB of RAM do not fit: 512 MiB are free in huge pages"):
             seats(huge.config, a_job(huge, held, 4, OFF, ram_mib=514))
+        with pytest.raises(VTorqueError, match="no whole number of huge pages"):
+            seats(huge.config, a_job(huge, held, 5, OFF, ram_mib=513))
 
 
 def test_a_mapping_to_numbers_that_no_cpu_has(node: Node, held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,14 +32,20 @@ needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="ne
 def node() -> Iterator[Node]:
     with short_folder() as base:
         yield make_node(base, images={"overlays_max": "100M"})
+    while _LOCKS:
+        os.close(_LOCKS.pop())
 
 
 def attempt(node: Node, job_id: str) -> record.Place:
+    """An attempt that lives, until the test's end: its lock is held."""
     place = node.place(job_id)
     lock, listener = record.create(place, {"job_id": job_id})
-    os.close(lock)
+    _LOCKS.append(lock)
     listener.close()
     return place
+
+
+_LOCKS: list[int] = []
 
 
 # configuration
@@ -70,6 +76,19 @@ def test_overlays_are_counted_with_what_they_may_grow_to(node: Node) -> None:
     assert caught.value.code is Code.STAGE and "images.overlays_max" in str(caught.value)
     assert [step["do"] for step in record.steps(places[2])] == ["begin", "socket"], "all of them, or none"
     reserve_overlays(node.config, places[2], image, ["n1-1"])
+
+
+def test_the_dead_count_with_what_they_have_left(node: Node) -> None:
+    """A record stays until all of it is undone, for instance a workspace that cannot be wiped."""
+    image = an_image(node.base, virtual_size=60 * MIB)
+    dead = attempt(node, "1.host")
+    (overlay,) = reserve_overlays(node.config, dead, image, ["n1-1"])
+    os.close(_LOCKS.pop())
+    overlay.write_bytes(b"left")
+    with pytest.raises(VTorqueError):
+        reserve_overlays(node.config, attempt(node, "2.host"), image, ["n1-1"])
+    overlay.unlink()
+    assert dead.record.exists() and reserve_overlays(node.config, attempt(node, "3.host"), image, ["n1-1"])
 
 
 def test_overlays_reserved_at_once_stay_below_the_bound(node: Node) -> None:

@@ -21,7 +21,7 @@ from vmgr.node.guestjob import Job
 from vmgr.node.guestport import GuestPort
 from vmgr.node.jobgroup import find_group
 from vmgr.node.keys import HostKey, make_host_key
-from vmgr.node.launch import Files, start
+from vmgr.node.launch import Files, Guest, start
 from vmgr.node.members import Member
 from vmgr.node.network.wires import Wires, connect
 from vmgr.node.placing import Seats, find_seats
@@ -125,14 +125,15 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         _stage_disks(request, opened),
         _open_data(job, config, opened),
     ))  # fmt: skip
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
-    import vmgr.node.seed  # noqa: F401
-
     try:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the programs start now, and run while the libraries of the seed are loaded
+        import vmgr.node.seed  # noqa: F401
+
         return Staged(*await staging)
     finally:
         staging.cancel()
+        await asyncio.gather(staging, return_exceptions=True)
 
 
 async def _stage_disks(request: StageRequest, opened: ExitStack) -> Sequence[Optional[Disk]]:
@@ -184,11 +185,12 @@ class _Launcher:
         hypervisor, placement = self.config.hypervisor, self.seats.guests[index]
         disk, tap = self.staged.disks[index], self.wires.taps[index] if self.wires.taps else None
         shares = await serve_all(
-            job.mounts, job.user, job.place, virtiofsd=hypervisor.virtiofsd, timeout_s=self.config.timeouts.launch
-        )
+            job.mounts, job.user, job.place,
+            virtiofsd=hypervisor.virtiofsd, timeout_s=self.config.timeouts.launch, group=self.group,
+        )  # fmt: skip
+        guest: Optional[Guest] = None
         try:
             for server in shares.running:
-                self.group.add(server.pid)
                 if placement is not None:
                     process.pin(server.pid, placement.emulator)
             files = Files(
@@ -204,15 +206,17 @@ class _Launcher:
                 hypervisor.qemu, self._plan(member, disk), files, job.user,
                 kvm_gid=self.gid, group=self.group, started=self._note,
             )  # fmt: skip
+            shares.let_go()
+            console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
+            port = await GuestPort.open(guest.port)
+            running = RunningGuest(member.name, guest, port, console, self.together.said, shares)
         except BaseException:
+            if guest is not None:
+                await guest.kill()
+                await guest.close()
             await shares.kill()
             raise
-        shares.let_go()
-        console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
-        port = await GuestPort.open(guest.port)
-        return Launched(
-            RunningGuest(member.name, guest, port, console, self.together.said, shares), qmp, tap is not None
-        )
+        return Launched(running, qmp, tap is not None)
 
     def _plan(self, member: Member, disk: Optional[Disk]) -> GuestPlan:
         job, image = self.job, self.job.image

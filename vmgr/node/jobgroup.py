@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.node import process
+from vmgr.topology.allowed import names_a_folder
 
 KINDS = ("cgroup", "cgroup2", "cpuset")
 FOLDER = "torque"
+TASKS = "tasks"
+"""The list of the file system `cpuset`: of threads, not of processes."""
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -43,9 +47,10 @@ class JobGroup(NamedTuple):
         """Put a process in, with all its threads. Raises VTorqueError (VT-LAUNCH) when the kernel refuses."""
         for path in self.lists:
             try:
-                path.write_text(str(pid))
-            except ProcessLookupError:
-                pass  # it has ended
+                for each in process.threads(pid) if path.name == TASKS else (pid,):
+                    path.write_text(str(each))
+            except (ProcessLookupError, FileNotFoundError):
+                pass  # it has ended, or the job has
             except OSError as err:
                 raise _refused(path, err) from err
 
@@ -55,13 +60,15 @@ def _refused(path: Path, err: OSError) -> VTorqueError:
 
 
 def find_group(job_id: str, mounts: Path = Path("/proc/self/mounts")) -> JobGroup:
-    """The control groups of a job, from what is mounted. `job_id` is checked and no path."""
-    lists = []
+    """The control groups of a job, from what is mounted; none for an id that is no name of a folder."""
+    lists: list[Path] = []
+    if not names_a_folder(job_id):
+        return JobGroup()
     for line in mounts.read_text().splitlines():
         fields = line.split(" ")
         if len(fields) > 2 and fields[2] in KINDS:
             folder = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[1])) / FOLDER / job_id
-            name = "tasks" if fields[2] == "cpuset" else "cgroup.procs"
+            name = TASKS if fields[2] == "cpuset" else "cgroup.procs"
             if (folder / name).exists():
                 lists.append(folder / name)
     return JobGroup(tuple(dict.fromkeys(lists)))

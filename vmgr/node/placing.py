@@ -42,7 +42,7 @@ async def find_seats(config: Config, job: Job) -> Seats:
     hugepage_kib = config.hypervisor.hugepage_kib
     if pinning.mode == "off":
         if hugepage_kib is not None:
-            _check_hugepages(topology, hugepage_kib, group.ram_mib * len(names))
+            _take_hugepages(config, place, topology, hugepage_kib, group.ram_mib, len(names))
         return Seats((None,) * len(names), None)
     assigned = slots if config.resources.slots_are_cpus and slots else None
     allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
@@ -121,12 +121,27 @@ def _shown(planned: Plan, names: list[str], allowed: frozenset[int]) -> dict[str
     }
 
 
-def _check_hugepages(topology: Topology, size_kib: int, wanted_mib: int) -> None:
-    pools = [node.hugepages for node in topology.nodes] or [topology.hugepages]
-    free = sum(pool.get(size_kib, (0, 0))[1] for pool in pools) * size_kib // 1024
-    if free < wanted_mib:
+def _take_hugepages(
+    config: Config, place: record.Place, topology: Topology, size_kib: int, ram_mib: int, guests: int
+) -> None:
+    """Count huge pages for guests that are not pinned, wherever on the node. Raises VTorqueError (VT-NODE)."""
+    if ram_mib * 1024 % size_kib:
         raise VTorqueError(
-            f"{wanted_mib} MiB of RAM do not fit: {free} MiB are free in huge pages of {size_kib} KiB",
+            f"{ram_mib} MiB of RAM are no whole number of huge pages of {size_kib} KiB",
             code=Code.NODE,
-            hint="hypervisor.hugepages promises them: the node must set enough aside",
+            hint=f"ask for a multiple of {size_kib // 1024} MiB",
         )
+    pools = [node.hugepages for node in topology.nodes] or [topology.hugepages]
+    counts = [pool.get(size_kib, (0, 0)) for pool in pools]
+    with record.node_lock(config.paths, "cpus"):
+        _, held_mib = _taken(config, place)
+        total_mib, free_mib = (sum(count[which] for count in counts) * size_kib // 1024 for which in (0, 1))
+        free_mib = min(free_mib, total_mib - sum(held_mib.values()))
+        if free_mib < ram_mib * guests:
+            raise VTorqueError(
+                f"{ram_mib * guests} MiB of RAM do not fit: {max(0, free_mib)} MiB are free in huge pages of "
+                f"{size_kib} KiB",
+                code=Code.NODE,
+                hint="hypervisor.hugepages promises them: the node must set enough aside",
+            )
+        record.append(place, {"do": "cpus", "cpus": [], "memory": {str(NOWHERE): ram_mib * guests}})

@@ -23,6 +23,7 @@ from vmgr.config import Mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import process, record, syscalls
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.userio import MAX_DESCRIPTORS, User
 from vmgr.node.virtiofsd import Virtiofsd, examine
 
@@ -31,6 +32,7 @@ MAX_OPEN_FILES = 1_000_000
 """A server holds a descriptor for each file that the guest's kernel remembers."""
 KILL_SECONDS = 5.0
 _LISTENER, _FOLDER = 3, 4
+_NO_GROUP = JobGroup()
 _ASK_FEATURES = struct.pack("<III", 1, 1, 0)
 """vhost-user's VHOST_USER_GET_FEATURES, version 1, without a payload; QEMU asks the same again."""
 _FEATURES_BYTES = 20
@@ -172,18 +174,25 @@ class Shares(NamedTuple):
 
 
 async def serve_all(
-    mounts: Sequence[Mount], user: User, place: record.Place, *, virtiofsd: str, timeout_s: float
+    mounts: Sequence[Mount],
+    user: User,
+    place: record.Place,
+    *,
+    virtiofsd: str,
+    timeout_s: float,
+    group: JobGroup = _NO_GROUP,
 ) -> Shares:
     """Start what serves a guest's shares, before its QEMU. Each stands in the attempt's record.
 
-    `mounts` are those of the user; `virtiofsd` is the program's path. Raises VTorqueError (VT-LAUNCH, VT-NODE,
+    `mounts` are those of the user; `virtiofsd` is the program's path; they are in the job's control `group` from their
+    start. Raises VTorqueError (VT-LAUNCH, VT-NODE,
     VT-TRUST); none of them is left then.
     """
     if not any(mount.kind == "virtiofs" for mount in mounts):
         return Shares((None,) * len(mounts))
     program = await examine(virtiofsd)
     starting = [
-        asyncio.ensure_future(serve(mount, user, place, program=program, timeout_s=timeout_s))
+        asyncio.ensure_future(serve(mount, user, place, program=program, timeout_s=timeout_s, group=group))
         for mount in mounts
         if mount.kind == "virtiofs"
     ]
@@ -199,10 +208,19 @@ async def serve_all(
     return Shares(tuple(next(servers) if mount.kind == "virtiofs" else None for mount in mounts))
 
 
-async def serve(mount: Mount, user: User, place: record.Place, *, program: Virtiofsd, timeout_s: float) -> Server:
+async def serve(
+    mount: Mount,
+    user: User,
+    place: record.Place,
+    *,
+    program: Virtiofsd,
+    timeout_s: float,
+    group: JobGroup = _NO_GROUP,
+) -> Server:
     """Start the file server of one share and wait until it answers. Raises VTorqueError (VT-LAUNCH)."""
     try:
-        server = _start(mount, user, place, program)
+        with group.opened() as joins:
+            server = _start(mount, user, place, program, joins)
     except OSError as err:
         raise VTorqueError(f"the share {mount.name} cannot be served: {err.strerror or err}", code=Code.LAUNCH) from err
     try:
@@ -218,7 +236,7 @@ async def serve(mount: Mount, user: User, place: record.Place, *, program: Virti
     return server
 
 
-def _start(mount: Mount, user: User, place: record.Place, program: Virtiofsd) -> Server:
+def _start(mount: Mount, user: User, place: record.Place, program: Virtiofsd, joins: Sequence[int]) -> Server:
     dies = process.dies_with(os.getpid())
     listener, connection = _connected(place.folder, f"share.{mount.name}")
     ends: Sequence[int] = ()
@@ -227,7 +245,7 @@ def _start(mount: Mount, user: User, place: record.Place, program: Virtiofsd) ->
         os.set_blocking(ends[1], True)
         pid = os.fork()
         if pid == 0:
-            _child(mount, user, program, listener.fileno(), ends[1], dies)
+            _child(mount, user, program, listener.fileno(), ends[1], dies, joins)
     except OSError:
         connection.close()
         for end in ends[:1]:
@@ -272,13 +290,21 @@ def _connected(folder: Path, name: str) -> tuple[socket.socket, socket.socket]:
 
 
 def _child(
-    mount: Mount, user: User, program: Virtiofsd, listener: int, errors: int, dies: Callable[[], None]
+    mount: Mount,
+    user: User,
+    program: Virtiofsd,
+    listener: int,
+    errors: int,
+    dies: Callable[[], None],
+    joins: Sequence[int],
 ) -> NoReturn:
     """In the child: keep two descriptors, become the user, become the server."""
     try:
         signal.set_wakeup_fd(-1)
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(sig, signal.SIG_DFL)
+        for fd in joins:
+            os.write(fd, b"0")  # this process (cgroups(7))
         _keep(listener, errors)
         os.setsid()
         os.chdir("/")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmgr.errors import VTorqueError
 from vmgr.node import process, record
 
 KILL_SECONDS = 5.0
@@ -47,7 +48,7 @@ def _undo_steps(steps: Iterable[dict[str, Any]], deadline: float) -> list[str]:
     for step in steps:
         try:
             _undo_step(step, max(0.0, deadline - time.monotonic()))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
+        except (VTorqueError, OSError, ValueError, KeyError, TypeError, OverflowError) as err:
             failures.append(f"{step.get('do')}: {err}")
     return failures
 
@@ -76,14 +77,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.network.undo import undo_network  # few jobs have such a step
 
         undo_network(step)
-    elif kind == "workspace":
+    elif kind in ("workspace", "shared"):
         from vmgr.node.workspace import undo_workspace  # as above
 
         undo_workspace(step, patience_s)
-    elif kind == "shared":
-        from vmgr.node.staging.shared import remove_shared  # likewise
-
-        remove_shared(step, timeout_s=patience_s)
     elif kind == "filling":
         from vmgr.node.staging.cache import remove_unfinished  # likewise
 

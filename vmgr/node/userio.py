@@ -27,6 +27,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node.process import dies_with
 
 REAP_SECONDS = 0.5
+REAP_NOW_SECONDS = 0.05
+"""The same where a hook of the batch system waits for it."""
 _GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 MAX_DESCRIPTORS = 4096
@@ -176,7 +178,10 @@ async def open_file(
 
 def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float) -> None:
     """The same for a program without a loop, which waits for it. Raises OSError."""
-    pid, results = _start(user, lambda _: work())
+    try:
+        pid, results = _start(user, lambda _: work())
+    except VTorqueError as err:
+        raise OSError(err.message) from err
     try:
         deadline = time.monotonic() + timeout_s
         said = b""
@@ -192,7 +197,7 @@ def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float
     finally:
         os.close(results)
         os.kill(pid, signal.SIGKILL)  # it has ended, or is to
-        _reap_within(pid, REAP_SECONDS)
+        _reap_within(pid, REAP_NOW_SECONDS)
     verdict = said.rpartition(b"\0")[2]
     if verdict != b"ok":
         raise OSError(f"{path}: {verdict.decode('utf-8', 'replace') or 'the process for it died'}")

@@ -76,7 +76,10 @@ async def wipe_workspace(config: Config, user: User, path: str) -> None:
 
 
 def undo_workspace(step: dict[str, Any], patience_s: float) -> None:
-    """Wipe a workspace from its record, for as long as that may take. Raises OSError when something is left."""
+    """Wipe a workspace, or the copies of images in one, from the record, for as long as that may take.
+
+    Raises OSError when something is left.
+    """
     gids = tuple(("", int(gid)) for gid in step["gids"])
     user = User("", int(step["uid"]), int(step["gid"]), "", "/", "/bin/sh", gids)
     path = str(step["path"])

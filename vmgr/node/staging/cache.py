@@ -30,6 +30,8 @@ from vmgr.node.staging.overlay import CREATE, MIB
 from vmgr.trust import check_trusted
 
 _LOCK = "cache"
+MAX_NAMED = 64
+"""Evicted files that are named in the log: more would not go through the channel."""
 NOT_THERE = "is not there"
 _MODES = {"disk": 0o400, "kernel": 0o444, "initrd": 0o444}
 """QEMU, which is the user's, opens kernel and initial RAM disk by their paths; the disk it gets as a descriptor."""
@@ -186,6 +188,7 @@ def _make_room(config: Config, entry: Entry) -> tuple[Optional[int], list[str]]:
             return None, []
         for name in going:
             (entry.folder / name).unlink(missing_ok=True)
+        del going[MAX_NAMED:]
         target = os.open(entry.temporary, CREATE, 0o600)
         os.ftruncate(target, entry.original.size)
         return target, going
@@ -216,10 +219,11 @@ def _held(folder: Path) -> list[Held]:
 
 
 def _in_use(config: Config, folder: Path) -> set[str]:
-    """The names of the files that attempts on this node use, or are about to."""
+    """The names of the files that living attempts on this node use, or are about to."""
     paths = [
         Path(str(step["path"]))
         for place in record.places(config.paths)
+        if record.is_held(place)
         for step in record.steps(place)
         if step.get("do") == "cached"
     ]

@@ -10,7 +10,6 @@ import array
 import asyncio
 import json
 import os
-import select
 import signal
 import socket
 from collections.abc import Iterable, Sequence
@@ -23,7 +22,6 @@ from vmgr.node.userio import MAX_DESCRIPTORS, REAP_SECONDS, User, become, reap_l
 _MAX_BYTES = 8192
 _MAX_TEXT = 300
 _MAX_FDS = 8
-LEAST_SECONDS = 0.05
 
 
 class Channel:
@@ -214,38 +212,3 @@ def _let_go(keep: Iterable[int]) -> None:
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
     os.close(nowhere)
-
-
-def within(ids: tuple[int, int, Sequence[int]], work: Callable[[], None], *, timeout_s: float) -> None:
-    """Do `work` with the uid, gid and groups `ids` in a child, for no longer than this. For undoing: no loop runs.
-
-    Raises OSError: what `work` raised, or that it takes too long. One that hangs in the kernel is left behind.
-    """
-    dies = process.dies_with(os.getpid())
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            _let_go([])
-            become(*ids)
-            dies()
-            work()
-            status = 0
-        except OSError as err:
-            status = err.errno or 1
-        finally:
-            os._exit(status)
-    fd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if not poll.poll(max(timeout_s, LEAST_SECONDS) * 1000):
-            os.kill(pid, signal.SIGKILL)
-            if poll.poll(LEAST_SECONDS * 1000):
-                os.waitpid(pid, 0)
-            raise TimeoutError("its file system does not answer in time")
-    finally:
-        os.close(fd)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status:
-        raise OSError(status, os.strerror(status)) if status > 0 else OSError("the removing process was killed")

@@ -85,10 +85,15 @@ def reserve_overlays(config: Config, place: record.Place, image: Image, names: S
 
 
 def reserved(config: Config, kind: str) -> int:
-    """Bytes that recorded steps of this kind have reserved on the node, together."""
-    return sum(
-        int(step["reserved"])
-        for place in record.places(config.paths)
-        for step in record.steps(place)
-        if step.get("do") == kind
-    )
+    """Bytes that steps of this kind have reserved on the node, together.
+
+    An attempt that is dead counts with what it has left, not with what its record still names: that stays until
+    everything could be undone.
+    """
+    total = 0
+    for place in record.places(config.paths):
+        held = record.is_held(place)
+        for step in record.steps(place):
+            if step.get("do") == kind and (held or Path(str(step.get("path", ""))).is_file()):
+                total += int(step["reserved"])
+    return total

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from typing import Any
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
-from vmgr.node.staging.child import Channel, in_child, within
+from vmgr.node.staging.child import Channel, in_child
 from vmgr.node.staging.copying import Original, copy_image, original
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.staging.overlay import CREATE, MIB, write_overlay
@@ -66,20 +64,3 @@ def _fill(channel: Channel, request: StageRequest, source: int, disk: Original, 
             code=Code.STAGE,
             hint=f"the copy of the image takes {-(-disk.size // MIB)} MiB there on each node" if full else None,
         ) from err
-
-
-def remove_shared(step: dict[str, Any], *, timeout_s: float) -> None:
-    """Remove the folder that a recorded step `shared` names, with the user's rights; idempotent.
-
-    Raises OSError, also when it takes longer than this; KeyError, TypeError or ValueError for a step that is none.
-    """
-    folder, ids = str(step["path"]), (int(step["uid"]), int(step["gid"]), [int(gid) for gid in step["gids"]])
-
-    def remove() -> None:
-        try:
-            shutil.rmtree(folder)
-        except FileNotFoundError:
-            if os.path.lexists(folder):  # somebody else removes it too
-                shutil.rmtree(folder, ignore_errors=True)
-
-    within(ids, remove, timeout_s=timeout_s)
