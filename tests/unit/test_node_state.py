@@ -43,6 +43,20 @@ def test_states_stages_and_what_is_told() -> None:
     run(work())
 
 
+def test_how_far_a_long_step_is_until_it_is_done() -> None:
+    async def work() -> None:
+        progress = Progress(0, {**FACTS})
+        changes = progress.changes()
+        await changes.__anext__()
+        progress.doing("copying 37 %")
+        await changes.__anext__()
+        assert progress.public()["doing"] == "copying 37 %"
+        progress.stage("staged")
+        assert progress.public()["doing"] is None
+
+    run(work())
+
+
 def test_the_first_failure_counts() -> None:
     async def work() -> None:
         progress = Progress(0, FACTS)

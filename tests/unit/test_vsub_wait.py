@@ -123,6 +123,17 @@ def test_the_file_of_a_persistent_disk_is_told_once(site: Site, vsub_run: Runner
     assert outcome.status == 0 and said == [f"vsub: 12.host  persistent disk: {path}"]
 
 
+def test_how_far_a_copy_is(site: Site, vsub_run: Runner, node: FakeNode, told: Any) -> None:
+    node.state("R")
+    told("running", lambda: node.status(("spec", 0.1), doing="copying 5 %"))
+    told("copying 5", lambda: node.status(doing="copying 60 %"))
+    told("copying 60", lambda: node.status(("staged", 2.0), doing=None))
+    told("staged", lambda: node.state("C", 0))
+    outcome = vsub_run("--wait", "job.sh")
+    said = [line.partition("  ")[2] for line in outcome.stderr.splitlines()]
+    assert outcome.status == 0 and said[1:5] == ["+0.10 s  spec", "copying 5 %", "copying 60 %", "+2.00 s  staged"]
+
+
 def test_the_specification_tells_that_somebody_reads(site: Site, vsub_run: Runner, node: FakeNode, told: Any) -> None:
     seen = []
     node.state("R")
