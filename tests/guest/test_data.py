@@ -14,7 +14,6 @@ from vmgr.node.datadisk import FEATURES, LABEL, MKFS
 
 pytestmark = pytest.mark.guest
 MIB = 1 << 20
-IMAGES = ("micro", "debian-12")
 """Each with its own way of having ext4: a module that is loaded on demand, and e2fsck beside it."""
 
 PROLOGUE = """#!/bin/sh
@@ -62,7 +61,7 @@ def run(machine: Machine, command: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(params=IMAGES)
+@pytest.fixture(params=["micro", pytest.param("debian-12", marks=pytest.mark.slow)])
 def with_disk(request: pytest.FixtureRequest, setup_for: MakeSetup) -> Setup:
     setup = setup_for(request.param, prologue=PROLOGUE, hostname="vn1-1")
     setup.data = make_disk(disk_of(setup), setup)

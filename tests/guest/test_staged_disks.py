@@ -35,6 +35,7 @@ def base() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow  # tests/e2e/test_disks.py has the same kinds in seconds, with a disk that nothing boots from
 @pytest.mark.parametrize("fs_type", ["overlay", "sharedfs", "ramdisk"])
 def test_a_guest_boots_from_it(base: Path, fs_type: str) -> None:
     """Debian as far as its login prompt, QEMU as the user; with the cache where the image itself is used."""
