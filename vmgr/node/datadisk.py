@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from vmgr.node import record
 from vmgr.node.guestjob import Job
 from vmgr.node.hookargs import place_name
 from vmgr.node.process import dies_with
-from vmgr.node.userio import User, open_file
+from vmgr.node.userio import User, open_file, open_own
 
 MKFS = "/usr/sbin/mkfs.ext4"
 LABEL = "vtorque-data"
@@ -92,12 +91,7 @@ def _mark(ruid: str, job_id: str) -> bytes:
 
 
 def _open(path: str, user: User) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(0, "not a regular file")
-    if info.st_uid != user.uid:
-        raise OSError(0, "not owned by the job's user")
+    fd, info = open_own(path, user, os.O_RDWR)
     if not info.st_size or info.st_size % SECTOR:
         raise OSError(0, f"its size of {info.st_size} bytes is no multiple of {SECTOR}")
     _lock(fd)

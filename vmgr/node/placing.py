@@ -38,12 +38,12 @@ async def find_seats(config: Config, job: Job) -> Seats:
     """Seats for the guests of this node. Raises VTorqueError (VT-NODE)."""
     group, place, pinning, slots = job.group, job.place, job.spec.pinning, job.allocation.slots
     names = [member.name for member in job.own]
-    topology = read_topology()
     hugepage_kib = config.hypervisor.hugepage_kib
     if pinning.mode == "off":
         if hugepage_kib is not None:
-            _take_hugepages(config, place, topology, hugepage_kib, group.ram_mib, len(names))
+            _take_hugepages(config, place, read_topology(), hugepage_kib, group.ram_mib, len(names))
         return Seats((None,) * len(names), None)
+    topology = read_topology()
     assigned = slots if config.resources.slots_are_cpus and slots else None
     allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
     advised = None

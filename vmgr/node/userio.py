@@ -88,6 +88,21 @@ def _group_name(gid: int) -> str:
     return name if _GROUP_NAME.fullmatch(name) else f"g{gid}"
 
 
+def open_own(path: str, user: User, flags: int) -> tuple[int, os.stat_result]:
+    """A regular file of the user's own, opened in a child with the user's rights, without blocking, and what it is.
+
+    No link is followed in the last component; FIFOs and devices are not waited for. Raises OSError saying what is
+    wrong.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(0, "not a regular file")
+    if info.st_uid != user.uid:
+        raise OSError(0, "not owned by the job's user")
+    return fd, info
+
+
 async def read_file(user: User, path: str, *, limit: int, timeout_s: float) -> bytes:
     """The content of a regular file of the user's own, read as the user.
 
@@ -96,12 +111,7 @@ async def read_file(user: User, path: str, *, limit: int, timeout_s: float) -> b
     """
 
     def read(out: int) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(0, "not a regular file")
-        if info.st_uid != user.uid:
-            raise OSError(0, "not owned by the job's user")
+        fd, info = open_own(path, user, os.O_RDONLY)
         if info.st_size > limit:
             raise OSError(0, f"larger than {limit} bytes")
         left = limit + 1
