@@ -34,6 +34,7 @@ from vmgr.node.jobfiles import status_name
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.meeting import FAILED, GONE, READY
 from vmgr.node.network.plan import plan_network
+from vmgr.node.orders import orders_of
 from vmgr.node.reap import reap
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
@@ -122,6 +123,7 @@ class Agent:
         self.progress = Progress(place.start, {"job_id": call.job_id, "attempt": place.attempt})
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
+        self.crew: Optional[Crew] = None
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -140,7 +142,7 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None,
+            joined=leftovers.join if leftovers else None, orders=orders_of(lambda: self.crew),
         )  # fmt: skip
         server = await control.serve(listener)
         publisher = asyncio.ensure_future(self._publish(user))
@@ -280,6 +282,7 @@ class Agent:
         crew = await self._boot(job, console_log)
         if crew is None:
             return
+        self.crew = crew
         try:
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
@@ -294,6 +297,7 @@ class Agent:
             self.progress.fail(err)
             raise
         finally:
+            self.crew = None
             await crew.kill()
 
     async def _boot(self, job: Job, console_logs: ConsoleLogs) -> Optional[Crew]:

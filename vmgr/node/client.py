@@ -38,8 +38,8 @@ class AgentLink:
         """Connect to the agent that listens at `socket`. Raises OSError."""
         return cls(*await asyncio.open_unix_connection(str(socket), limit=MAX_ANSWER_BYTES))
 
-    def send(self, op: str) -> None:
-        self._writer.write(json.dumps({"op": op}).encode() + b"\n")
+    def send(self, op: str, **members: object) -> None:
+        self._writer.write(json.dumps({"op": op, **members}).encode() + b"\n")
 
     async def snapshot(self) -> Optional[dict[str, Any]]:
         """The agent's next answer, None when the agent is gone. Raises VTorqueError when it refuses to answer."""
@@ -51,8 +51,23 @@ class AgentLink:
             return None
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise VTorqueError(str(answer["error"]), code=Code.ACCESS)
+            code = answer.get("code")
+            raise VTorqueError(str(answer["error"]), code=Code.named(code) if code else Code.ACCESS)
         return answer
+
+    async def order(self, op: str, **members: object) -> AsyncIterator[dict[str, Any]]:
+        """Give the guests an order and yield its answers until it is carried out.
+
+        Raises VTorqueError: the order's failure, or VT-AGENT when the agent has gone meanwhile.
+        """
+        self.send(op, **members)
+        while True:
+            answer = await self.snapshot()
+            if answer is None:
+                raise VTorqueError(f"the node agent has ended before {op} was done", code=Code.AGENT)
+            if answer.get("done"):
+                return
+            yield answer
 
     async def follow(self, op: str = "follow") -> AsyncIterator[dict[str, Any]]:
         """Answers now and after each change, until the agent is gone."""

@@ -12,6 +12,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node.console import Console
 from vmgr.node.guestport import Event, GuestPort
 from vmgr.node.launch import Guest, pin_and_run
+from vmgr.node.monitor import Monitor
 from vmgr.node.shares import Shares
 from vmgr.topology.model import Placement
 
@@ -65,6 +66,11 @@ class RunningGuest:
     ) -> None:
         """Let the guest run, all that serves it on the CPUs of its place. Raises VTorqueError (VT-LAUNCH)."""
         await pin_and_run(self._guest, qmp, placement, on_tap=on_tap, timeout_s=timeout_s)
+
+    @property
+    def monitor(self) -> Monitor:
+        """The guest's QMP."""
+        return self._guest.monitor
 
     async def address(self) -> str:
         """The address that the guest says it has, as soon as it says so while `ready` is waited for.
