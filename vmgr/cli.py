@@ -9,7 +9,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import config, guests, images, table, topology
+from vmgr.commands import config, guests, images, reached, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -29,6 +29,8 @@ cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
 cli.add_command(guests.node)
+cli.add_command(reached.agent_states)
+cli.add_command(reached.agent_link)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
 cli.add_command(table.errors)

@@ -36,6 +36,7 @@ from vmgr.node.meeting import FAILED, GONE, READY
 from vmgr.node.network.plan import plan_network
 from vmgr.node.orders import orders_of
 from vmgr.node.reap import reap
+from vmgr.node.shown import shown
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
@@ -124,6 +125,12 @@ class Agent:
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
         self.crew: Optional[Crew] = None
+        self.ssh_ports: list[int] = []
+        self.progress.private["user"] = call.user
+        self.progress.now = self._now
+
+    def _now(self) -> dict[str, Any]:
+        return {} if self.job is None else {"members": shown(self.job, self.crew, self.ssh_ports)}
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -255,7 +262,10 @@ class Agent:
         try:
             self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
-            self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
+            self.progress.private.update(
+                spec=as_plain(job.spec), directory=call.directory.directory,
+                nodes=allocation.nodes, image=f"{job.image.name}@{job.image.revision}",
+            )  # fmt: skip
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
 
@@ -317,7 +327,8 @@ class Agent:
         boot_s = self.config.timeouts.boot
         introducing = [self._introduce(job, crew, fellows, boot_s)] if job.network.kind == "bridge" else []
         await every(*(guest.ready(boot_s) for guest in crew.guests), *introducing)
-        self.progress.private["ssh"] = {"port": await crew.open_ssh(), "host_key": crew.host_key.public}
+        self.ssh_ports = await crew.open_ssh()
+        self.progress.private["ssh"] = {"port": self.ssh_ports[0], "host_key": crew.host_key.public}
         said = {"ssh_ports": crew.ssh_ports()}
         self.progress.facts.update(said)
         await fellows.tell(READY, said)
