@@ -179,7 +179,7 @@ def test_ps_without_guests_and_with_dead_sockets(vmgr_run: Vmgr) -> None:
 def test_reaping(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:
         assert vmgr_run.refuses("node", "reap", "--dry-run").startswith("VT-ACCESS: ")
-        monkeypatch.setattr("vmgr.commands.guests.os.geteuid", lambda: 0)
+        monkeypatch.setattr("vmgr.commands.guests.need_root", lambda what: None)
         monkeypatch.setattr("vmgr.config.check_trusted", lambda path: None)
     place = vmgr_run.node.place()
     lock, listener = record.create(place, {})
@@ -196,7 +196,7 @@ def test_adding_an_image(vmgr_run: Vmgr, pool: Pool, tmp_path: Path, monkeypatch
     command = ["image", "add", str(disk), "--name", "mine", "--like", "debian-12"]
     if os.geteuid() != 0:
         assert vmgr_run.refuses(*command).startswith("VT-ACCESS: ")
-        monkeypatch.setattr(vmgr.commands.images, "_need_root", lambda what: None)
+        monkeypatch.setattr(vmgr.commands.images, "need_root", lambda what: None)
     status, out, err = vmgr_run(*command)
     assert (status, out) == (0, "mine@1\n") and "copying" in err
     assert pool.get("mine").virtual_size == 16 << 20
@@ -210,7 +210,7 @@ def test_adding_an_image(vmgr_run: Vmgr, pool: Pool, tmp_path: Path, monkeypatch
 
 
 def test_building_needs_root(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmgr.commands.images.os.geteuid", lambda: 4711)
+    monkeypatch.setattr("vmgr.commands.access.os.geteuid", lambda: 4711)
     assert vmgr_run.refuses("image", "build", "micro").startswith("VT-ACCESS: vmgr image build")
 
 

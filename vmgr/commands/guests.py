@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any, Optional
 
 import click
 
+from vmgr.commands.access import need_root
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import VTorqueError
 from vmgr.node.client import AgentLink
 from vmgr.paths import installation
 
@@ -70,7 +70,6 @@ def reap(dry_run: bool) -> None:
     """
     from vmgr.node.reap import reap as reap_node
 
-    if os.geteuid() != 0:
-        raise VTorqueError("vmgr node reap removes root's files", code=Code.ACCESS, hint="run it as root")
+    need_root("vmgr node reap removes root's files")
     for line in reap_node(load_config(installation()), dry_run=dry_run):
         click.echo(line)

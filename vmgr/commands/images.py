@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,20 +10,15 @@ from typing import Callable, Optional
 
 import click
 
+from vmgr.commands.access import need_root
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
-from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool, describe
 from vmgr.paths import installation
 
 
 def _pool() -> Pool:
     return Pool(load_config(installation()).images.pool)
-
-
-def _need_root(what: str) -> None:
-    if os.geteuid() != 0:
-        raise VTorqueError(f"{what} changes the pool, which belongs to root", code=Code.ACCESS, hint="run it as root")
 
 
 @click.command("list")
@@ -93,7 +87,7 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
     """
     from vmgr.images.build import build as build_image
 
-    _need_root("vmgr image build")
+    need_root("vmgr image build changes the pool, which belongs to root")
     start = time.monotonic()
     for name in names:
         made = build_image(
@@ -118,7 +112,7 @@ def add(file: Path, name: str, like: str, description: str) -> None:
     """
     from vmgr.images.add import add_disk
 
-    _need_root("vmgr image add")
+    need_root("vmgr image add changes the pool, which belongs to root")
     made: Image = add_disk(
         file, name, like=like, description=description, pool=_pool(), progress=_progress(time.monotonic())
     )
