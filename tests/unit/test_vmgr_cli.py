@@ -179,7 +179,7 @@ def test_ps_without_guests_and_with_dead_sockets(vmgr_run: Vmgr) -> None:
 def test_reaping(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:
         assert vmgr_run.refuses("node", "reap", "--dry-run").startswith("VT-ACCESS: ")
-        monkeypatch.setattr("vmgr.commands.guests.os.geteuid", lambda: 0)
+        monkeypatch.setattr("vmgr.commands.nodes.os.geteuid", lambda: 0)
         monkeypatch.setattr("vmgr.config.check_trusted", lambda path: None)
     place = vmgr_run.node.place()
     lock, listener = record.create(place, {})
