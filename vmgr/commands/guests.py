@@ -1,4 +1,4 @@
-"""`vmgr ps` and `vmgr node`: the guests of this node, and what is left of those that have gone."""
+"""`vmgr ps`: the guests of this node."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Optional
 
 import click
 
-from vmgr.commands.access import need_root
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
 from vmgr.errors import VTorqueError
@@ -51,25 +50,3 @@ async def _ask(socket: Path) -> Optional[dict[str, Any]]:
         return answer
     except (OSError, VTorqueError, asyncio.TimeoutError):
         return None
-
-
-@click.group()
-def node() -> None:
-    """Look after this node.
-
-    Example: vmgr node reap --dry-run
-    """
-
-
-@node.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-def reap(dry_run: bool) -> None:
-    """End and remove what no live guest job owns.
-
-    Example: vmgr node reap
-    """
-    from vmgr.node.reap import reap as reap_node
-
-    need_root("vmgr node reap removes root's files")
-    for line in reap_node(load_config(installation()), dry_run=dry_run):
-        click.echo(line)

@@ -85,9 +85,9 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
 
     Example: vmgr image build micro
     """
+    need_root("vmgr image build changes the pool, which belongs to root")
     from vmgr.images.build import build as build_image
 
-    need_root("vmgr image build changes the pool, which belongs to root")
     start = time.monotonic()
     for name in names:
         made = build_image(
@@ -110,9 +110,9 @@ def add(file: Path, name: str, like: str, description: str) -> None:
 
     Example: vmgr image add disk.qcow2 --name my-debian --like debian-12
     """
+    need_root("vmgr image add changes the pool, which belongs to root")
     from vmgr.images.add import add_disk
 
-    need_root("vmgr image add changes the pool, which belongs to root")
     made: Image = add_disk(
         file, name, like=like, description=description, pool=_pool(), progress=_progress(time.monotonic())
     )
