@@ -19,6 +19,7 @@ from vmgr.errors import Code
 Path = tuple[str, ...]
 
 NOTHING_TO_SHOW = {
+    "completion": "prints a program for the shell",
     "config compile": "writes the compiled configuration",
     "image add": "says which revision it has made",
     "image build": "says which revisions it has made",

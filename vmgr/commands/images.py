@@ -49,7 +49,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--packages", is_flag=True, help="The packages in the image instead.")
 def show(name: str, as_json: bool, packages: bool) -> None:
@@ -74,7 +74,7 @@ def show(name: str, as_json: bool, packages: bool) -> None:
 
 
 @image.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="RECIPE...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
 @click.option(
     "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
@@ -103,7 +103,12 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
 @image.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the image in the pool.")
-@click.option("--like", required=True, help="Image in the pool whose kernel, initrd and family the disk goes with.")
+@click.option(
+    "--like",
+    metavar="IMAGE",
+    required=True,
+    help="Image in the pool whose kernel, initrd and family the disk goes with.",
+)
 @click.option("--description", default="", help="What it is for.")
 def add(file: Path, name: str, like: str, description: str) -> None:
     """Add a qcow2 disk to the pool, to be booted as another image is.
