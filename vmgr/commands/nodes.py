@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import click
@@ -21,14 +22,29 @@ def node() -> None:
 
 @node.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-def reap(dry_run: bool) -> None:
-    """End and remove what no live guest job owns.
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def reap(dry_run: bool, as_json: bool) -> None:
+    """End and remove what no live guest job owns; needs root.
 
-    Example: vmgr node reap
+    Says each thing, and below an attempt what it has left. What could not be removed begins with `left:`.
+
+    Example: vmgr node reap --dry-run
     """
-    from vmgr.node.reap import reap as reap_node
+    from vmgr.node.reap import find, remove_all
 
     if os.geteuid() != 0:
         raise VTorqueError("vmgr node reap removes root's files", code=Code.ACCESS, hint="run it as root")
-    for line in reap_node(load_config(installation()), dry_run=dry_run):
-        click.echo(line)
+    config = load_config(installation())
+    things, unseen = find(config)
+    none: list[str] = []
+    rows = []
+    for thing, failures in ((thing, none) for thing in things) if dry_run else remove_all(config, things):
+        rows.append({"kind": thing.kind, "what": thing.what, "holds": list(thing.holds), "left": failures})
+        if not as_json:
+            lines = [thing.line, *(f"  {held}" for held in thing.holds), *(f"left: {failure}" for failure in failures)]
+            click.echo("\n".join(lines))
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "things": rows, "left": unseen}, indent=1))
+    else:
+        for line in unseen:
+            click.echo(line)
