@@ -56,13 +56,13 @@ def kvm_gid() -> Optional[int]:
 def probe(config: Config, kernel: Path) -> Kvm:
     """What is known of KVM since the boot, else what starting `kernel` shows; one process at a time finds out."""
     known = config.paths.run / "kvm.json"
-    found = _remembered(known)
+    found = remembered(config)
     if found is not None:
         return found
     with record.node_lock(config.paths, "kvm"):
-        found = _remembered(known)
+        found = remembered(config)
         if found is None:
-            found = _find_out(config, kernel)
+            found = find_out(config, kernel)
             temporary = known.with_name(f".kvm.{os.getpid()}")
             temporary.write_text(json.dumps({"boot": process.boot_id(), **found._asdict()}))
             temporary.replace(known)
@@ -71,21 +71,23 @@ def probe(config: Config, kernel: Path) -> Kvm:
 
 async def probe_beside(config: Config, kernel: Path) -> Kvm:
     """`probe` without holding up the caller's event loop."""
-    found = _remembered(config.paths.run / "kvm.json")
+    found = remembered(config)
     if found is not None:
         return found
     return await asyncio.get_running_loop().run_in_executor(None, probe, config, kernel)
 
 
-def _remembered(known: Path) -> Optional[Kvm]:
+def remembered(config: Config) -> Optional[Kvm]:
+    """What was found since the boot; None when nobody has tried."""
     try:
-        data = json.loads(known.read_text())
+        data = json.loads((config.paths.run / "kvm.json").read_text())
         return Kvm(bool(data["works"]), str(data["reason"])) if data["boot"] == process.boot_id() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _find_out(config: Config, kernel: Path) -> Kvm:
+def find_out(config: Config, kernel: Path) -> Kvm:
+    """What starting `kernel` under KVM shows, whatever is remembered. Raises VTorqueError (VT-LAUNCH)."""
     if not DEVICE.exists():
         return Kvm(False, f"there is no {DEVICE}")
     nobody = pwd.getpwnam("nobody")

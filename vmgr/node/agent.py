@@ -23,6 +23,7 @@ from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
+from vmgr.metrics.watch import count
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
 from vmgr.node.boot import ConsoleLogs, boot
@@ -146,6 +147,7 @@ class Agent:
         )  # fmt: skip
         server = await control.serve(listener)
         publisher = asyncio.ensure_future(self._publish(user))
+        counting = asyncio.ensure_future(count(self.progress, self.config.paths, self.place))
         await self._live_and_tell(user)
         await self._hear_of_the_end()
         if leftovers is not None:
@@ -156,7 +158,7 @@ class Agent:
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
-        await asyncio.gather(publisher, return_exceptions=True)
+        await asyncio.gather(publisher, counting, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
 
