@@ -21,6 +21,7 @@ from vmgr import logs
 from vmgr.checks import check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Pool
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
 from vmgr.metrics.watch import count
@@ -125,6 +126,7 @@ class Agent:
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
         self.crew: Optional[Crew] = None
+        self.image_held: Optional[int] = None
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -155,6 +157,8 @@ class Agent:
         await self._wipe()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
+        if self.image_held is not None:
+            os.close(self.image_held)
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
@@ -359,7 +363,10 @@ class Agent:
         data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=patience)
         spec = parse_spec(data, sha256=directory.sha256, source=source)
         subject = Subject(user.name, primary_group(user), self.call.queue)
-        image = check_spec(spec, self.config, subject, source, nodes=len(allocation.nodes))
+        nodes = len(allocation.nodes)
+        image, self.image_held = Pool(self.config.pool).hold(
+            lambda: check_spec(spec, self.config, subject, source, nodes=nodes)
+        )
         abilities.check(spec)
         per_node, names = spec.groups[0].per_node, allocation.nodes
         network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)
