@@ -63,7 +63,7 @@ mkdir -p "$prefix"
 exec 9>"$prefix/.lock"
 flock 9
 
-parts='setup.cfg pyproject.toml README.md LICENSE vsub vmgr mom_priv_hooks templates contrib install.sh'
+parts='setup.cfg pyproject.toml README.md LICENSE vsub vmgr mom_priv_hooks templates contrib man install.sh'
 # shellcheck disable=SC2086 # a list of names
 stamp=$(cd "$source" && find $parts -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-64)
 stamp="$stamp $("$python" -I -c 'import sys; print(sys.version.split()[0])')"
@@ -115,6 +115,16 @@ else
     for name in qsub qstat qdel qrerun qhold qrls; do
         launcher "libexec/local/$name" vsub.programs "local_$name"
     done
+    # man and the shells find these from the PATH that has $prefix/bin, or are told where: docs/admins.md
+    mkdir -p "$prefix/share/man/man1"
+    cp "$work"/man/*.1 "$prefix/share/man/man1/"
+    completion() { # completion SHELL FILE
+        mkdir -p "$(dirname "$prefix/share/$2")"
+        "$prefix/bin/vmgr" completion "$1" >"$prefix/share/$2"
+    }
+    completion bash bash-completion/completions/vmgr
+    completion zsh zsh/site-functions/_vmgr_completion
+    completion fish fish/vendor_completions.d/vmgr.fish
     mkdir -p "$prefix/etc/vtorque/vm"
     chown -R root:root "$prefix"
     chmod -R go-w "$prefix"

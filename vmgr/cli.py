@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Optional
@@ -9,7 +10,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import config, guests, images, reached, table, topology
+from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -28,17 +29,21 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
-cli.add_command(guests.node)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
+cli.add_command(nodes.node)
+cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
 cli.add_command(table.errors)
+cli.add_command(completion.completion)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run `vmgr`; gives its exit status. A failure is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if completion.VARIABLE in os.environ:
+        completion.complete_names(cli)
     try:
         result = cli.main(args=arguments, prog_name="vmgr", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -120,6 +120,7 @@ def test_an_empty_pool(vmgr_run: Vmgr) -> None:
 def test_configuration(vmgr_run: Vmgr) -> None:
     config = vmgr_run.node.install.config
     assert vmgr_run("config", "check") == (0, f"{config}: ok\n", "")
+    assert json.loads(vmgr_run("config", "check", "--json").stdout) == {"file": str(config), "notes": []}
     assert vmgr_run("config", "compile") == (0, f"{config}: ok, compiled\n", "")
     assert config.with_name("vtorque.yaml.compiled").stat().st_mode & 0o777 == 0o644
     assert vmgr_run("config", "show", "--value", "paths.run").stdout == f"{vmgr_run.node.config.paths.run}\n"
@@ -179,15 +180,20 @@ def test_ps_without_guests_and_with_dead_sockets(vmgr_run: Vmgr) -> None:
 def test_reaping(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:
         assert vmgr_run.refuses("node", "reap", "--dry-run").startswith("VT-ACCESS: ")
-        monkeypatch.setattr("vmgr.commands.guests.os.geteuid", lambda: 0)
+        monkeypatch.setattr("vmgr.commands.nodes.need_root", lambda what: None)
         monkeypatch.setattr("vmgr.config.check_trusted", lambda path: None)
     place = vmgr_run.node.place()
     lock, listener = record.create(place, {})
     listener.close()
     assert vmgr_run("node", "reap") == (0, "", "")
     os.close(lock)
-    said = f"attempt 12.host {place.attempt}\n"
+    said = f"attempt 12.host {place.attempt}\n  socket {place.socket}\n"
+    (thing,) = json.loads(vmgr_run("node", "reap", "--dry-run", "--json").stdout)["things"]
+    assert thing == {
+        "kind": "attempt", "what": f"12.host {place.attempt}", "holds": [f"socket {place.socket}"], "left": [],
+    }  # fmt: skip
     assert vmgr_run("node", "reap", "--dry-run") == (0, said, "") and place.folder.exists()
+    assert json.loads(vmgr_run("node", "reap", "--dry-run", "--json").stdout) == [said.rstrip("\n")]
     assert vmgr_run("node", "reap") == (0, said, "") and vmgr_run.node.left() == []
 
 
@@ -196,7 +202,7 @@ def test_adding_an_image(vmgr_run: Vmgr, pool: Pool, tmp_path: Path, monkeypatch
     command = ["image", "add", str(disk), "--name", "mine", "--like", "debian-12"]
     if os.geteuid() != 0:
         assert vmgr_run.refuses(*command).startswith("VT-ACCESS: ")
-        monkeypatch.setattr(vmgr.commands.images, "_need_root", lambda what: None)
+        monkeypatch.setattr(vmgr.commands.images, "need_root", lambda what: None)
     status, out, err = vmgr_run(*command)
     assert (status, out) == (0, "mine@1\n") and "copying" in err
     assert pool.get("mine").virtual_size == 16 << 20
@@ -210,7 +216,7 @@ def test_adding_an_image(vmgr_run: Vmgr, pool: Pool, tmp_path: Path, monkeypatch
 
 
 def test_building_needs_root(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmgr.commands.images.os.geteuid", lambda: 4711)
+    monkeypatch.setattr("vmgr.commands.access.os.geteuid", lambda: 4711)
     assert vmgr_run.refuses("image", "build", "micro").startswith("VT-ACCESS: vmgr image build")
 
 

@@ -28,7 +28,8 @@ def config() -> None:
 
 
 @config.command()
-def check() -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def check(as_json: bool) -> None:
     """Check the configuration; say file, line and key of what is wrong, and what nodes cannot do yet.
 
     Example: vmgr config check
@@ -36,7 +37,11 @@ def check() -> None:
     source = installation().config_file
     tree, _ = read_tree(source)
     provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
-    for note in beyond_nodes(tree["policy"], tree["components"], provided):
+    notes = list(beyond_nodes(tree["policy"], tree["components"], provided))
+    if as_json:
+        click.echo(json.dumps({"file": source, "notes": notes}, indent=1))
+        return
+    for note in notes:
         click.echo(f"{source}: note: {note}")
     click.echo(f"{source}: ok")
 

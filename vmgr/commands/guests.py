@@ -1,9 +1,8 @@
-"""`vmgr ps` and `vmgr node`: the guests of this node, and what is left of those that have gone."""
+"""`vmgr ps`: the guests of this node."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,7 +10,7 @@ import click
 
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import VTorqueError
 from vmgr.node.client import AgentLink
 from vmgr.paths import installation
 
@@ -51,26 +50,3 @@ async def _ask(socket: Path) -> Optional[dict[str, Any]]:
         return answer
     except (OSError, VTorqueError, asyncio.TimeoutError):
         return None
-
-
-@click.group()
-def node() -> None:
-    """Look after this node.
-
-    Example: vmgr node reap --dry-run
-    """
-
-
-@node.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-def reap(dry_run: bool) -> None:
-    """End and remove what no live guest job owns.
-
-    Example: vmgr node reap
-    """
-    from vmgr.node.reap import reap as reap_node
-
-    if os.geteuid() != 0:
-        raise VTorqueError("vmgr node reap removes root's files", code=Code.ACCESS, hint="run it as root")
-    for line in reap_node(load_config(installation()), dry_run=dry_run):
-        click.echo(line)

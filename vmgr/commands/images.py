@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,20 +10,15 @@ from typing import Callable, Optional
 
 import click
 
+from vmgr.commands.access import need_root
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
-from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool, describe
 from vmgr.paths import installation
 
 
 def _pool() -> Pool:
     return Pool(load_config(installation()).images.pool)
-
-
-def _need_root(what: str) -> None:
-    if os.geteuid() != 0:
-        raise VTorqueError(f"{what} changes the pool, which belongs to root", code=Code.ACCESS, hint="run it as root")
 
 
 @click.command("list")
@@ -55,7 +49,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--packages", is_flag=True, help="The packages in the image instead.")
 def show(name: str, as_json: bool, packages: bool) -> None:
@@ -80,7 +74,7 @@ def show(name: str, as_json: bool, packages: bool) -> None:
 
 
 @image.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="RECIPE...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
 @click.option(
     "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
@@ -91,9 +85,9 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
 
     Example: vmgr image build micro
     """
+    need_root("vmgr image build changes the pool, which belongs to root")
     from vmgr.images.build import build as build_image
 
-    _need_root("vmgr image build")
     start = time.monotonic()
     for name in names:
         made = build_image(
@@ -109,16 +103,21 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
 @image.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the image in the pool.")
-@click.option("--like", required=True, help="Image in the pool whose kernel, initrd and family the disk goes with.")
+@click.option(
+    "--like",
+    metavar="IMAGE",
+    required=True,
+    help="Image in the pool whose kernel, initrd and family the disk goes with.",
+)
 @click.option("--description", default="", help="What it is for.")
 def add(file: Path, name: str, like: str, description: str) -> None:
     """Add a qcow2 disk to the pool, to be booted as another image is.
 
     Example: vmgr image add disk.qcow2 --name my-debian --like debian-12
     """
+    need_root("vmgr image add changes the pool, which belongs to root")
     from vmgr.images.add import add_disk
 
-    _need_root("vmgr image add")
     made: Image = add_disk(
         file, name, like=like, description=description, pool=_pool(), progress=_progress(time.monotonic())
     )

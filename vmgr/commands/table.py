@@ -3,23 +3,81 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmgr.errors import Code
+from vmgr.errors import Code, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STATES = {
+    "failed": "red",
+    "ready": "green",
+    "running": "green",
+    "starting": "yellow",
+    "staging": "yellow",
+    "booting": "yellow",
+    "suspended": "yellow",
+    "ending": "yellow",
+}
+"""Colours of what stands in a column `state`."""
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
-    """Print a table with aligned columns, or with `as_json` a list of objects."""
+    """Print a table, or with `as_json` a list of objects.
+
+    On a terminal columns share its width, and long cells go on in the next line; colours are left out where
+    NO_COLOR or TERM=dumb says so. Elsewhere columns are aligned, one line a row, however long. Cells come from users,
+    guests and images: control characters are escaped, and nothing in them is taken for markup.
+    """
     if as_json:
         click.echo(json.dumps([dict(zip(headings, row)) for row in rows], indent=1))
-        return
-    texts = [[str(cell) for cell in row] for row in [[heading.upper() for heading in headings], *rows]]
-    widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
-    for row in texts:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    elif sys.stdout.isatty():
+        _print_table(headings, rows)
+    else:
+        texts = [[heading.upper() for heading in headings], *([printable(str(cell)) for cell in row] for row in rows)]
+        widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
+        for row in texts:
+            echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column, heading in enumerate(headings):
+        numbers = bool(rows) and all(isinstance(row[column], (int, float)) for row in rows)
+        table.add_column(Text(heading.upper()), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        cells = []
+        for heading, cell in zip(headings, row):
+            style = _STATES.get(str(cell), "") if heading == "state" else ""
+            cells.append(Text(encodable(printable(str(cell))), style=style))
+        table.add_row(*cells)
+    terminal().print(table)
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """The terminal at standard output or error, for what rich draws there; nothing printed is taken for markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def echo(text: str) -> None:
+    """Print `text`; what standard output's encoding does not know is escaped."""
+    click.echo(encodable(text))
+
+
+def encodable(text: str) -> str:
+    """`text` with what standard output's encoding does not know as escape sequences."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @click.command()

@@ -21,8 +21,10 @@ from vmgr import logs
 from vmgr.checks import check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Pool
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
+from vmgr.metrics.watch import count
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
 from vmgr.node.boot import ConsoleLogs, boot
@@ -125,6 +127,7 @@ class Agent:
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
         self.crew: Optional[Crew] = None
+        self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
         self.progress.private["user"] = call.user
         self.progress.now = self._now
@@ -153,6 +156,7 @@ class Agent:
         )  # fmt: skip
         server = await control.serve(listener)
         publisher = asyncio.ensure_future(self._publish(user))
+        counting = asyncio.ensure_future(count(self.progress, self.config.paths, self.place))
         await self._live_and_tell(user)
         await self._hear_of_the_end()
         if leftovers is not None:
@@ -160,10 +164,12 @@ class Agent:
         await self._wipe()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
+        if self.image_held is not None:
+            os.close(self.image_held)
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
-        await asyncio.gather(publisher, return_exceptions=True)
+        await asyncio.gather(publisher, counting, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
 
@@ -368,7 +374,10 @@ class Agent:
         data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=patience)
         spec = parse_spec(data, sha256=directory.sha256, source=source)
         subject = Subject(user.name, primary_group(user), self.call.queue)
-        image = check_spec(spec, self.config, subject, source, nodes=len(allocation.nodes))
+        nodes = len(allocation.nodes)
+        image, self.image_held = Pool(self.config.pool).hold(
+            lambda: check_spec(spec, self.config, subject, source, nodes=nodes)
+        )
         abilities.check(spec)
         per_node, names = spec.groups[0].per_node, allocation.nodes
         network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)

@@ -1,0 +1,148 @@
+"""What holds for every command of `vmgr`: an example that is right, options that are explained, --json, who may."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+from nodesite import REPOSITORY, make_node, short_folder
+
+from vmgr.cli import cli
+from vmgr.errors import Code
+
+Path = tuple[str, ...]
+
+NOTHING_TO_SHOW = {
+    "completion": "prints a program for the shell",
+    "config compile": "writes the compiled configuration",
+    "image add": "says which revision it has made",
+    "image build": "says which revisions it has made",
+}
+"""Commands without --json, and what they do instead of showing something."""
+
+_EXAMPLE = re.compile(r"^\s*Example: vmgr (.*)$", re.MULTILINE)
+
+
+def commands(group: click.Group = cli, above: Path = ()) -> Iterator[tuple[Path, click.Command]]:
+    """Every group and command below `group`, with the words that lead to it."""
+    for name, command in group.commands.items():
+        yield (*above, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*above, name))
+
+
+COMMANDS = dict(commands())
+LEAVES = {path: command for path, command in COMMANDS.items() if not isinstance(command, click.Group)}
+ROOTS_OWN = {path: command for path, command in LEAVES.items() if "need_root" in command.callback.__code__.co_names}  # type: ignore[union-attr]
+
+every_command = pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+every_leaf = pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+
+
+def example(path: Path) -> list[str]:
+    """The words after `vmgr` in a command's example, up to where the shell does something with the output."""
+    found = _EXAMPLE.findall(COMMANDS[path].help or "")
+    assert found, "its help has no line `Example: vmgr ...`"
+    words = shlex.split(found[0])
+    return words[: next((at for at, word in enumerate(words) if word in ("|", ">", "<")), len(words))]
+
+
+def read(words: list[str]) -> Path:
+    """Let click read a command line; gives the words that lead to its command. Raises what click raises."""
+    context = click.Context(cli, info_name="vmgr")
+    command: click.Command = cli
+    path: Path = ()
+    while isinstance(command, click.Group):
+        name, found, words = command.resolve_command(context, words)
+        assert name is not None and found is not None
+        path, command = (*path, name), found
+        if isinstance(found, click.Group):
+            context = click.Context(found, parent=context, info_name=name)
+    try:
+        command.make_context(path[-1], list(words), parent=context)
+    except click.BadParameter as err:
+        absent_file = type(err) is click.BadParameter and err.param and isinstance(err.param.type, click.Path)
+        if not absent_file:  # the files of an example are the reader's
+            raise
+    return path
+
+
+@every_command
+def test_its_example_is_right(path: Path) -> None:
+    assert read(example(path))[: len(path)] == path
+
+
+@pytest.mark.parametrize("words", ["image nope", "image show --nope x", "image show", "config show --user"])
+def test_a_wrong_example_is_noticed(words: str) -> None:
+    with pytest.raises(click.UsageError):
+        read(words.split())
+
+
+@every_command
+def test_it_and_its_options_are_explained(path: Path) -> None:
+    command = COMMANDS[path]
+    assert command.get_short_help_str().strip(), "its help has no first line"
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert (option.help or "").strip().endswith((".", ")")), f"{option.opts[0]} has no sentence of help"
+
+
+@every_leaf
+def test_what_it_shows_is_there_for_programs_too(path: Path) -> None:
+    options = {name for option in LEAVES[path].params for name in option.opts}
+    exempt = " ".join(path) in NOTHING_TO_SHOW
+    assert exempt != ("--json" in options), "give it --json, or say in NOTHING_TO_SHOW what it does instead"
+
+
+def test_only_commands_that_exist_are_exempt() -> None:
+    assert set(NOTHING_TO_SHOW) <= {" ".join(path) for path in LEAVES}
+
+
+def test_some_commands_are_roots_own() -> None:
+    assert {("node", "reap"), ("image", "build"), ("image", "add")} <= set(ROOTS_OWN)
+
+
+_AS_NOBODY = f"""\
+import os, sys
+sys.path[:0] = [{str(REPOSITORY)!r}, *sys.argv[2].split(":")]
+import vmgr.schema, vmgr.yamlfile  # while they can be read
+from vmgr.cli import main
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+sys.executable = sys.argv[1]
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def refused(words: list[str]) -> str:
+    """The one line with which a command is refused to somebody who is not root, and nothing is changed."""
+    with short_folder() as base:
+        base.chmod(0o755)
+        install = make_node(base).install
+        before = sorted(base.rglob("*"))
+        python, path = install.root / "venv" / "bin" / "python3", ":".join(filter(None, sys.path))
+        argv = [sys.executable, "-I", "-c", _AS_NOBODY, str(python), path, *words]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=60)
+        assert (done.returncode, done.stdout) == (Code.ACCESS.status, ""), done.stderr
+        assert sorted(base.rglob("*")) == before
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+
+@pytest.mark.parametrize("path", ROOTS_OWN, ids=" ".join)
+def test_who_is_not_root_is_told_so_in_one_line(path: Path) -> None:
+    assert refused(example(path)).startswith(f"VT-ACCESS: vmgr {' '.join(path)} ")
+
+
+def test_the_compiled_configuration_is_roots() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be another user than the one whose configuration it is")
+    assert re.match("VT-ACCESS: cannot write .*; run it as root", refused(["config", "compile"]))

@@ -1,0 +1,161 @@
+"""Tables and progress on a real terminal and in a pipe, with hostile cells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nodesite import FUZZ, REPOSITORY
+
+from vmgr.commands.table import encodable, print_rows
+from vmgr.errors import printable
+
+HOSTILE = ["\x1b[2J\x1b]0;owned\x07", "[bold red]x[/bold red]", ":smile:", "a\nb\rc", "\u202egnp.exe", "http://x.y/z"]
+ROWS = [["1.host", "n1-1", "running", 4], ["2.host", "n1-2", "failed", 16]]
+
+_TABLE = """\
+import json, sys
+sys.path[:0] = sys.argv[1].split(":")
+from vmgr.commands.table import print_rows
+headings, rows = json.loads(sys.argv[2])
+print_rows(headings, rows, as_json=False)
+"""
+_PROGRESS = """\
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from vmgr.commands import progress
+progress.LINE_SECONDS = 0.0
+with progress.progress() as told:
+    told.step("copying [bold]\\x1b[2Jdisk")
+    for done in (0, 3 << 20, 8 << 20):
+        told.done(done, 8 << 20)
+    told.step("hashing")
+    told.done(5 << 20, None)
+    told.step("checking")
+    if "fail" in sys.argv:
+        raise SystemExit("it broke")
+"""
+PATH = ":".join([str(REPOSITORY), *filter(None, sys.path)])
+
+
+def on_terminal(code: str, *arguments: str, columns: int = 60, **environment: str) -> str:
+    """What a program writes to a terminal of so many columns."""
+    child = pexpect.spawn(
+        sys.executable, ["-I", "-c", code, PATH, *arguments], dimensions=(24, columns), encoding="utf-8", timeout=30,
+        env={"TERM": "xterm-256color", "LANG": "C.UTF-8", "PATH": os.environ["PATH"], **environment},
+    )  # fmt: skip
+    text: str = child.read()
+    child.close()
+    return text.replace("\r\n", "\n")
+
+
+def in_pipe(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-I", "-c", code, PATH, *arguments], capture_output=True, text=True)
+
+
+def plain(text: str) -> str:
+    """What is seen of a terminal's text, without the sequences that set colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def table(headings: list[str], rows: list[list[object]]) -> str:
+    return json.dumps([headings, rows])
+
+
+def test_a_table_in_a_pipe_is_aligned_text() -> None:
+    done = in_pipe(_TABLE, table(["job", "guest", "state", "vcpus"], ROWS))
+    assert done.stdout == ("JOB     GUEST  STATE    VCPUS\n1.host  n1-1   running  4\n2.host  n1-2   failed   16\n")
+
+
+def test_a_table_in_a_pipe_costs_no_library_of_terminals() -> None:
+    code = _TABLE + "print([name for name in sys.modules if name.split('.')[0] in ('rich', 'pygments')])"
+    assert in_pipe(code, table(["job"], [["1.host"]])).stdout.splitlines()[-1] == "[]"
+
+
+def test_a_table_on_a_terminal_has_colours_and_numbers_to_the_right() -> None:
+    text = on_terminal(_TABLE, table(["job", "guest", "state", "vcpus"], ROWS))
+    assert "\x1b[32mrunning" in text and "\x1b[31mfailed" in text and "\x1b[1mJOB" in text
+    lines = [line.rstrip() for line in plain(text).splitlines()]
+    assert lines[0].split() == ["JOB", "GUEST", "STATE", "VCPUS"]
+    assert lines[1].endswith("   4") and lines[2].endswith("  16")
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_without_colours(environment: dict[str, str]) -> None:
+    text = on_terminal(_TABLE, table(["job", "guest", "state", "vcpus"], ROWS), **environment)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", text) and "failed" in text
+
+
+@pytest.mark.parametrize("columns", [20, 60, 200])
+def test_a_table_fits_its_terminal_and_loses_nothing(columns: int) -> None:
+    words = ["a", "reason", "that", "is", "longer", "than", "a", "narrow", "terminal", "is", "wide,", "by", "far"]
+    text = plain(on_terminal(_TABLE, table(["job", "reason"], [["1.host", " ".join(words)]]), columns=columns))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= columns
+    seen = "".join(text.split())
+    assert all(word in seen for word in words) or columns < 40
+    assert sorted(seen) == sorted("JOBREASON1.host" + "".join(words))
+
+
+@pytest.mark.parametrize("cell", HOSTILE)
+def test_a_hostile_cell_is_text(cell: str) -> None:
+    piped = in_pipe(_TABLE, table(["name"], [[cell]])).stdout
+    shown = on_terminal(_TABLE, table(["name"], [[cell]]), columns=120)
+    assert piped.splitlines()[1] == printable(cell)
+    assert [line.rstrip() for line in plain(shown).splitlines()] == ["NAME", printable(cell)]
+
+
+@FUZZ
+@given(rows=st.lists(st.tuples(st.text(max_size=20), st.one_of(st.integers(), st.none(), st.text(max_size=9)))))
+def test_any_cell_stays_on_its_line(rows: list[tuple[object, ...]]) -> None:
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    with redirect_stdout(StringIO()) as out:
+        print_rows(("a", "b"), rows, as_json=False)
+    lines = out.getvalue().split("\n")
+    assert len(lines) == len(rows) + 2 and all(line.isprintable() for line in lines)
+    with redirect_stdout(StringIO()) as out:
+        print_rows(("a", "b"), rows, as_json=True)
+    assert json.loads(out.getvalue()) == [{"a": a, "b": b} for a, b in rows]
+
+
+def test_what_the_output_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert encodable("grün · 1") == "gr\\xfcn \\xb7 1"
+        print_rows(("name",), [["grün"]], as_json=False)
+    assert (tmp_path / "out").read_text() == "NAME\ngr\\xfcn\n"
+
+
+def test_progress_in_a_pipe_is_lines() -> None:
+    done = in_pipe(_PROGRESS)
+    lines = [re.sub(r"^\[ +[0-9.]+ s\] ", "", line) for line in done.stderr.splitlines()]
+    name = "copying [bold]\\x1b[2Jdisk"
+    assert (done.stdout, done.returncode) == ("", 0)
+    assert lines == [
+        name, f"{name}: 0 of 8 MiB (0 %)", f"{name}: 3 of 8 MiB (37 %)", f"{name}: 8 of 8 MiB (100 %)",
+        "hashing", "hashing: 5 MiB", "checking",
+    ]  # fmt: skip
+
+
+def test_progress_on_a_terminal_is_bars() -> None:
+    text = plain(on_terminal(_PROGRESS, columns=100))
+    assert "copying [bold]\\x1b[2Jdisk" in text and "\x1b[2J" not in text
+    last = [line for line in text.splitlines() if "━" in line][-3:]
+    assert "8 of 8 MiB (100 %)" in last[0]
+    assert "hashing" in last[1] and "5 MiB" in last[1] and "checking" in last[2]
+
+
+def test_progress_that_breaks_off_gives_the_terminal_back() -> None:
+    text = on_terminal(_PROGRESS, "fail", columns=100)
+    assert text.rstrip().endswith("it broke") and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert in_pipe(_PROGRESS, "fail").returncode == 1

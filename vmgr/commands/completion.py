@@ -1,0 +1,122 @@
+"""`vmgr completion`, and what shells may complete: images, recipes, the caller's jobs on this node.
+
+An argument or option is completed by what it is called: one whose metavar starts with IMAGE (`IMAGE[@REVISION]`),
+RECIPE or JOB (`JOB[:RANK]`), or that is named so, takes those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+import click
+
+from vmgr.config import load_config
+from vmgr.errors import VTorqueError
+from vmgr.node.client import AgentLink
+from vmgr.paths import installation
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+PROGRAM = "vmgr"
+VARIABLE = "_VMGR_COMPLETE"
+"""Set by the shell's function when it asks for completions."""
+SHELLS = ("bash", "zsh", "fish")
+ANSWER_SECONDS = 1.0
+
+_SAFE = re.compile(r"[A-Za-z0-9._@:+\[\]-]+")
+"""What a shell's function can be given: it splits answers at blanks and commas, and expands patterns."""
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete the commands of vmgr.
+
+    `install.sh` puts it where the shells look for it, below the installation's share/. Elsewhere: source it from
+    ~/.bashrc or ~/.zshrc (after compinit), or write it to ~/.config/fish/completions/vmgr.fish.
+
+    Example: vmgr completion bash
+    """
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(click.Group(), {}, PROGRAM, VARIABLE).source().strip("\n"))
+
+
+def complete_names(group: click.Group) -> None:
+    """Let every argument and option below `group` be completed by what it is called; only a shell needs it."""
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            complete_names(command)
+        for parameter in command.params:
+            source = _SOURCES.get(_kind(parameter))
+            if source is not None:
+                parameter.shell_complete = _completer(source)  # type: ignore[method-assign, assignment]
+
+
+def _kind(parameter: click.Parameter) -> str:
+    """IMAGE, JOB and so on, by the parameter's metavar, else its name."""
+    names = [parameter.metavar or "", *(name.lstrip("-").upper() for name in parameter.opts)]
+    return next((found[0] for name in names if (found := re.match("[A-Z]+", name)) and found[0] in _SOURCES), "")
+
+
+def _completer(source: Callable[[], Iterator[str]]) -> Callable[[click.Context, str], list[CompletionItem]]:
+    from click.shell_completion import CompletionItem
+
+    def complete(context: click.Context, incomplete: str) -> list[CompletionItem]:
+        try:
+            names = sorted(set(source()))
+        except (OSError, VTorqueError):  # the next command says what is wrong; here it would garble the line
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete) and _SAFE.fullmatch(name)]
+
+    return complete
+
+
+def _images() -> Iterator[str]:
+    from vmgr.images.pool import Pool
+
+    yield from Pool(load_config(installation()).images.pool).names()
+
+
+def _recipes() -> Iterator[str]:
+    from vmgr.images.recipe import known_recipes
+
+    yield from known_recipes(installation().recipes)
+
+
+def _jobs() -> Iterator[str]:
+    """The jobs with guests on this node, and those with a log here, that the caller may look at."""
+    config = load_config(installation())
+    for answer in asyncio.run(_ask_all(sorted((config.paths.run / "jobs").glob("*/*.sock")))):
+        yield str(answer.get("job_id", ""))
+    if config.logging.file:
+        for log in (Path(config.logging.file).parent / "jobs").glob("*.log"):
+            if os.access(log, os.R_OK):
+                yield log.name[: -len(".log")]
+
+
+async def _ask_all(sockets: list[Path]) -> list[dict[str, Any]]:
+    return [answer for answer in await asyncio.gather(*map(_ask, sockets)) if answer]
+
+
+async def _ask(socket: Path) -> dict[str, Any]:
+    """What the agent at `socket` says of its job; nothing when it does not answer, or not to this caller."""
+    try:
+        link = await AgentLink.connect(socket)
+        link.send("status")
+        answer = await asyncio.wait_for(link.snapshot(), ANSWER_SECONDS)
+        link.close()
+        return answer or {}
+    except (OSError, VTorqueError, asyncio.TimeoutError):
+        return {}
+
+
+_SOURCES = {"IMAGE": _images, "RECIPE": _recipes, "JOB": _jobs}
