@@ -29,6 +29,7 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
+cli.add_command(guests.top)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
