@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, table, topology
+from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, ssh, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -30,6 +30,9 @@ cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
 cli.add_command(guests.top)
+cli.add_command(ssh.ssh)
+cli.add_command(ssh.exec_)
+cli.add_command(ssh.cp)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
