@@ -10,7 +10,20 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, ssh, table, topology
+from vmgr.commands import (
+    completion,
+    config,
+    console,
+    guests,
+    images,
+    metrics,
+    nodes,
+    power,
+    reached,
+    ssh,
+    table,
+    topology,
+)
 from vmgr.errors import VTorqueError
 
 
@@ -33,6 +46,8 @@ cli.add_command(guests.top)
 cli.add_command(ssh.ssh)
 cli.add_command(ssh.exec_)
 cli.add_command(ssh.cp)
+cli.add_command(console.console)
+cli.add_command(power.power)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
