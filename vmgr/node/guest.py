@@ -57,6 +57,7 @@ class RunningGuest:
         self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
+        self._booted = asyncio.Event()
         self._hosts: tuple[tuple[str, str], ...] = ()
         self._switching: Optional[asyncio.Future[Any]] = None
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -109,6 +110,8 @@ class RunningGuest:
 
     async def _listen(self) -> None:
         async for event in self._port.events():
+            if event.name == "booted":
+                self._booted.set()
             self._events.put_nowait(event)
 
     async def ready(self, timeout_s: float) -> None:
@@ -142,8 +145,15 @@ class RunningGuest:
     def begin_anew(self) -> None:
         """Forget what the guest has said: it is off, or boots once more."""
         self._is_ready = False
+        self._booted.clear()
         while not self._events.empty():
             self._events.get_nowait()
+
+    async def booted(self, timeout_s: float) -> None:
+        """Wait until the guest's own program runs, the guest ends, or the time is over."""
+        booting = asyncio.ensure_future(self._booted.wait())
+        await asyncio.wait([booting, self._ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        booting.cancel()
 
     def order_shutdown(self) -> None:
         """Order the guest to run the site's VM epilogue and to power off."""
