@@ -42,6 +42,7 @@ from vmgr.node.waiting import all_of, every, first
 from vmgr.node.workspace import job_names, wipe_workspace
 from vmgr.paths import installation
 from vmgr.policy import Subject
+from vmgr.report.keep import keep
 from vmgr.trust import check_trusted
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     record.append(place, {"do": "process", "role": "agent", **me._asdict()})
     facts = record.begun(place)
     call = Call(**{**{key: facts[key] for key in Call._fields}, "directory": SpecPath(*facts["directory"])})
-    log = logs.set_up(config.logging, job=call.job_id)
+    log = logs.set_up(config.logging, job=call.job_id, reader=_uid(call.user))
     if record.is_buried(config.paths, call.job_id, place):
         LOGGER.info("the job was deleted before its guest was started")
         undo(place)
@@ -98,6 +99,14 @@ def main(argv: Sequence[str]) -> int:
         LOGGER.exception("fault; what is left is undone by the epilogue or the next agent")
         return 1
     return 0
+
+
+def _uid(user: str) -> Optional[int]:
+    """Who may read what is logged of the job; None for nobody but root."""
+    try:
+        return look_up(user).uid
+    except VTorqueError:
+        return None
 
 
 def _reap(config: Config) -> None:
@@ -122,6 +131,7 @@ class Agent:
         self.progress = Progress(place.start, {"job_id": call.job_id, "attempt": place.attempt})
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
+        self.learned: dict[str, Any] = {"user": call.user, "node_index": call.node_index}
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -143,7 +153,7 @@ class Agent:
             joined=leftovers.join if leftovers else None,
         )  # fmt: skip
         server = await control.serve(listener)
-        publisher = asyncio.ensure_future(self._publish(user))
+        telling = [asyncio.ensure_future(self._publish(user)), asyncio.ensure_future(self._report(user))]
         await self._live_and_tell(user)
         await self._hear_of_the_end()
         if leftovers is not None:
@@ -154,7 +164,7 @@ class Agent:
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
-        await asyncio.gather(publisher, return_exceptions=True)
+        await asyncio.gather(*telling, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
 
@@ -175,6 +185,11 @@ class Agent:
         if self.call.node_index == 0:
             path = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.progress.facts['node'])}"
             await publish(self.progress, user, path, timeout_s=self.config.timeouts.user_file)
+
+    async def _report(self, user: User) -> None:
+        """Keep the node's part of the job's report current, where logs are kept."""
+        if self.log is not None:
+            await keep(self.progress, self.log, user.uid, self.learned)
 
     async def _hear_of_the_end(self) -> None:
         """On the mother superior: wait until nothing is left on the other nodes.
@@ -246,6 +261,8 @@ class Agent:
             call.task_file, call.node_file, call.node_index, self.place.attempt, timeout_s=timeouts.boot
         )
         self._name_guests(allocation.name, 1)
+        self.learned.update(key=allocation.key, node_index=allocation.node_index)
+        self.learned["nodes"] = [] if allocation.node_index else list(allocation.nodes)
         self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
         watchers = [asyncio.ensure_future(self._note_over(fellows.over()))]
         if len(allocation.nodes) > 1 and call.task_file is not None:
@@ -253,6 +270,7 @@ class Agent:
         try:
             self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
+            self.learned["first_rank"] = allocation.node_index * job.group.per_node
             self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
@@ -374,7 +392,7 @@ class Agent:
         number = guest.rpartition("-")[2]
         path = self.log.with_suffix(".console" if number == "1" else f".{number}.console")
         try:
-            stream = path.open("wb", buffering=0)
+            stream = os.fdopen(logs.open_for(path, _uid(self.call.user), truncate=True), "wb", buffering=0)
         except OSError as err:
             LOGGER.warning("the console is not logged: %s", err)
             yield None

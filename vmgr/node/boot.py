@@ -78,11 +78,14 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
             progress.stage("staged")
             for member, seed in zip(own, seeds):
                 launched.append(await launcher.launch(member, seed, console_logs(member.name)))
+                progress.reached(member.name, "launched")
             progress.stage("launched")
             await asyncio.gather(*(
                 guest.pin_and_run(qmp, placement, on_tap=on_tap, timeout_s=config.timeouts.launch)
                 for (guest, qmp, on_tap), placement in zip(launched, seats.guests)
             ))  # fmt: skip
+            for each in launched:
+                progress.reached(each.guest.name, "started")
         except BaseException:
             await asyncio.gather(*(each.guest.kill() for each in launched), return_exceptions=True)
             await _disconnect(connecting)

@@ -38,8 +38,8 @@ class AgentLink:
         """Connect to the agent that listens at `socket`. Raises OSError."""
         return cls(*await asyncio.open_unix_connection(str(socket), limit=MAX_ANSWER_BYTES))
 
-    def send(self, op: str) -> None:
-        self._writer.write(json.dumps({"op": op}).encode() + b"\n")
+    def send(self, op: str, **members: object) -> None:
+        self._writer.write(json.dumps({"op": op, **members}).encode() + b"\n")
 
     async def snapshot(self) -> Optional[dict[str, Any]]:
         """The agent's next answer, None when the agent is gone. Raises VTorqueError when it refuses to answer."""

@@ -3,7 +3,7 @@
 The caller is known by the kernel's word (SO_PEERCRED): root or the job's owner. Operations: `status` (one answer),
 `follow` (an answer now and after each change), `attach` (the job wrapper: as `follow`, and the job is over when the
 connection breaks), `join` (as `status`; the caller and what it has started are the job's), `started` (the script runs
-now), `end` (the job is over).
+now), `end` (the job is over; with `status` its script's exit status).
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class Control:
                     if self._progress.state == "ready":
                         self._progress.stage("job started", "running")
                 elif op == "end":
+                    self._progress.ended_with(request.get("status"))
                     self._over()
                 else:
                     await _send(writer, {"error": "the operations are status, follow, attach, join, started and end"})

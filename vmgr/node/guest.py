@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
-from typing import Callable, Optional
+from collections.abc import Iterable, Sequence
+from typing import Optional, Protocol
 
 from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.console import Console
-from vmgr.node.guestport import Event, GuestPort
+from vmgr.node.guestport import Event, GuestPort, Stretch
 from vmgr.node.launch import Guest, pin_and_run
 from vmgr.node.shares import Shares
 from vmgr.topology.model import Placement
 
 CONSOLE_LINES = 5
 SERVER_SECONDS = 0.5
+
+
+class Said(Protocol):
+    """Hears what a guest says it has reached, by its name, and what took it how long until then."""
+
+    def __call__(self, guest: str, name: str, stretches: Sequence[Stretch] = ..., /) -> None: ...
 
 
 class RunningGuest:
@@ -32,7 +38,7 @@ class RunningGuest:
         guest: Guest,
         port: GuestPort,
         console: Console,
-        said: Callable[[str, str], None],
+        said: Said,
         shares: Shares,
     ) -> None:
         self.name = name
@@ -79,7 +85,10 @@ class RunningGuest:
 
     async def _listen(self) -> None:
         async for event in self._port.events():
-            self._events.put_nowait(event)
+            if event.name == "times":  # comes after `ready`, when nobody waits for an event
+                self._said(self.name, event.name, event.stretches)
+            else:
+                self._events.put_nowait(event)
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the guest says that it is ready.
@@ -98,8 +107,8 @@ class RunningGuest:
                 raise self._hook_error("prologue", event)
             if event.name == "up" and event.address is not None and not self._address.done():
                 self._address.set_result(event.address)
-            if event.name in ("booted", "prologue"):
-                self._said(self.name, event.name)
+            if event.name in ("booted", "prologue", "ready"):
+                self._said(self.name, event.name, event.stretches)
             self._is_ready = event.name == "ready"
 
     async def died(self) -> None:

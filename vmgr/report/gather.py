@@ -1,0 +1,123 @@
+"""The parts of all nodes of a job: this node's from its file, the others' as `vmgr report --here` there says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError, printable
+from vmgr.logs import jobs_folder
+from vmgr.paths import installation
+from vmgr.report.parts import MAX_BYTES, SUFFIX, Part, read_parts
+from vmgr.topology.allowed import names_a_folder
+
+NODE_SECONDS = 20.0
+AT_ONCE = 32
+"""So many nodes are asked at the same time."""
+
+
+class Answer(Protocol):
+    """How a program on a node ended, and what it printed."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def out(self) -> bytes: ...
+
+    @property
+    def err(self) -> bytes: ...
+
+
+class Run(Protocol):
+    """Runs a program on a node, as the caller, within a time. Raises VTorqueError when that is not possible."""
+
+    def __call__(self, node: str, argv: Sequence[str], *, timeout_s: float) -> Answer: ...
+
+
+class Gathered(NamedTuple):
+    """What was said, and why of some nodes nothing is known."""
+
+    parts: list[Part]
+    missing: Mapping[str, str]
+
+
+def job_file(config: Config, job_id: str, suffix: str) -> Path:
+    """The file that is kept of a job under this suffix; it may not be there.
+
+    Raises VTorqueError: VT-VALUE for what can be no job's id, VT-CONFIG where nothing is kept of jobs.
+    """
+    folder = jobs_folder(config.logging)
+    if folder is None:
+        raise VTorqueError(
+            "nothing is kept of jobs here: logging.file is not set", code=Code.CONFIG, hint="ask the administrator"
+        )
+    if not names_a_folder(job_id):
+        raise VTorqueError(f"{printable(job_id[:80])} is no job's id", code=Code.VALUE, hint="qstat shows them")
+    return folder / f"{job_id}{suffix}"
+
+
+def open_kept(path: Path, job_id: str, what: str) -> int:
+    """A descriptor of what is kept of a job on this node.
+
+    Raises VTorqueError: VT-VALUE when there is none, VT-ACCESS when it is another user's.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise VTorqueError(
+            f"there is no {what} of job {job_id} on this node",
+            code=Code.VALUE,
+            hint="name it as qstat does, with the server's name, and a node that it had",
+        ) from None
+    except PermissionError:
+        raise VTorqueError(
+            f"the {what} of job {job_id} is not for you", code=Code.ACCESS, hint="it is its owner's"
+        ) from None
+    except OSError as err:
+        raise VTorqueError(f"cannot read {path}: {err.strerror}", code=Code.ACCESS) from None
+
+
+def read_here(config: Config, job_id: str) -> bytes:
+    """The file with this node's part. Raises VTorqueError as `job_file` and `open_kept` do."""
+    path = job_file(config, job_id, SUFFIX)
+    with open(open_kept(path, job_id, "report"), "rb") as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def understood(data: bytes, where: str) -> list[Part]:
+    """The attempts in what a node has said. Raises VTorqueError (VT-AGENT) for what is none of it."""
+    try:
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+        return read_parts(data)
+    except ValueError as err:
+        raise VTorqueError(
+            f"the report of {where} cannot be read: {err}", code=Code.AGENT, hint="is it of another version of vTorque?"
+        ) from None
+
+
+def gather(job_id: str, nodes: Sequence[str], run: Run, *, timeout_s: float = NODE_SECONDS) -> Gathered:
+    """What `nodes` say of their part in a job; nodes that do not answer in time, or with nothing, are named."""
+    argv = [str(installation().root / "bin" / "vmgr"), "report", "--here", "--json", job_id]
+
+    def ask(node: str) -> list[Part]:
+        answer = run(node, argv, timeout_s=timeout_s)
+        if answer.status != 0:
+            lines = answer.err[-4096:].decode("utf-8", "replace").strip().splitlines() or [f"status {answer.status}"]
+            raise VTorqueError(lines[-1], code=Code.AGENT)
+        return understood(answer.out, f"node {node}")
+
+    parts: list[Part] = []
+    missing: dict[str, str] = {}
+    with ThreadPoolExecutor(min(AT_ONCE, len(nodes) or 1)) as pool:
+        for node, asked in [(node, pool.submit(ask, node)) for node in nodes]:
+            try:
+                parts += asked.result()
+            except VTorqueError as err:
+                missing[node] = err.detail
+    return Gathered(parts, missing)
