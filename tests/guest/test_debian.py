@@ -98,6 +98,11 @@ def test_cloud_config_of_the_users_own_has_taken_effect_before_the_job(setup_for
         machine.wait_for("ready")
         assert [event["event"] for _, event in machine.events] == ["booted", "prologue", "ready"]
         assert decode(machine.events[1][1]["output"]) == "early\n0\n"
+        times = machine.wait_for("times")
+        spans = {name: (start, end) for name, start, end in times["spans"]}
+        assert {"kernel", "cloud-init init-local"} <= set(spans)
+        assert all(0 <= start <= end <= times["uptime"] for start, end in spans.values())
+        assert spans["kernel"][1] < spans["cloud-init init-local"][0]
         done = machine.ssh(
             "stat -c '%a %U %G' /etc/vt/one; cat /etc/vt/one /etc/vt/two /run/addresses; readlink /etc/localtime;"
             " systemctl is-active cloud-init-local; systemctl --failed --no-legend --plain; id -u debian"

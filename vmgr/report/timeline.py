@@ -15,7 +15,8 @@ class Phase(enum.Enum):
     PREPARE = ("prepare", "p", "from the prologue hook to the checked specification")
     STAGE = ("stage", "s", "disks, network and seeds are made ready")
     LAUNCH = ("launch", "l", "QEMU and the file servers start, and are pinned")
-    KERNEL = ("kernel", "k", "firmware, and the kernel until its first process")
+    FIRMWARE = ("firmware", "f", "from the guest's first instruction to its kernel")
+    KERNEL = ("kernel", "k", "the kernel, until its first process")
     SYSTEM = ("system", "y", "the guest's system, until vTorque's program runs in it")
     SETUP = ("set up", "u", "shares, network, VM prologue, SSH")
     WAIT = ("wait", "w", "the guest is ready; the others, or the job, are not")
@@ -142,17 +143,20 @@ def _guest(
     guest: GuestPart, part: Part, job: _Job, end: float, shift: float, goes_on: bool, ending: Optional[float]
 ) -> Row:
     reached = {moment.name: moment.t for moment in reversed(guest.moments) if moment.start is None}
-    said = {moment.name: moment for moment in guest.moments if moment.start is not None}
+    said = {moment.name: moment for moment in reversed(guest.moments) if moment.start is not None}
     started = reached.get("started", reached.get("launched", 0.0))
     booted, ready = reached.get("booted"), reached.get("ready")
-    first_process = None
-    if "kernel" in said and booted is not None:
-        first_process = min(max(said["kernel"].t, started), booted)
+    kernel, first_process = started, None
+    if booted is not None and "uptime" in said:
+        kernel = _within(said["uptime"].start or 0.0, started, booted)
+    if booted is not None and "kernel" in said:
+        first_process = _within(said["kernel"].t, kernel, booted)
     job_started = None if job.started is None or ready is None else max(ready, job.started - part.began)
     job_ended = None if job_started is None or job.ended is None else max(job_started, job.ended - part.began)
     marks = [
-        (Phase.KERNEL, started), (Phase.SYSTEM, first_process), (Phase.SETUP, booted), (Phase.WAIT, ready),
-        (Phase.JOB, job_started), (Phase.END, job_ended if ending is None else max(ending, job_ended or 0.0)),
+        (Phase.FIRMWARE, started if kernel > started else None), (Phase.KERNEL, kernel), (Phase.SYSTEM, first_process),
+        (Phase.SETUP, booted), (Phase.WAIT, ready), (Phase.JOB, job_started),
+        (Phase.END, job_ended if ending is None else max(ending, job_ended or 0.0)),
     ]  # fmt: skip
     details = [
         Detail(moment.name, _within(moment.start or 0.0, started, end) + shift, _within(moment.t, started, end) + shift)
