@@ -110,6 +110,7 @@ else
     launcher libexec/vtorque-agent vmgr.node.agent main
     launcher libexec/vtorque-user-prologue vmgr.node.barrier main
     launcher libexec/vtorque-job vmgr.node.wrapper main
+    launcher libexec/vtorque-batch vsub.batch main
     launcher libexec/vtorque-local vsub.programs local_daemon
     for name in qsub qstat qdel qrerun qhold qrls; do
         launcher "libexec/local/$name" vsub.programs "local_$name"

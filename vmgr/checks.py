@@ -9,7 +9,7 @@ from vmgr.config import Config, Mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
 from vmgr.jobspec import PINNINGS, Disk, GuestGroup, Iocm, Spec
-from vmgr.policy import Policy, Subject
+from vmgr.policy import Policy, Subject, is_among
 from vmgr.request import COMPONENTS, Request, Value, show
 from vmgr.units import format_size_mib
 
@@ -71,7 +71,7 @@ class Checker:
     def chosen(self, key: str, value: str) -> None:
         """Refuse a word that is not among what is allowed."""
         allowed = self.policy.allowed(key)
-        if allowed is not None and value not in allowed:
+        if allowed is not None and not is_among(value, allowed):
             origin = self.policy.origin(key, "allowed")
             hint = f"allowed: {', '.join(allowed) or 'nothing'} ({origin})"
             raise self.refused(key, value, "is not allowed", hint)

@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, nodes, report, table, topology
+from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, report, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -30,7 +30,10 @@ cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
 cli.add_command(report.report)
+cli.add_command(reached.agent_states)
+cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
+cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
 cli.add_command(table.errors)

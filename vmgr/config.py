@@ -26,11 +26,12 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 class Submit(NamedTuple):
-    """`qsub` and `qstat` are paths, or paths by patterns of host names, the first that fits."""
+    """`qsub`, `qstat` and `pbsnodes` are paths, or paths by patterns of host names, the first that fits."""
 
     without_vm: str
     qsub: Union[str, dict[str, str]]
     qstat: Union[str, dict[str, str]]
+    pbsnodes: Union[str, dict[str, str]]
     disabled_hosts: list[str]
     default_queue: Optional[str]
     node_access: Optional[str]
@@ -176,6 +177,7 @@ class Timeouts(NamedTuple):
     shutdown: int
     disk: int
     wipe: int
+    reach: int
 
 
 class Rotate(NamedTuple):

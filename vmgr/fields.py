@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple, Union
 
+from vmgr.images.pool import REFERENCE
 from vmgr.units import parse_size_mib
 
 Path_ = tuple[Union[str, int], ...]
@@ -68,6 +69,13 @@ def text(value: Any) -> str:
 def name(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
         raise ValueError("a name of up to 64 letters, digits, `-`, `_` and `.` is needed")
+    return value
+
+
+def image(value: Any) -> str:
+    """An image of the pool, in its newest revision or in one."""
+    if not isinstance(value, str) or not re.fullmatch(REFERENCE, value):
+        raise ValueError("the name of an image is needed, `debian-12`, or with its revision, `debian-12@3`")
     return value
 
 
@@ -174,6 +182,12 @@ def names(value: Any) -> list[str]:
     if not isinstance(value, list):
         raise ValueError("a list of names is needed")
     return [name(item) for item in value]
+
+
+def images(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError("a list of images is needed")
+    return [image(item) for item in value]
 
 
 def nullable(read: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -30,7 +30,7 @@ HASHED_WITHOUT_OPENSSL = 1 << 19
 # texts: what is not used need not be compiled
 _RUID = r"[0-9a-z]{8,32}"
 _SHA256 = r"[0-9a-f]{64}"
-_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+_IMAGE = r"[a-z0-9][a-z0-9._-]{0,63}(?:@[1-9][0-9]{0,8})?"
 _WORD = r"[A-Za-z0-9._-]{1,64}"
 _CPUS = r"[0-9]{1,5}(?:-[0-9]{1,5})?(?:,[0-9]{1,5}(?:-[0-9]{1,5})?){0,63}"
 _INDEXES = r"[0-9]{1,7}(?:-[0-9]{1,7})?(?:,[0-9]{1,7}(?:-[0-9]{1,7})?){0,511}"
@@ -44,7 +44,10 @@ _SPEC_PATH = (
 
 
 class GuestGroup(NamedTuple):
-    """Guests of one kind: `per_node` of them on each node, each with `vcpus` vCPUs and `ram_mib` MiB of RAM."""
+    """Guests of one kind: `per_node` of them on each node, each with `vcpus` vCPUs and `ram_mib` MiB of RAM.
+
+    `image` is a name, or a name with a revision (`debian-12@3`).
+    """
 
     image: str
     per_node: int
@@ -264,7 +267,7 @@ class _Reader:
 
     def _group(self, tree: Any) -> GuestGroup:
         self._keys(tree, GuestGroup._fields)
-        if not isinstance(tree["image"], str) or not re.fullmatch(_NAME, tree["image"]):
+        if not isinstance(tree["image"], str) or not re.fullmatch(_IMAGE, tree["image"]):
             raise self._wrong("image", tree["image"])
         counts = {key: self._count(tree, key, 1) for key in ("per_node", "vcpus", "ram_mib")}
         return GuestGroup(image=tree["image"], **counts)

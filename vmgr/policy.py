@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
@@ -33,6 +33,11 @@ class Bounds(NamedTuple):
     def broken_by(self, value: int) -> Optional[str]:
         """The bound that `value` breaks, `min` or `max`; None when it lies within both."""
         return "min" if value < self.min else "max" if value > self.max else None
+
+
+def is_among(value: str, allowed: Collection[str]) -> bool:
+    """Whether a word is among what is allowed: an image is in each of its revisions, `debian-12@3`, with its name."""
+    return value in allowed or value.partition("@")[0] in allowed
 
 
 class Policy:
@@ -72,7 +77,7 @@ class Policy:
         if isinstance(default, list):
             return [name for name in default if name in allowed]
         possible = [word for word in allowed if word not in NO_DEFAULTS]
-        return default if default in possible or not possible else possible[0]
+        return default if is_among(default, possible) or not possible else possible[0]
 
     def network(self, guests: int) -> str:
         """The network of a job with so many guests whose user asks for none: several are to reach each other."""

@@ -13,7 +13,8 @@ from vmgr.fields import (
     choice,
     choices,
     flag,
-    name,
+    image,
+    images,
     names,
     nullable,
     number,
@@ -21,7 +22,7 @@ from vmgr.fields import (
     size,
 )
 from vmgr.jobspec import MAX_PER_NODE, PINNINGS
-from vmgr.policy import LAYERS, overridden
+from vmgr.policy import LAYERS, is_among, overridden
 from vmgr.request import SIZES
 from vmgr.units import format_size_mib
 
@@ -64,8 +65,10 @@ KEYS: dict[str, Any] = {
     },
     "img": _feature(
         "an image",
-        default=Key(nullable(name), None, "image of a guest when the user names none"),
-        allowed=Key(nullable(names), None, "images that may be asked for; all in the pool when not set"),
+        default=Key(nullable(image), None, "image of a guest when the user names none"),
+        allowed=Key(
+            nullable(images), None, "images that may be asked for, in any revision or in one; all when not set"
+        ),
     ),
     "distro": _feature("a distribution"),
     "arch": _feature("an architecture"),
@@ -157,7 +160,7 @@ def _check_default(word: str, leaves: dict[str, Any], where: Path_) -> None:
     if allowed is None or default is None:
         return
     for item in default if isinstance(default, list) else [default]:
-        if item not in allowed:
+        if not is_among(item, allowed):
             raise Problem(
                 (*where, "default"), f"{item} is not among what is allowed: {', '.join(allowed) or 'nothing'}"
             )

@@ -56,6 +56,7 @@ SCHEMA: dict[str, Any] = {
             pattern,
         ),
         "qstat": OneOf(Key(path, "/usr/bin/qstat", "likewise its qstat"), pattern),
+        "pbsnodes": OneOf(Key(path, "/usr/bin/pbsnodes", "likewise its pbsnodes"), pattern),
         "disabled_hosts": Key(patterns, [], "hosts from which guest jobs may not be submitted"),
         "default_queue": Key(nullable(name), None, "the queue whose policy holds for a job that names none"),
         "node_access": Key(
@@ -176,6 +177,7 @@ SCHEMA: dict[str, Any] = {
             "seconds that an epilogue lets a guest with a persistent disk shut down, before it ends it",
         ),
         "wipe": Key(number(1, 3600), 120, "seconds for the wiping of a workspace at the end of its job"),
+        "reach": Key(number(1, 120), 10, "seconds that the batch system, or another node, may take to answer `vmgr`"),
     },
     "logging": {
         "level": Key(choice("debug", "info", "warning", "error"), "info", "least severe message that is kept"),

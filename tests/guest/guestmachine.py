@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from fileservers import FileServers
+from ports import free_port
 from screen import Screen, set_size
 
 from vmgr.config import Mount as NodeMount
@@ -171,7 +172,7 @@ class Machine:
         self.console = setup.directory / "console.log"
         self.started = 0.0
         self.events: list[tuple[float, dict[str, Any]]] = []
-        self._port = _free_port()
+        self._port = free_port()
         self._stream: Optional[io.TextIOWrapper] = None
         self._connection: Optional[socket.socket] = None
         self.process: Optional[subprocess.Popen[bytes]] = None
@@ -324,7 +325,16 @@ class Machine:
                 return event
             if not event or event["event"] == "failed":
                 reason = decode(event.get("reason", ""))
-                raise AssertionError(f"no {name} event {reason}\n{self.console_text()[-3000:]}")
+                raise AssertionError(f"no {name} event {reason} {self._end()}\n{self.console_text()[-3000:]}")
+
+    def _end(self) -> str:
+        """How QEMU ended, if it has."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            return "(QEMU is running)"
+        return (
+            f"(QEMU ended with {self.process.returncode}: {(self.directory / 'qemu.err').read_text(errors='replace')})"
+        )
 
     def send(self, op: str, **members: str) -> None:
         assert self._connection is not None
@@ -405,9 +415,3 @@ class Machine:
 
 def decode(text: str) -> str:
     return base64.b64decode(text).decode(errors="replace")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

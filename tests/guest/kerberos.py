@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 REALM = "VT.TEST"
 KRB5 = """\
@@ -47,9 +47,7 @@ class Realm:
             if shutil.which(program) is None:
                 pytest.skip(f"{program} is not installed")
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         (folder / "kdc.conf").write_text(KDC.format(realm=REALM, port=self.port, folder=folder))
         (folder / "krb5.conf").write_text(self.configuration("127.0.0.1"))
         self.env = {"KRB5_CONFIG": str(folder / "krb5.conf"), "KRB5_KDC_PROFILE": str(folder / "kdc.conf")}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guestmachine import Machine, make_key, sign
 from guestsetup import MakeSetup, make_setup
+from ports import free_port
 
 from vmgr.node.network.plan import GuestNet
 
@@ -55,9 +55,7 @@ def pair() -> Iterator[tuple[Machine, Machine]]:
     base = Path("/tmp") / f"vtorque-guest-pair-{os.getpid()}"
     base.mkdir()
     try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         first, second = job_guest(base, 0, f"listen=127.0.0.1:{port}"), job_guest(base, 1, f"connect=127.0.0.1:{port}")
         for suffix in ("", ".pub"):
             shutil.copy(f"{first.setup.key}{suffix}", f"{second.setup.key}{suffix}")

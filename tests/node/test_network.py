@@ -846,6 +846,29 @@ def test_the_janitor_removes_tables_that_no_record_names(nodes: list[Node], job:
     node.do(lambda: nft.remove(tables[1]))
 
 
+def test_the_janitor_removes_links_that_no_record_names(nodes: list[Node], job: Job) -> None:
+    node = nodes[0]
+    mine = nft.mark_of(record.places(node.config.paths)[0])
+
+    def add() -> None:
+        with links.netlink() as ip:
+            for name, mark in (("vt00ff00-1", mine), ("vt00ff01-1", "of-0badcafe-1"), ("vt00ff02-1", None)):
+                ip.link("add", ifname=name, kind="veth", peer={"ifname": f"p{name[6:]}"})
+                if mark is not None:
+                    links.sign(ip, links.index_of(ip, name), mark)
+
+    node.do(lambda: net.in_thread(add))
+    try:
+        before = node.links()
+        assert node.do(lambda: net.in_thread(lambda: reap(node.config, dry_run=True))) == ["link vt00ff00-1"]
+        assert node.do(lambda: net.in_thread(lambda: reap(node.config))) == ["link vt00ff00-1"]
+        assert before - node.links() == {"vt00ff00-1", "p00-1"}, "nor anybody else's"
+        assert node.do(lambda: net.in_thread(lambda: reap(node.config))) == []
+    finally:
+        for name in ("vt00ff01-1", "vt00ff02-1"):
+            node.do(lambda name=name: net.in_thread(lambda: links.remove(name)))
+
+
 # a bridge of the site's
 
 SITE = {"name": "br0", "addresses": "pool", "pool": {"n1": "10.66.0.20-10.66.0.23/24"}, "gateway": "10.66.0.22"}

@@ -175,6 +175,19 @@ def test_only_what_started_later_and_only_the_users_own_session_counts(start: St
     assert tree.find() == [], "what is not of the user is not noted"
 
 
+def test_the_ancestors_of_a_wrapper_that_started_in_the_same_clock_tick_do_not_count(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch system's shell leads the session and waits for the wrapper: its end would be the job's status."""
+    shell = start("sh -c 'sh -c \"(sleep 901.1 &) ; sleep 901.2 & sleep 901.3; :\"; :'; :")
+    wrapper, daemon = sleeper(901.3).parent(), sleeper(901.1)
+    assert wrapper is not None and wrapper.ppid() != shell.pid and daemon.ppid() != wrapper.pid
+    monkeypatch.setattr(leftovers, "started", lambda pid: started(pid) and 42)
+    tree = Tree(UID)
+    tree.note(wrapper.pid)
+    assert pids(tree.find(noted=False)) == {daemon.pid, sleeper(901.2).pid, sleeper(901.3).pid}
+
+
 def test_pids_that_others_have_now(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reuse is played by giving the same process another start than it was noted with."""
     wrapper = start("sleep 906.1 & wait")

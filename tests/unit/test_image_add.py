@@ -51,7 +51,7 @@ def add(pool: Pool, file: Path) -> Image:
 
 
 def content(pool: Pool) -> list[str]:
-    return sorted(str(p.relative_to(pool.path)) for p in pool.path.rglob("*") if p.name != ".lock")
+    return sorted(str(p.relative_to(pool.path)) for p in pool.path.rglob("*") if p.name not in (".lock", ".hold"))
 
 
 def test_a_good_disk(pool: Pool, good: bytes, tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_a_good_disk(pool: Pool, good: bytes, tmp_path: Path) -> None:
     assert add(pool, disk).revision == 2
     assert content(pool) == sorted(
         [
-            "debian-12", "debian-12/1", *(f"debian-12/1/{n}" for n in ("image.json", "initrd", "vmlinuz")), "mine",
-            *(f"mine/{r}{n}" for r in (1, 2) for n in ("", "/disk.qcow2", "/image.json", "/initrd", "/vmlinuz")),
+            "debian-12", "debian-12/1", *(f"debian-12/1/{n}" for n in ("image.yaml", "initrd", "vmlinuz")), "mine",
+            *(f"mine/{r}{n}" for r in (1, 2) for n in ("", "/disk.qcow2", "/image.yaml", "/initrd", "/vmlinuz")),
         ]
     )  # fmt: skip
 
@@ -213,5 +213,5 @@ def test_an_arbitrary_header_is_read_or_refused_quickly(good: bytes, tmp_path: P
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     yield
     assert not list(tmp_path.glob("pool/*/.tmp-*"))
-    for sidecar in tmp_path.glob("pool/*/*/image.json"):
+    for sidecar in tmp_path.glob("pool/*/*/image.yaml"):
         json.loads(sidecar.read_text())

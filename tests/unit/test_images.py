@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images import initramfs
 from vmgr.images.disk import boot_record
 from vmgr.images.initramfs import Archive
-from vmgr.images.pool import Image, Pool, describe
+from vmgr.images.pool import Image, Pool, describe, split_reference
 from vmgr.images.recipe import known_recipes, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,10 +75,10 @@ def test_published_image_comes_back_read_only(pool: Pool) -> None:
     assert image.path("kernel").read_text() == "vmlinuz"
     assert stat.S_IMODE(image.directory.stat().st_mode) == 0o755
     for path in image.directory.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) == 0o444
+        assert stat.S_IMODE(path.stat().st_mode) == (0o400 if path.name == ".hold" else 0o444)
         assert path.stat().st_uid == os.geteuid()
     assert set(image.files) == {"vmlinuz", "initrd", "packages.txt"}
-    assert image.size == sum(path.stat().st_size for path in image.directory.iterdir() if path.suffix != ".json")
+    assert image.size == sum(path.stat().st_size for path in image.directory.iterdir() if path.name in image.files)
     assert json.loads(json.dumps(describe(image)))["revision"] == 1
 
 
@@ -112,12 +113,12 @@ def test_illegal_names(pool: Pool, name: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({**FACTS, "version": 1, "name": "other"})])
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({**FACTS, "version": 1})])
 def test_broken_sidecar(pool: Pool, content: str) -> None:
-    sidecar = publish(pool).directory / "image.json"
+    sidecar = publish(pool).directory / "image.yaml"
     sidecar.chmod(0o644)
     sidecar.write_text(content)
-    with pytest.raises(VTorqueError, match=r"image\.json"):
+    with pytest.raises(VTorqueError, match=r"image\.yaml"):
         pool.get("tiny")
 
 
@@ -140,8 +141,7 @@ def test_failed_work_leaves_nothing(pool: Pool) -> None:
     with pytest.raises(RuntimeError), pool.staging("tiny") as work:
         (work / "half").write_text("x")
         raise RuntimeError
-    assert [path.name for path in (pool.path / "tiny").iterdir()] == [".lock"]
-    assert pool.names() == []
+    assert list(pool.path.iterdir()) == []
 
 
 def test_next_build_sweeps_what_a_killed_one_left(pool: Pool) -> None:
@@ -181,6 +181,32 @@ def test_pool_is_light_to_import() -> None:
     code = "import sys, vmgr.images.pool; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert not {"yaml", "jinja2", "paramiko", "subprocess", "click"} & set(done.stdout.split())
+
+
+def test_the_description_is_yaml_too(pool: Pool) -> None:
+    facts = {"description": "caf\u00e9 \U0001f600: 'a' \"b\" #", "parent": "base@2"}
+    image = publish(pool, **facts)
+    text = (image.directory / "image.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == json.loads(text)
+    assert (image.description, image.parent) == tuple(facts.values()) and image.added_by
+
+
+def test_a_revision_is_named_with_the_image(pool: Pool) -> None:
+    publish(pool)
+    publish(pool)
+    assert (pool.get("tiny").reference, pool.get("tiny@1").reference) == ("tiny@2", "tiny@1")
+    for text in ("tiny@", "tiny@0", "tiny@01", "tiny@x", "tiny@1@1", "@1", "tiny@-1"):
+        with pytest.raises(VTorqueError, match="unknown image"):
+            pool.get(text)
+        with pytest.raises(VTorqueError, match="names no image"):
+            split_reference(text)
+
+
+@pytest.mark.parametrize(("field", "value"), [("parent", "base"), ("parent", 3), ("added_by", 1), ("features", "9p")])
+def test_a_wrong_field_does_not_get_in(pool: Pool, field: str, value: object) -> None:
+    with pytest.raises(VTorqueError, match=f"{field} cannot be"):
+        publish(pool, **{field: value})
+    assert list(pool.path.iterdir()) == []
 
 
 # --- recipes ---

@@ -31,6 +31,7 @@ def specification(
 
     monkeypatch.setattr(agent, "read_file", read_file)
     monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source, nodes: subjects.append(subject))
+    monkeypatch.setattr(agent.Pool, "hold", lambda _pool, choose: (choose(), None))
     facts = {"job_id": "12.host", "user": "carol", "node_index": 0, "queue": None, **call}
 
     async def work() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from nodesite import FUZZ, short_folder
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import control
 from vmgr.node.client import AgentLink, failure
-from vmgr.node.control import MAX_CLIENTS, MAX_REQUEST_BYTES, Control
+from vmgr.node.control import MAX_CLIENTS, MAX_REQUEST_BYTES, Control, Talk
 from vmgr.node.state import Progress
 
 FACTS = {"job_id": "12.host", "attempt": "1", "node": "n1", "guest": "vn1-1"}
@@ -91,6 +91,26 @@ def test_changes_come_at_once_and_several_as_one() -> None:
     run(work())
 
 
+async def count(talk: Talk) -> AsyncIterator[Mapping[str, Any]]:
+    """An order that counts up to `to`, and cannot count beyond 3."""
+    for number in range(1, talk.request["to"] + 1):
+        if number > 3:
+            raise VTorqueError("too far", code=Code.GUEST, hint="count less")
+        yield {"number": number}
+
+
+async def echo(talk: Talk) -> AsyncIterator[Mapping[str, Any]]:
+    """An order that says what its caller goes on to say, and never ends by itself."""
+    try:
+        while True:
+            yield {"said": (await talk.more())["say"]}
+    finally:
+        echoes_ended.append(talk.peer.uid)
+
+
+echoes_ended: list[int] = []
+
+
 class Served:
     """A control socket that is being served; `overs` counts the ends of the job, `joined` has who joined it."""
 
@@ -100,7 +120,8 @@ class Served:
         self.overs = 0
         self.joined: list[int] = []
         self.control = Control(
-            self.progress, os.getuid(), over=self.over, attached=lambda: None, joined=self.join
+            self.progress, os.getuid(), over=self.over, attached=lambda: None, joined=self.join,
+            orders={"count": count, "echo": echo},
         )  # fmt: skip
 
     def over(self) -> None:
@@ -188,7 +209,7 @@ def test_only_the_wrapper_and_who_says_so_are_the_jobs() -> None:
 
 
 def test_root_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_peer", lambda _: control._Peer(1, 0))
+    monkeypatch.setattr(control, "_peer", lambda _: control.Peer(1, 0))
 
     async def work(place: Served) -> None:
         place.control._owner = 1000
@@ -280,7 +301,7 @@ def test_arbitrary_requests_leave_the_agent_serving(lines: list[bytes]) -> None:
 
 
 def test_too_many_callers_are_turned_away_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_peer", lambda _: control._Peer(1, 1000))  # root would always be served
+    monkeypatch.setattr(control, "_peer", lambda _: control.Peer(1, 1000))  # root would always be served
     monkeypatch.setattr(os, "getuid", lambda: 1000)
 
     async def work(place: Served) -> None:
@@ -322,5 +343,45 @@ def test_a_link_to_an_agent_that_is_gone() -> None:
         await place.control.drain(0)
         assert await link.snapshot() is None
         link.close()
+
+    assert served(work) == []
+
+
+def test_an_order_answers_until_it_is_done_or_fails() -> None:
+    async def work(place: Served) -> None:
+        link = await AgentLink.connect(place.path)
+        assert [answer async for answer in link.order("count", to=2)] == [{"number": 1}, {"number": 2}]
+        assert [answer async for answer in link.order("count", to=0)] == []
+        with pytest.raises(VTorqueError, match="too far") as caught:
+            async for answer in link.order("count", to=9):
+                assert answer["number"] <= 3
+        assert caught.value.code is Code.GUEST
+        with pytest.raises(VTorqueError, match=r"the operations are status, .*, count, echo"):
+            async for _ in link.order("dance"):
+                pass
+        link.close()
+
+    assert served(work) == []
+
+
+def test_an_order_hears_its_caller_and_ends_with_it() -> None:
+    async def work(place: Served) -> None:
+        echoes_ended.clear()
+        link = await AgentLink.connect(place.path)
+        answers = link.order("echo")
+        said = asyncio.ensure_future(answers.__anext__())
+        await asyncio.sleep(0)
+        for word in ("a", "b"):
+            link.send("more", say=word)
+            assert (await said)["said"] == word
+            said = asyncio.ensure_future(answers.__anext__())
+        link.close()
+        with pytest.raises(VTorqueError) as caught:
+            await said
+        assert caught.value.code is Code.AGENT
+        await asyncio.sleep(0.05)
+        assert echoes_ended == [os.getuid()] and place.overs == 0
+        await place.talk(b'{"op":"echo"}\n[]\n')
+        assert len(echoes_ended) == 2, "what is no request ends the connection, and the order with it"
 
     assert served(work) == []

@@ -187,7 +187,11 @@ def test_reaping(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
     listener.close()
     assert vmgr_run("node", "reap") == (0, "", "")
     os.close(lock)
-    said = f"attempt 12.host {place.attempt}\n"
+    said = f"attempt 12.host {place.attempt}\n  socket {place.socket}\n"
+    (thing,) = json.loads(vmgr_run("node", "reap", "--dry-run", "--json").stdout)["things"]
+    assert thing == {
+        "kind": "attempt", "what": f"12.host {place.attempt}", "holds": [f"socket {place.socket}"], "left": [],
+    }  # fmt: skip
     assert vmgr_run("node", "reap", "--dry-run") == (0, said, "") and place.folder.exists()
     assert json.loads(vmgr_run("node", "reap", "--dry-run", "--json").stdout) == [said.rstrip("\n")]
     assert vmgr_run("node", "reap") == (0, said, "") and vmgr_run.node.left() == []

@@ -18,6 +18,7 @@ from typing import NamedTuple, Optional
 import pytest
 
 import vsub.cli
+from vmgr.images.pool import SIDECAR, VERSION
 from vmgr.jobspec import Spec, parse_spec
 from vmgr.paths import Installation
 
@@ -168,12 +169,12 @@ def make_image(pool: Path, name: str, fields: dict[str, object]) -> None:
     folder = pool / name / "1"
     folder.mkdir(parents=True)
     description = {
-        "version": 1,
-        "name": name,
-        "revision": 1,
+        "version": VERSION,
         "arch": "x86_64",
         "description": f"{name} for tests",
         "created": "2024-01-01T00:00:00Z",
+        "added_by": "root",
+        "parent": None,
         "disk": None,
         "disk_format": "qcow2",
         "virtual_size": 0,
@@ -186,7 +187,7 @@ def make_image(pool: Path, name: str, fields: dict[str, object]) -> None:
         "recipe_hash": "0" * 64,
         **fields,
     }
-    (folder / "image.json").write_text(json.dumps(description))
+    (folder / SIDECAR).write_text(json.dumps(description))
 
 
 class Runner:

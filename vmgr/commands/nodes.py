@@ -25,16 +25,26 @@ def node() -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def reap(dry_run: bool, as_json: bool) -> None:
-    """End and remove what no live guest job owns.
+    """End and remove what no live guest job owns; needs root.
 
-    Example: vmgr node reap
+    Says each thing, and below an attempt what it has left. What could not be removed begins with `left:`.
+
+    Example: vmgr node reap --dry-run
     """
     need_root("vmgr node reap removes root's files")
-    from vmgr.node.reap import reap as reap_node  # its libraries take their time
+    from vmgr.node.reap import find, remove_all  # its libraries take their time
 
-    said = reap_node(load_config(installation()), dry_run=dry_run)
+    config = load_config(installation())
+    things, unseen = find(config)
+    none: list[str] = []
+    rows = []
+    for thing, failures in ((thing, none) for thing in things) if dry_run else remove_all(config, things):
+        rows.append({"kind": thing.kind, "what": thing.what, "holds": list(thing.holds), "left": failures})
+        if not as_json:
+            for line in [thing.line, *(f"  {held}" for held in thing.holds), *(f"left: {each}" for each in failures)]:
+                echo(printable(line))
     if as_json:
-        click.echo(json.dumps(said, indent=1))
-        return
-    for line in said:
-        echo(printable(line))
+        click.echo(json.dumps({"dry_run": dry_run, "things": rows, "left": unseen}, indent=1))
+    else:
+        for line in unseen:
+            echo(printable(line))

@@ -29,7 +29,7 @@ _NAMESPACE = uuid.UUID("b5a0f5c6-9d0e-4c57-8a43-6f6c0d6e1f2a")
 def build_disk(
     recipe: Recipe, packages: list[apt.Package], work: Path, out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.json."""
+    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.yaml."""
     root = work / "root"
     progress(f"installing {recipe.suite} by mmdebstrap, about {recipe.download_mb} MB to download")
     installed = _install(recipe, packages, work, root)

@@ -31,7 +31,7 @@ _EMPTY = (
 def build_initramfs(
     recipe: Recipe, packages: list[apt.Package], work: Path, out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.json."""
+    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.yaml."""
     debs, root = work / "debs", work / "root"
     debs.mkdir()
     root.mkdir()

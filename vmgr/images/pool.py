@@ -1,20 +1,23 @@
 """The image pool: immutable, numbered revisions of guest images below one root-owned directory.
 
-    <pool>/<name>/<revision>/image.json    what the image is (class Image), with the SHA-256 of every file
+    <pool>/<name>/<revision>/image.yaml    what the image is (class Image), with the SHA-256 of every file
+    <pool>/<name>/<revision>/.hold         locked (flock(2), shared) by whoever uses the revision
     <pool>/<name>/<revision>/…             disk, kernel, initial RAM disk, packages.txt
+    <pool>/<name>/.lock                    locked by whoever changes the image; holds the last number given
 
-A revision appears whole, by one rename, and never changes afterwards; files are 0444. The newest is the
-default. Kept light (no third-party imports): `vsub` reads the pool on every submission.
+A revision appears whole, by one rename, never changes afterwards, and goes by one rename; files are 0444. The newest
+is the default. image.yaml is YAML that is laid out as JSON, so that it is read without a YAML library.
+
+This module reads and holds; `vmgr.images.writing` and `vmgr.images.removing` change the pool. Kept light (no
+third-party imports): `vsub` reads the pool on every submission.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 
@@ -24,12 +27,15 @@ from vmgr.trust import check_trusted
 if TYPE_CHECKING:
     from pathlib import Path
 
-SIDECAR = "image.json"
-VERSION = 1
+SIDECAR = "image.yaml"
+HOLD = ".hold"
+VERSION = 2
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-_TEMPORARY = ".tmp-"
+REVISION = r"[1-9][0-9]{0,8}"
+REFERENCE = rf"({NAME})(?:@({REVISION}))?"
+PARTS = ("disk", "kernel", "initrd", "packages")
 _KINDS: dict[str, type] = {
-    **dict.fromkeys(("family", "distro", "arch", "description", "created", "disk_format", "cmdline"), str),
+    **dict.fromkeys(("family", "distro", "arch", "description", "created", "added_by", "disk_format", "cmdline"), str),
     "min_ram_mib": int,
     "virtual_size": int,
     "features": list,
@@ -39,11 +45,12 @@ _KINDS: dict[str, type] = {
 
 
 class Image(NamedTuple):
-    """One revision of an image; the fields are those of image.json.
+    """One revision of an image; the fields but the first three are those of image.yaml.
 
     `disk`, `kernel`, `initrd` and `packages` are file names inside the revision, `files` maps each file to
     its `sha256` and `size`. `disk` is None for an image that lives in its initial RAM disk, `kernel` and
-    `initrd` are None for one that boots only from its own disk.
+    `initrd` are None for one that boots from its own disk. `parent` is the image (`NAME@REVISION`) whose disk this
+    disk is a layer on, None for a disk that stands alone.
     """
 
     folder: str
@@ -65,17 +72,22 @@ class Image(NamedTuple):
     files: Mapping[str, Mapping[str, Any]]
     packages: Optional[str]
     recipe_hash: str
+    added_by: str = ""
+    parent: Optional[str] = None
 
     def path(self, which: str) -> Path:
         """The file of the part `which`: disk, kernel, initrd, packages. Raises VTorqueError if none."""
-        name = getattr(self, which, None) if which in ("disk", "kernel", "initrd", "packages") else None
+        name = getattr(self, which, None) if which in PARTS else None
         if not name:
             raise VTorqueError(
-                f"image {self.name} revision {self.revision} has no {which}",
-                code=Code.IMAGE,
-                hint="see `vmgr image show`",
+                f"the image {self.reference} has no {which}", code=Code.IMAGE, hint="see `vmgr image show`"
             )
         return self.directory / str(name)
+
+    @property
+    def reference(self) -> str:
+        """The image's name with its revision, `debian-12@3`."""
+        return f"{self.name}@{self.revision}"
 
     @property
     def directory(self) -> Path:
@@ -88,6 +100,19 @@ class Image(NamedTuple):
     def size(self) -> int:
         """Bytes that the revision takes in the pool."""
         return sum(int(entry["size"]) for entry in self.files.values())
+
+
+def split_reference(text: str) -> tuple[str, Optional[int]]:
+    """The name and the revision in `debian-12@3`; None where it names no revision.
+
+    Raises VTorqueError (VT-IMAGE) for what names no image.
+    """
+    match = re.fullmatch(REFERENCE, text)
+    if match is None:
+        raise VTorqueError(
+            f"{text!r} names no image", code=Code.IMAGE, hint=f"NAME or NAME@REVISION is needed, a name is {NAME}"
+        )
+    return match[1], int(match[2]) if match[2] else None
 
 
 class Pool:
@@ -111,92 +136,119 @@ class Pool:
         """The revisions of the image `name`, oldest first; empty when there is no such image."""
         if not re.fullmatch(NAME, name):
             return []
-        entries = _listed(f"{self._folder}/{name}")
-        return sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit() and entry[0] != "0")
+        return sorted(int(entry) for entry in _listed(f"{self._folder}/{name}") if re.fullmatch(REVISION, entry))
 
     def get(self, name: str, revision: Optional[int] = None) -> Image:
-        """The image `name`, its newest revision unless another is asked for.
+        """The image `name` (`debian-12` or `debian-12@3`), its newest revision unless another is asked for.
 
         Raises VTorqueError (VT-IMAGE) naming the images that there are; as root also VT-TRUST when anybody
         else could write the revision.
         """
-        revisions = self.revisions(name)
-        if not revisions:
-            known = ", ".join(self.names()) or "none: build one with `vmgr image build`"
-            raise VTorqueError(
-                f"unknown image {name!r} in the pool {self.path}", code=Code.IMAGE, hint=f"images: {known}"
-            )
-        if revision is None:
-            revision = revisions[-1]
-        if revision not in revisions:
-            raise VTorqueError(
-                f"image {name} has no revision {revision}",
-                code=Code.IMAGE,
-                hint=f"revisions: {', '.join(map(str, revisions))}",
-            )
-        directory = f"{self._folder}/{name}/{revision}"
-        check_trusted(directory)
-        image = _read_sidecar(directory, name, revision)
-        for file in image.files:
-            check_trusted(f"{directory}/{file}")
-        return image
+        match = re.fullmatch(REFERENCE, name)
+        if match is not None:
+            name, revision = match[1], int(match[2]) if match[2] else revision
+        while True:
+            revisions = self.revisions(name)
+            if not revisions:
+                known = ", ".join(self.names()) or "none: build one with `vmgr image build`"
+                raise VTorqueError(
+                    f"unknown image {name!r} in the pool {self.path}", code=Code.IMAGE, hint=f"images: {known}"
+                )
+            wanted = revisions[-1] if revision is None else revision
+            if wanted not in revisions:
+                raise VTorqueError(
+                    f"image {name} has no revision {wanted}",
+                    code=Code.IMAGE,
+                    hint=f"revisions: {', '.join(map(str, revisions))}",
+                )
+            directory = f"{self._folder}/{name}/{wanted}"
+            try:
+                return _read(directory, name, wanted)
+            except VTorqueError:
+                if os.path.isdir(directory):  # noqa: PTH112
+                    raise
+            # it was deleted since it was listed: look again
 
-    @contextlib.contextmanager
-    def staging(self, name: str, progress: Callable[[str], None] = lambda _line: None) -> Iterator[Path]:
+    def all(self) -> Iterator[Image]:
+        """Every revision of every image, by name, oldest first; those that go meanwhile are left out."""
+        found = ((name, revision) for name in self.names() for revision in self.revisions(name))
+        return (image for image in (self._unless_gone(*each) for each in found) if image is not None)
+
+    def newest(self) -> Iterator[Image]:
+        """The newest revision of every image, by name; those that go meanwhile are left out."""
+        return (image for image in (self._unless_gone(name) for name in self.names()) if image is not None)
+
+    def _unless_gone(self, name: str, revision: Optional[int] = None) -> Optional[Image]:
+        try:
+            return self.get(name, revision)
+        except VTorqueError:
+            left = self.revisions(name)
+            if left and (revision is None or revision in left):
+                raise
+            return None
+
+    def hold(self, choose: Callable[[], Image]) -> tuple[Image, Optional[int]]:
+        """What `choose` finds in the pool, kept from being deleted for as long as the descriptor is open, by whomever.
+
+        The descriptor is None where the file may not be opened: a file server that takes root for nobody. Raises
+        VTorqueError as `choose` does, and VT-IMAGE.
+        """
+        import fcntl  # a submission holds nothing
+
+        while True:
+            image = choose()
+            path = f"{image.folder}/{HOLD}"
+            try:
+                held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except PermissionError:
+                return image, None
+            except OSError as err:
+                if not os.path.isdir(image.folder):  # noqa: PTH112
+                    continue  # deleted since it was chosen: choose again
+                raise VTorqueError(
+                    f"cannot hold the image {image.reference}: {path}: {err.strerror}",
+                    code=Code.IMAGE,
+                    hint="build or add it anew",
+                ) from err
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH)  # who deletes has it for the moment of a rename
+                if _is_still(held, path):
+                    return image, held
+            except OSError as err:
+                os.close(held)
+                raise VTorqueError(f"cannot hold the image {image.reference}: {err.strerror}", code=Code.IMAGE) from err
+            os.close(held)
+
+    def staging(
+        self, name: str, progress: Callable[[str], None] = lambda _line: None
+    ) -> contextlib.AbstractContextManager[Path]:
         """A temporary directory in which to make a revision of `name`, removed afterwards unless published.
 
         One at a time per image, by a lock that ends with its holder; so whatever temporary directory is found
-        under the lock was left by a killed build, and is swept.
+        under the lock was left by a killed process, and is swept. Raises VTorqueError (VT-IMAGE, VT-BUILD).
         """
-        if not re.fullmatch(NAME, name):
-            raise VTorqueError(f"illegal image name {name!r}", code=Code.IMAGE, hint=f"a name looks like {NAME}")
-        import tempfile  # only a build needs these; a submission reads the pool
-        from pathlib import Path
+        from vmgr.images.writing import staging  # only those who change the pool need it
 
-        home = self.path / name
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            lock = os.open(home / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            raise VTorqueError(f"cannot write the pool {self.path}: {err.strerror}", code=Code.BUILD) from err
-        try:
-            _lock(lock, name, progress)
-            for left in home.glob(f"{_TEMPORARY}*"):
-                _remove(left)
-            work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=home))
-            try:
-                yield work
-            finally:
-                _remove(work)
-        finally:
-            os.close(lock)
+        return staging(self.path, name, progress)
 
-    def publish(self, directory: Path, name: str, facts: Mapping[str, Any]) -> Image:
+    def publish(
+        self,
+        directory: Path,
+        name: str,
+        facts: Mapping[str, Any],
+        *,
+        known: Optional[Mapping[str, Mapping[str, Any]]] = None,
+    ) -> Image:
         """Make the files in `directory` (on the pool's file system) the next revision of `name`.
 
-        `facts` are the fields of image.json except name, revision, created and files, which are filled in
-        here. Call it inside `staging` of the same name. The files become 0444 and, when root calls, root's.
+        `facts` are the fields of image.yaml except created, added_by and files, which are filled in here; `parent` is
+        None unless given. `known` has `sha256` and `size` of files for which they are known; others are read for it.
+        Call it inside `staging` of the same name. The files become 0444 and, when root calls, root's.
         """
-        revision = (self.revisions(name) or [0])[-1] + 1
-        files = {path.name: _digest(path) for path in sorted(directory.iterdir())}
-        sidecar = {
-            "version": VERSION,
-            "name": name,
-            "revision": revision,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **facts,
-            "files": files,
-        }
-        (directory / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
-        for path in directory.iterdir():
-            if os.geteuid() == 0:
-                os.chown(path, 0, 0)
-            path.chmod(0o444)
-        directory.chmod(0o755)
-        image = _read_sidecar(os.fspath(directory), name, revision)
-        target = f"{self._folder}/{name}/{revision}"
-        directory.rename(target)
-        return _read_sidecar(target, name, image.revision)
+        from vmgr.images.writing import publish  # as above
+
+        target = publish(self.path, directory, name, facts, known or {})
+        return _read(os.fspath(target), name, int(target.name))
 
 
 def _listed(folder: str) -> list[str]:
@@ -206,57 +258,49 @@ def _listed(folder: str) -> list[str]:
         return []
 
 
-def _lock(descriptor: int, name: str, progress: Callable[[str], None]) -> None:
+def _is_still(descriptor: int, path: str) -> bool:
+    """Whether an open file still has this path."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        progress(f"another build of {name} is running; waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        there, ours = os.stat(path), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def _remove(directory: Path) -> None:
-    if directory.is_symlink() or not directory.is_dir():
-        with contextlib.suppress(FileNotFoundError):
-            directory.unlink()
-        return
-    import shutil  # as above
-
-    shutil.rmtree(directory, ignore_errors=True)
+def _read(directory: str, name: str, revision: int) -> Image:
+    check_trusted(directory)
+    image = read_sidecar(directory, name, revision)
+    for file in image.files:
+        check_trusted(f"{directory}/{file}")
+    return image
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    import hashlib  # as above
-
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
-
-
-def _read_sidecar(directory: str, name: str, revision: int) -> Image:
+def read_sidecar(directory: str, name: str, revision: int) -> Image:
+    """What image.yaml in `directory` says. Raises VTorqueError (VT-IMAGE) when it is none."""
     path = f"{directory}/{SIDECAR}"
     try:
         with open(path, "rb") as stream:
             data = json.loads(stream.read())
     except (OSError, ValueError) as err:
-        raise VTorqueError(f"cannot read {path}: {err}", code=Code.IMAGE, hint="build it anew") from err
-    wanted = set(Image._fields) - {"folder"}
+        raise VTorqueError(f"cannot read {path}: {err}", code=Code.IMAGE, hint="build or add it anew") from err
+    wanted = set(Image._fields) - {"folder", "name", "revision"}
     missing = sorted(wanted - set(data)) if isinstance(data, dict) else ["everything"]
-    if missing or data.get("version") != VERSION or (data["name"], data["revision"]) != (name, revision):
-        reason = f"it lacks {', '.join(missing)}" if missing else "it is of another version, name or revision"
-        raise VTorqueError(f"{path} is no description of this image: {reason}", code=Code.IMAGE)
+    if missing or data.get("version") != VERSION:
+        reason = f"it lacks {', '.join(missing)}" if missing else f"it is not of version {VERSION}"
+        raise VTorqueError(f"{path} is no description of an image: {reason}", code=Code.IMAGE)
     values = {key: data[key] for key in wanted}
-    for part in (data["disk"], data["kernel"], data["initrd"], data["packages"], *data["files"]):
+    for part in (*(data[part] for part in PARTS), *data["files"]):
         if part is None:
             continue
         if not isinstance(part, str) or "/" in part or part == "" or part.startswith("."):
             raise VTorqueError(f"{path} names a file outside of its image: {part!r}", code=Code.IMAGE)
     wrong = next((key for key, kind in _KINDS.items() if not isinstance(data[key], kind)), None)
+    if wrong is None and not re.fullmatch(f"{NAME}@{REVISION}", str(data["parent"] or "a@1")):
+        wrong = "parent"
     if wrong is not None:
-        raise VTorqueError(f"{path}: {wrong} cannot be {data[wrong]!r}", code=Code.IMAGE, hint="build it anew")
+        raise VTorqueError(f"{path}: {wrong} cannot be {data[wrong]!r}", code=Code.IMAGE, hint="build or add it anew")
     values["features"] = tuple(map(str, data["features"]))
-    return Image(folder=directory, **values)
+    return Image(folder=directory, name=name, revision=revision, **values)
 
 
 def describe(image: Image) -> dict[str, Any]:

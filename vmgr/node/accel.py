@@ -22,6 +22,9 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node import process, record
 
 DEVICE = Path("/dev/kvm")
+_KERNEL, _FIRMWARE = "kvm.json", "kvm-firmware.json"
+_FIRMWARE_PORT = 0x402
+"""Where SeaBIOS writes its messages (its CONFIG_DEBUG_IO)."""
 
 
 class Kvm(NamedTuple):
@@ -53,28 +56,38 @@ def kvm_gid() -> Optional[int]:
     return info.st_gid if info.st_gid and info.st_mode & stat.S_IRGRP and info.st_mode & stat.S_IWGRP else None
 
 
-def probe(config: Config, kernel: Path) -> Kvm:
-    """What is known of KVM since the boot, else what starting `kernel` shows; one process at a time finds out."""
-    known = config.paths.run / "kvm.json"
-    found = _remembered(known)
+def probe(config: Config, kernel: Optional[Path]) -> Kvm:
+    """What is known of KVM since the boot, else what starting `kernel` shows; one process at a time finds out.
+
+    Where there is no kernel to start, the firmware has to show its first line: that says less, and is remembered for
+    such guests alone.
+    """
+    found = remembered(config, firmware=kernel is None)
     if found is not None:
         return found
     with record.node_lock(config.paths, "kvm"):
-        found = _remembered(known)
+        found = remembered(config, firmware=kernel is None)
         if found is None:
-            found = _find_out(config, kernel)
+            found = find_out(config, kernel)
+            known = config.paths.run / (_FIRMWARE if kernel is None else _KERNEL)
             temporary = known.with_name(f".kvm.{os.getpid()}")
             temporary.write_text(json.dumps({"boot": process.boot_id(), **found._asdict()}))
             temporary.replace(known)
         return found
 
 
-async def probe_beside(config: Config, kernel: Path) -> Kvm:
+async def probe_beside(config: Config, kernel: Optional[Path]) -> Kvm:
     """`probe` without holding up the caller's event loop."""
-    found = _remembered(config.paths.run / "kvm.json")
+    found = remembered(config, firmware=kernel is None)
     if found is not None:
         return found
     return await asyncio.get_running_loop().run_in_executor(None, probe, config, kernel)
+
+
+def remembered(config: Config, *, firmware: bool = False) -> Optional[Kvm]:
+    """What was found since the boot; None when nobody has tried. With `firmware` what that alone has shown will do."""
+    found = _remembered(config.paths.run / _KERNEL)
+    return found or (_remembered(config.paths.run / _FIRMWARE) if firmware else None)
 
 
 def _remembered(known: Path) -> Optional[Kvm]:
@@ -85,9 +98,11 @@ def _remembered(known: Path) -> Optional[Kvm]:
         return None
 
 
-def _find_out(config: Config, kernel: Path) -> Kvm:
+def find_out(config: Config, kernel: Optional[Path]) -> Kvm:
+    """What starting `kernel` under KVM shows, whatever is remembered. Raises VTorqueError (VT-LAUNCH)."""
     if not DEVICE.exists():
         return Kvm(False, f"there is no {DEVICE}")
+    what = "the firmware" if kernel is None else "a kernel"
     nobody = pwd.getpwnam("nobody")
     gid = kvm_gid()
     ours, theirs = socket.socketpair()
@@ -103,9 +118,7 @@ def _find_out(config: Config, kernel: Path) -> Kvm:
                 "-m", "size=128M",
                 "-no-reboot",
                 "-chardev", f"socket,id=console,fd={theirs.fileno()}",
-                "-serial", "chardev:console",
-                "-kernel", str(kernel),
-                "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1",
+                *_what_speaks(kernel),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -120,17 +133,27 @@ def _find_out(config: Config, kernel: Path) -> Kvm:
         )  # fmt: skip
         theirs.close()
         try:
-            if _shows_a_line(ours, config.hypervisor.probe_seconds):
-                return Kvm(True, "a kernel started under it")
+            if _shows_a_line(ours, b"SeaBIOS" if kernel is None else b"Linux version", config.hypervisor.probe_seconds):
+                return Kvm(True, f"{what} started under it")
             try:
                 child.wait(0.2)  # it closes its console before it ends and has a status
             except subprocess.TimeoutExpired:
                 limit = config.hypervisor.probe_seconds
-                return Kvm(False, f"a kernel under {DEVICE} showed nothing within {limit} s")
+                return Kvm(False, f"{what} under {DEVICE} showed nothing within {limit} s")
         finally:
             child.kill()
             said = child.communicate()[1].decode("utf-8", "replace").strip()
     return Kvm(False, said.splitlines()[-1][:200] if said else "QEMU ended at once")
+
+
+def _what_speaks(kernel: Optional[Path]) -> list[str]:
+    if kernel is None:
+        return ["-device", f"isa-debugcon,iobase={_FIRMWARE_PORT},chardev=console"]
+    return [
+        "-serial", "chardev:console",
+        "-kernel", str(kernel),
+        "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1",
+    ]  # fmt: skip
 
 
 def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -143,10 +166,10 @@ def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         ) from err
 
 
-def _shows_a_line(console: socket.socket, limit_s: float) -> bool:
+def _shows_a_line(console: socket.socket, line: bytes, limit_s: float) -> bool:
     deadline = time.monotonic() + limit_s
     seen = b""
-    while b"Linux version" not in seen and len(seen) < 65536:
+    while line not in seen and len(seen) < 65536:
         console.settimeout(max(0.01, deadline - time.monotonic()))
         try:
             data = console.recv(4096)
@@ -155,4 +178,4 @@ def _shows_a_line(console: socket.socket, limit_s: float) -> bool:
         if not data or time.monotonic() > deadline:
             return False
         seen += data
-    return b"Linux version" in seen
+    return line in seen

@@ -21,8 +21,10 @@ from vmgr import logs
 from vmgr.checks import check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Pool
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
+from vmgr.metrics.watch import count
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
 from vmgr.node.boot import ConsoleLogs, boot
@@ -34,7 +36,9 @@ from vmgr.node.jobfiles import status_name
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.meeting import FAILED, GONE, READY
 from vmgr.node.network.plan import plan_network
+from vmgr.node.orders import orders_of
 from vmgr.node.reap import reap
+from vmgr.node.shown import shown
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
 from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
@@ -132,6 +136,14 @@ class Agent:
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
         self.learned: dict[str, Any] = {"user": call.user, "node_index": call.node_index}
+        self.crew: Optional[Crew] = None
+        self.image_held: Optional[int] = None
+        self.ssh_ports: list[int] = []
+        self.progress.private["user"] = call.user
+        self.progress.now = self._now
+
+    def _now(self) -> dict[str, Any]:
+        return {} if self.job is None else {"members": shown(self.job, self.crew, self.ssh_ports)}
 
     async def run(self, listener: socket.socket) -> None:
         """The attempt's whole life; returns when nothing of it is left."""
@@ -150,10 +162,12 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None,
+            joined=leftovers.join if leftovers else None, orders=orders_of(lambda: self.crew),
         )  # fmt: skip
         server = await control.serve(listener)
-        telling = [asyncio.ensure_future(self._publish(user)), asyncio.ensure_future(self._report(user))]
+        telling = [asyncio.ensure_future(tell) for tell in (
+            self._publish(user), self._report(user), count(self.progress, self.config.paths, self.place),
+        )]  # fmt: skip
         await self._live_and_tell(user)
         await self._hear_of_the_end()
         if leftovers is not None:
@@ -161,6 +175,8 @@ class Agent:
         await self._wipe()
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
+        if self.image_held is not None:
+            os.close(self.image_held)
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
@@ -271,7 +287,10 @@ class Agent:
             self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
             self.learned["first_rank"] = allocation.node_index * job.group.per_node
-            self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
+            self.progress.private.update(
+                spec=as_plain(job.spec), directory=call.directory.directory,
+                nodes=allocation.nodes, image=f"{job.image.name}@{job.image.revision}",
+            )  # fmt: skip
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
 
@@ -298,6 +317,7 @@ class Agent:
         crew = await self._boot(job, console_log)
         if crew is None:
             return
+        self.crew = crew
         try:
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
@@ -312,6 +332,7 @@ class Agent:
             self.progress.fail(err)
             raise
         finally:
+            self.crew = None
             await crew.kill()
 
     async def _boot(self, job: Job, console_logs: ConsoleLogs) -> Optional[Crew]:
@@ -331,7 +352,8 @@ class Agent:
         boot_s = self.config.timeouts.boot
         introducing = [self._introduce(job, crew, fellows, boot_s)] if job.network.kind == "bridge" else []
         await every(*(guest.ready(boot_s) for guest in crew.guests), *introducing)
-        self.progress.private["ssh"] = {"port": await crew.open_ssh(), "host_key": crew.host_key.public}
+        self.ssh_ports = await crew.open_ssh()
+        self.progress.private["ssh"] = {"port": self.ssh_ports[0], "host_key": crew.host_key.public}
         said = {"ssh_ports": crew.ssh_ports()}
         self.progress.facts.update(said)
         await fellows.tell(READY, said)
@@ -371,7 +393,10 @@ class Agent:
         data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=patience)
         spec = parse_spec(data, sha256=directory.sha256, source=source)
         subject = Subject(user.name, primary_group(user), self.call.queue)
-        image = check_spec(spec, self.config, subject, source, nodes=len(allocation.nodes))
+        nodes = len(allocation.nodes)
+        image, self.image_held = Pool(self.config.pool).hold(
+            lambda: check_spec(spec, self.config, subject, source, nodes=nodes)
+        )
         abilities.check(spec)
         per_node, names = spec.groups[0].per_node, allocation.nodes
         network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)

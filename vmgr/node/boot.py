@@ -123,7 +123,7 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
     )
     staging = asyncio.ensure_future(every(
         make_host_key(job.place),
-        probe_beside(config, job.image.path("kernel")),
+        probe_beside(config, job.image.path("kernel") if job.image.kernel else None),
         boot_files(request),
         _stage_disks(request, opened),
         _open_data(job, config, opened),

@@ -3,7 +3,9 @@
 The caller is known by the kernel's word (SO_PEERCRED): root or the job's owner. Operations: `status` (one answer),
 `follow` (an answer now and after each change), `attach` (the job wrapper: as `follow`, and the job is over when the
 connection breaks), `join` (as `status`; the caller and what it has started are the job's), `started` (the script runs
-now), `end` (the job is over; with `status` its script's exit status).
+now), `end` (the job is over; `status` is its script's exit status). Any other is an order to the guests (`Order`): what
+it answers, answer by answer, is followed by `{"done": true}`, or by `error` and `code` where it fails; an order ends
+when its caller goes.
 """
 
 from __future__ import annotations
@@ -12,26 +14,50 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Awaitable
-from typing import Callable, NamedTuple, Optional
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from typing import Any, Callable, NamedTuple, Optional
 
+from vmgr.errors import VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node.state import Progress
 
 MAX_CLIENTS = 64
 MAX_REQUEST_BYTES = 4096
+MAX_WAITING = 16
 
 
-class _Peer(NamedTuple):
+class Peer(NamedTuple):
     """Who connected, by the kernel's word."""
 
     pid: int
     uid: int
 
 
+class Talk:
+    """One order's side of its connection: who gave it, what it says, and what the caller sends meanwhile."""
+
+    def __init__(self, peer: Peer, request: Mapping[str, Any]) -> None:
+        self.peer = peer
+        self.request = request
+        self._more: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(MAX_WAITING)
+
+    async def more(self) -> Mapping[str, Any]:
+        """The caller's next request, which is this order's matter."""
+        return await self._more.get()
+
+    async def hear(self, request: Mapping[str, Any]) -> None:
+        """Keep a request for the order; who sends faster than it is taken waits."""
+        await self._more.put(request)
+
+
+Order = Callable[[Talk], AsyncIterator[Mapping[str, Any]]]
+"""What carries out one operation on the guests: an asynchronous generator of answers. Raises VTorqueError."""
+
+
 class Control:
     """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over,
-    `attached` when it comes, `joined` with the pid of each process of the owner's that says it is the job's.
+    `attached` when it comes, `joined` with the pid of each process of the owner's that says it is the job's. `orders`
+    has the operations on the guests, by name.
     """
 
     def __init__(
@@ -42,12 +68,14 @@ class Control:
         over: Callable[[], None],
         attached: Callable[[], None],
         joined: Optional[Callable[[int], Awaitable[None]]] = None,
+        orders: Optional[Mapping[str, Order]] = None,
     ) -> None:
         self._progress = progress
         self._owner = owner
         self._over = over
         self._attached = attached
         self._joined = joined
+        self._orders = orders or {}
         self._clients: set[asyncio.Task[None]] = set()
 
     async def serve(self, listener: socket.socket) -> asyncio.AbstractServer:
@@ -79,7 +107,7 @@ class Control:
             self._clients.discard(task)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: _Peer) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         follower: list[asyncio.Task[None]] = []
         attached = False
         try:
@@ -106,8 +134,11 @@ class Control:
                 elif op == "end":
                     self._progress.ended_with(request.get("status"))
                     self._over()
+                elif isinstance(op, str) and op in self._orders:
+                    await self._obey(reader, writer, Talk(peer, request))
                 else:
-                    await _send(writer, {"error": "the operations are status, follow, attach, join, started and end"})
+                    known = ["status", "follow", "attach", "join", "started", "end", *self._orders]
+                    await _send(writer, {"error": f"the operations are {', '.join(known)}"})
         finally:
             for task in follower:
                 task.cancel()
@@ -115,7 +146,32 @@ class Control:
                 LOGGER.debug("the job wrapper has left")
                 self._over()
 
-    async def _join(self, peer: _Peer) -> None:
+    async def _obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, talk: Talk) -> None:
+        """Carry out an order to its end, or until its caller has gone."""
+        carrying_out = asyncio.ensure_future(self._carry_out(writer, talk))
+        hearing = asyncio.ensure_future(_hear(reader, talk))
+        try:
+            await asyncio.wait([carrying_out, hearing], return_when=asyncio.FIRST_COMPLETED)
+            if carrying_out.done():
+                carrying_out.result()
+        finally:
+            for task in (carrying_out, hearing):
+                task.cancel()
+            await asyncio.gather(carrying_out, hearing, return_exceptions=True)
+
+    async def _carry_out(self, writer: asyncio.StreamWriter, talk: Talk) -> None:
+        name = talk.request["op"]
+        LOGGER.info("%s, asked for by uid %d", name, talk.peer.uid)
+        try:
+            async for answer in self._orders[name](talk):
+                await _send(writer, answer)
+        except VTorqueError as err:
+            LOGGER.warning("%s: %s", name, err)
+            await _send(writer, {"error": err.detail, "code": err.code.text})
+        else:
+            await _send(writer, {"done": True})
+
+    async def _join(self, peer: Peer) -> None:
         if self._joined is not None and peer.uid == self._owner:
             await self._joined(peer.pid)
 
@@ -127,13 +183,22 @@ class Control:
             pass
 
 
-async def _send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None:
+async def _hear(reader: asyncio.StreamReader, talk: Talk) -> None:
+    """Pass requests on to the order that is being carried out; returns when the caller has gone."""
+    while line := await reader.readline():
+        request = json.loads(line)
+        if not isinstance(request, dict):
+            raise ValueError("no request")
+        await talk.hear(request)
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
     writer.write(json.dumps(answer).encode() + b"\n")
     await writer.drain()
 
 
-def _peer(writer: asyncio.StreamWriter) -> _Peer:
+def _peer(writer: asyncio.StreamWriter) -> Peer:
     peer = writer.get_extra_info("socket")
     given = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     pid, uid, _ = struct.unpack("iII", given)
-    return _Peer(pid, uid)
+    return Peer(pid, uid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from vmgr.errors import VTorqueError
 from vmgr.logs import LOGGER
@@ -29,16 +29,24 @@ class Crew(NamedTuple):
             found.append(known or await guest.address())
         return found
 
-    async def open_ssh(self) -> int:
-        """Open what leads to SSH of the guests, from outside too; the port of 127.0.0.1 for the first of them.
+    def known_addresses(self) -> list[Optional[str]]:
+        """The same as far as they are known by now; None also where QEMU's own networking has none of the network's."""
+        planned = [lease and lease.partition("/")[0] for lease in self.wires.addresses]
+        return [
+            member.address or lease or guest.said_address
+            for member, guest, lease in zip(self.members, self.guests, planned)
+        ]
+
+    async def open_ssh(self) -> list[int]:
+        """Open what leads to SSH of the guests, from outside too; the port of 127.0.0.1 for each of them.
 
         Raises VTorqueError (VT-NODE).
         """
-        if self.guests[0].ssh_port is not None:
-            return self.guests[0].ssh_port
+        through_qemu = [guest.ssh_port for guest in self.guests if guest.ssh_port is not None]
+        if len(through_qemu) == len(self.guests):
+            return through_qemu
         addresses = await self.addresses()
-        ports = [await self.wires.forward(*each) for each in enumerate(addresses, start=1)]
-        return ports[0]
+        return [await self.wires.forward(*each) for each in enumerate(addresses, start=1)]
 
     def ssh_ports(self) -> dict[str, int]:
         """The ports of this node that lead to SSH of guests from outside, by name of the guest."""

@@ -12,6 +12,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node.console import Console
 from vmgr.node.guestport import Event, GuestPort, Stretch
 from vmgr.node.launch import Guest, pin_and_run
+from vmgr.node.monitor import Monitor
+from vmgr.node.process import cpu_seconds
 from vmgr.node.shares import Shares
 from vmgr.topology.model import Placement
 
@@ -42,6 +44,7 @@ class RunningGuest:
         shares: Shares,
     ) -> None:
         self.name = name
+        self.power = "on"
         self._shares = shares
         self._guest = guest
         self._port = port
@@ -72,12 +75,28 @@ class RunningGuest:
         """Let the guest run, all that serves it on the CPUs of its place. Raises VTorqueError (VT-LAUNCH)."""
         await pin_and_run(self._guest, qmp, placement, on_tap=on_tap, timeout_s=timeout_s)
 
+    @property
+    def monitor(self) -> Monitor:
+        """The guest's QMP."""
+        return self._guest.monitor
+
     async def address(self) -> str:
         """The address that the guest says it has, as soon as it says so while `ready` is waited for.
 
         Only a guest that is to be told the addresses of all, by `send_hosts`, says this.
         """
         return await asyncio.shield(self._address)
+
+    @property
+    def said_address(self) -> Optional[str]:
+        """The same, None while it has not said so."""
+        known = self._address.done() and not self._address.cancelled()
+        return self._address.result() if known else None
+
+    @property
+    def cpu_s(self) -> Optional[float]:
+        """Seconds of CPU time that its QEMU has used; None when it is gone."""
+        return cpu_seconds(self._guest.child.pid)
 
     def send_hosts(self, hosts: Iterable[tuple[str, str]]) -> None:
         """Tell the guest address and name of every guest of the job."""

@@ -11,16 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import QMPClient
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import process
 from vmgr.node.jobgroup import JobGroup
+from vmgr.node.monitor import QUARREL, Monitor
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
 from vmgr.node.userio import User
 from vmgr.topology.model import Placement
-
-MAX_QMP_REPLY_BYTES = 1 << 20
 
 
 class Files(NamedTuple):
@@ -52,8 +51,7 @@ class Guest:
         self.port = port
         self.console = console
         self.errors = errors
-        self.qmp = QMPClient("guest", readbuflen=MAX_QMP_REPLY_BYTES)
-        self.qmp.events.event_filter = lambda _: False  # nobody reads them: they would pile up
+        self.monitor = Monitor()
         self.ssh_port: Optional[int] = None
 
     async def ended(self) -> None:
@@ -89,10 +87,7 @@ class Guest:
 
     async def close(self) -> None:
         """Give the connections back; QEMU must have ended."""
-        try:
-            await self.qmp.disconnect()
-        except (QMPError, OSError, EOFError):
-            pass  # the connection broke with QEMU's end
+        await self.monitor.close()
         self.console.close()
         os.close(self.errors)
 
@@ -183,7 +178,7 @@ async def pin_and_run(
         await asyncio.wait_for(_pin_and_run(guest, qmp, placement, on_tap), timeout_s)
     except asyncio.TimeoutError:
         raise VTorqueError(f"QEMU did not answer within {timeout_s:g} s", code=Code.LAUNCH) from None
-    except (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as err:
+    except QUARREL as err:
         if guest.child.poll() is None:
             await asyncio.wait([asyncio.ensure_future(guest.ended())], timeout=0.5)
         reason = guest.describe_end() if guest.child.poll() is not None else f"QMP: {err}"
@@ -191,22 +186,22 @@ async def pin_and_run(
 
 
 async def _pin_and_run(guest: Guest, qmp: socket.socket, placement: Optional[Placement], on_tap: bool) -> None:
-    await guest.qmp.connect(qmp)
-    if placement is not None:
-        await _pin(guest, placement)
-    if not on_tap:
-        usernet = await guest.qmp.execute("human-monitor-command", {"command-line": "info usernet"})
-        guest.ssh_port = forwarded_port(str(usernet))
-        if guest.ssh_port is None:
-            raise ValueError("no port leads to the guest's SSH")
-    await guest.qmp.execute("cont")
-    await guest.qmp.disconnect()  # QEMU is the user's: nothing that it could send has to be read any more
+    await guest.monitor.connect(qmp)
+    async with guest.monitor.talk() as client:
+        if placement is not None:
+            await _pin(guest, client, placement)
+        if not on_tap:
+            usernet = await client.execute("human-monitor-command", {"command-line": "info usernet"})
+            guest.ssh_port = forwarded_port(str(usernet))
+            if guest.ssh_port is None:
+                raise ValueError("no port leads to the guest's SSH")
+        await client.execute("cont")
 
 
-async def _pin(guest: Guest, placement: Placement) -> None:
+async def _pin(guest: Guest, client: QMPClient, placement: Placement) -> None:
     """vCPUs and I/O threads where they are planned; all other threads, and those they will start, on the emulator's."""
-    cpus: Any = await guest.qmp.execute("query-cpus-fast")
-    threads: Any = await guest.qmp.execute("query-iothreads")
+    cpus: Any = await client.execute("query-cpus-fast")
+    threads: Any = await client.execute("query-iothreads")
     tids = {int(entry["cpu-index"]): int(entry["thread-id"]) for entry in cpus}
     where: dict[int, Iterable[int]] = {int(entry["thread-id"]): placement.io for entry in threads}
     where.update({tids[index]: allowed for index, allowed in enumerate(placement.vcpus)})

@@ -52,10 +52,19 @@ class _Seen(NamedTuple):
 
 
 class _Session(NamedTuple):
-    """A session of the job's: the start of its leader, None when that had ended, and the earliest start that counts."""
+    """A session of the job's: the start of its leader, None when that had ended, and the earliest start that counts.
+
+    `elders` are the ancestors of the process that it was learned from that started in the same clock tick: the batch
+    system's shell, for instance, from which the job wrapper comes.
+    """
 
     leader: Optional[int]
     since: int
+    elders: frozenset[int] = frozenset()
+
+    def has(self, pid: int, seen: _Seen) -> bool:
+        """Whether a member of the session, the process `pid`, is one of the job's."""
+        return seen.start > self.since or (seen.start == self.since and pid not in self.elders)
 
 
 class Tree:
@@ -111,7 +120,7 @@ class Tree:
             return False
         parent, session = self._known.get(seen.parent), self._sessions.get(seen.session)
         is_child = parent is not None and seen.start >= parent
-        is_member = session is not None and seen.start >= session.since and seen.is_users
+        is_member = session is not None and session.has(pid, seen) and seen.is_users
         if is_child or is_member:
             self._add(pid, seen)
         return is_child or is_member
@@ -120,7 +129,16 @@ class Tree:
         self._known[pid] = seen.start
         leader = seen if seen.session == pid else _see(seen.session, self._uid)
         if seen.session and seen.session not in self._sessions and (leader is None or leader.is_users):
-            self._sessions[seen.session] = _Session(leader.start if leader else None, seen.start)
+            self._sessions[seen.session] = _Session(leader.start if leader else None, seen.start, self._elders(seen))
+
+    def _elders(self, seen: _Seen) -> frozenset[int]:
+        """The ancestors of a process that started in the same clock tick."""
+        elders: set[int] = set()
+        parent = _see(seen.parent, self._uid)
+        while parent is not None and parent.start == seen.start and seen.parent not in elders:
+            elders.add(seen.parent)
+            seen, parent = parent, _see(parent.parent, self._uid)
+        return frozenset(elders)
 
     def _forget_ended(self, all_seen: dict[int, _Seen]) -> None:
         """Drop processes that are gone, so that a later owner of a pid is not taken for one, and sessions likewise."""

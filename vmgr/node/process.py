@@ -55,13 +55,24 @@ def started(pid: int) -> Optional[int]:
     return _stat(pid)[1]
 
 
+def cpu_seconds(pid: int) -> Optional[float]:
+    """CPU time that a process has used, with that of its threads (fields 14 and 15); None when it is gone."""
+    fields = _fields(pid)
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND if fields else None
+
+
 def _stat(pid: int) -> tuple[bytes, Optional[int]]:
+    fields = _fields(pid)
+    return (fields[0], int(fields[19])) if fields else (b"", None)
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What follows the name in `/proc/PID/stat`: field 3 (proc(5)) comes first; nothing when it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return b"", None
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return fields[0], int(fields[19])
+        return []
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def given_environment() -> dict[str, str]:

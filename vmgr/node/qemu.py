@@ -43,14 +43,15 @@ class Descriptors(NamedTuple):
 class GuestPlan(NamedTuple):
     """One guest, planned completely. `mounts` are those of the job's user, the home put in.
 
-    Its RAM lies in huge pages of `hugepage_kib` KiB where that is not None.
+    Its RAM lies in huge pages of `hugepage_kib` KiB where that is not None. Without a `kernel` the firmware boots it
+    from its own disk.
     """
 
     name: str
     layout: Layout
     accelerator: str
-    kernel: Path
-    initrd: Path
+    kernel: Optional[Path]
+    initrd: Optional[Path]
     cmdline: str
     disk_format: str
     mac: str
@@ -85,13 +86,18 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-device", f"virtserialport,bus=ports.0,chardev=port,name={PORT_NAME}",
         "-object", "rng-random,id=entropy,filename=/dev/urandom",
         "-device", "virtio-rng-pci,rng=entropy",
-        "-kernel", str(plan.kernel),
-        "-initrd", str(plan.initrd),
-        "-append", plan.cmdline,
+        *_kernel(plan),
         *_disks(plan, fds),
         *_network(plan, fds),
         *share_arguments(plan.mounts, fds.shares),
     ]  # fmt: skip
+
+
+def _kernel(plan: GuestPlan) -> list[str]:
+    if plan.kernel is None:
+        return []
+    initrd = [] if plan.initrd is None else ["-initrd", str(plan.initrd)]
+    return ["-kernel", str(plan.kernel), *initrd, "-append", plan.cmdline]
 
 
 def _accelerator(plan: GuestPlan) -> list[str]:
@@ -144,6 +150,7 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
     if fds.overlay is not None or fds.data is not None:
         arguments += ["-object", f"iothread,id={IO_THREAD}"]
     if fds.overlay is not None and fds.backing is not None:
+        first = ",bootindex=0" if plan.kernel is None else ""
         arguments += [
             "-add-fd", f"set=2,fd={fds.overlay}",
             "-add-fd", f"set=3,fd={fds.backing}",
@@ -151,7 +158,7 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
             "-blockdev", f"driver={plan.disk_format},node-name=backing,file=backing-file,read-only=on",
             "-blockdev", "driver=file,node-name=overlay-file,filename=/dev/fdset/2",
             "-blockdev", "driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap",
-            "-device", f"virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread={IO_THREAD}",
+            "-device", f"virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread={IO_THREAD}{first}",
         ]  # fmt: skip
     if fds.data is not None:
         arguments += [

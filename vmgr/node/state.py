@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from vmgr.errors import VTorqueError
 from vmgr.logs import LOGGER
@@ -32,6 +32,8 @@ class Progress:
         self._changed = asyncio.Event()
         self.facts = facts
         self.private: dict[str, Any] = {}
+        self.now: Callable[[], dict[str, Any]] = dict
+        """What is looked at only when somebody asks, beside `private`."""
         self.state = "starting"
         self.error: Optional[VTorqueError] = None
         self.stages: list[dict[str, Any]] = []
@@ -95,8 +97,9 @@ class Progress:
         return {"v": 1, **self.facts, "state": self.state, **self.failure(), "stages": self.stages}
 
     def full(self) -> dict[str, Any]:
-        """What the job's own wrapper gets over the agent's socket."""
-        return {**self.public(), **self.private}
+        """What root and the job's owner get over the agent's socket."""
+        age = round(process.seconds_since(self._start), 3)
+        return {**self.public(), **self.private, **self.now(), "age_s": age}
 
     def _wake(self) -> None:
         self._changed.set()

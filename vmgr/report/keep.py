@@ -50,7 +50,7 @@ def as_part(progress: Progress, learned: Mapping[str, Any]) -> dict[str, Any]:
         "node": facts["node"],
         "node_index": learned.get("node_index", 0),
         "nodes": learned.get("nodes", []),
-        "image": str(group.get("image", "")),
+        "image": str(progress.private.get("image", "")),
         "vcpus": group.get("vcpus", 0),
         "ram_mib": group.get("ram_mib", 0),
         "state": progress.state,

@@ -46,7 +46,7 @@ def outcome(parts: Sequence[Part]) -> str:
 
 
 def scale(seconds: float, room: int) -> list[float]:
-    """Where an axis of so many seconds has its marks, some `room` of them at most: every 1, 2 or 5 times 10^n seconds."""
+    """Where an axis of so many seconds has its marks, `room` of them at most: every 1, 2 or 5 times 10^n s."""
     step = 10.0**-3
     while True:
         for factor in STEPS:

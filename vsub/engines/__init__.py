@@ -58,6 +58,14 @@ class JobState(NamedTuple):
         return self.phase in ("completed", "gone")
 
 
+class PlacedJob(NamedTuple):
+    """A job that has nodes: its whole id, its owner's name, its nodes with the mother superior first."""
+
+    job_id: str
+    owner: str
+    nodes: tuple[str, ...]
+
+
 class GuestJob(NamedTuple):
     """What the submission of a guest job has to carry to the batch system.
 
@@ -103,6 +111,15 @@ class Engine(Protocol):
 
     def read_completion(self, line: bytes) -> JobState:
         """The end of a job from the line on its socket; phase `unknown` when the line says nothing."""
+
+    def nodes(self, timeout_s: float) -> tuple[str, ...]:
+        """All nodes of the batch system. Raises VTorqueError (VT-ENGINE) when it does not say within `timeout_s`."""
+
+    def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
+        """The jobs that have nodes and that the caller may see, or only the one that is named as a user would.
+
+        Raises VTorqueError (VT-ENGINE) as `nodes`, VT-ACCESS for another user's job where the batch system hides it.
+        """
 
 
 def engine(config: Config, install: Installation) -> Engine:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Optional
 
 from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
 from vmgr.paths import Installation
-from vsub.engines import PHASES, JobState, shell_status
+from vsub.engines import PHASES, JobState, PlacedJob, shell_status
 from vsub.engines.pbs import QsubDialect
 
 if TYPE_CHECKING:
@@ -64,3 +66,35 @@ class Embedded(QsubDialect):
             return JobState("gone")
         status = answer.get("exit_status")
         return JobState("completed", shell_status(status) if type(status) is int else None)
+
+    def nodes(self, timeout_s: float) -> tuple[str, ...]:
+        """All nodes, from the daemon."""
+        from vsub.engines.listing import known_nodes  # for those who look after guests, not for a submission
+
+        return known_nodes((self._ask({"op": "nodes"}, timeout_s) or {}).get("nodes"))
+
+    def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
+        """Jobs that have nodes, from the daemon."""
+        from vsub.engines.listing import placed_job  # as above
+
+        answer = self._ask({"op": "stat", "job": job_id, "members": True}, timeout_s) or {"jobs": []}
+        found = (placed_job(name, dict(attributes)) for name, attributes in answer["jobs"])
+        return tuple(job for job in found if job is not None)
+
+    def _ask(self, message: Mapping[str, object], timeout_s: float) -> Optional[dict[str, Any]]:
+        """The daemon's answer; None for a job that it does not know. Raises VTorqueError."""
+        from vsub.engines.local import protocol
+
+        try:
+            return protocol.request(self._socket, message, timeout_s=timeout_s)
+        except protocol.Refused as refusal:
+            if refusal.code == protocol.UNKNOWN_JOB:
+                return None
+            code = Code.ACCESS if refusal.code == protocol.PERMISSION else Code.ENGINE
+            raise VTorqueError(f"the batch system refuses: {refusal}", code=code) from None
+        except (OSError, protocol.ProtocolError) as err:
+            raise VTorqueError(
+                f"the batch system does not answer at {self._socket}: {err}",
+                code=Code.ENGINE,
+                hint="is vtorque-local started?",
+            ) from None

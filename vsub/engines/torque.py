@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
-from vsub.engines import PHASES, JobState, for_this_host, shell_status
+from vsub.engines import PHASES, JobState, PlacedJob, for_this_host, shell_status
 from vsub.engines.pbs import QsubDialect
 
 if TYPE_CHECKING:
@@ -62,6 +62,21 @@ class Torque(QsubDialect):
 
     def read_completion(self, line: bytes) -> JobState:
         return JobState("unknown")
+
+    def nodes(self, timeout_s: float) -> tuple[str, ...]:
+        """All nodes, from `pbsnodes`."""
+        from vsub.engines.listing import ask, parse_pbsnodes  # for those who look after guests, not for a submission
+
+        program = for_this_host(self._submit.pbsnodes, "submit.pbsnodes")
+        return parse_pbsnodes(ask([program], "submit.pbsnodes", timeout_s) or "")
+
+    def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
+        """Jobs that have nodes, from `qstat -f`."""
+        from vsub.engines.listing import ask, parse_jobs  # as above
+
+        program = for_this_host(self._submit.qstat, "submit.qstat")
+        argv = [program, "-f", *(["-t"] if job_id is None else [job_id])]
+        return parse_jobs(ask(argv, "submit.qstat", timeout_s, unknown=_UNKNOWN_JOB) or "")
 
 
 def parse_qstat(text: str) -> JobState:

@@ -39,10 +39,11 @@ class Table(NamedTuple):
 
 def mark_of(place: record.Place) -> str:
     """The name of the mark of an attempt: it tells the spool that the attempt is recorded in, and the attempt."""
-    return f"{_spool_mark(place.folder.parents[2])}{place.attempt}"
+    return f"{mark_of_spool(place.folder.parents[2])}{place.attempt}"
 
 
-def _spool_mark(spool: Path) -> str:
+def mark_of_spool(spool: Path) -> str:
+    """How the marks of all attempts recorded in this spool begin."""
     return f"of-{hashlib.sha256(os.fsencode(spool)).hexdigest()[:8]}-"
 
 
@@ -104,7 +105,7 @@ def marked() -> list[Table]:
 
 def of_spool(spool: Path) -> list[Table]:
     """The tables that attempts recorded in this spool have made. Raises OSError."""
-    return [table for table in marked() if table.mark.startswith(_spool_mark(spool))]
+    return [table for table in marked() if table.mark.startswith(mark_of_spool(spool))]
 
 
 def remove(table: Table) -> None:

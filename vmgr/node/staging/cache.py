@@ -74,7 +74,7 @@ async def nearest(request: StageRequest, part: str) -> Path:
     """Where the image's `part` (disk, kernel, initrd) is best read: in the node's cache, filled first, or in the pool.
 
     What it names in the cache stays as long as the attempt. Raises VTorqueError (VT-STAGE) when what comes from the
-    pool is not what its image.json says; VT-TRUST when others than root could write the cache.
+    pool is not what its image.yaml says; VT-TRUST when others than root could write the cache.
     """
     config, image = request.config, request.image
     source = image.path(part)

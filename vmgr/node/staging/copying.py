@@ -31,7 +31,7 @@ _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EB
 
 
 class Original(NamedTuple):
-    """A file of an image in the pool, as its image.json describes it."""
+    """A file of an image in the pool, as its image.yaml describes it."""
 
     path: Path
     size: int
@@ -45,7 +45,7 @@ def original(image: Image, part: str) -> Original:
     size, sha256 = facts.get("size"), facts.get("sha256")
     if not isinstance(size, int) or not isinstance(sha256, str) or not re.fullmatch(KEY, sha256):
         raise VTorqueError(
-            f"{image.directory}/image.json does not tell size and SHA-256 of {path.name}",
+            f"{image.directory}/image.yaml does not tell size and SHA-256 of {path.name}",
             code=Code.IMAGE,
             hint="build or add the image anew",
         )
@@ -53,7 +53,7 @@ def original(image: Image, part: str) -> Original:
 
 
 def copy_image(source: int, target: int, what: Original, tell: Callable[[str], None]) -> bool:
-    """Make the empty file `target` a copy of the open `source`, and read it back: it has to be as image.json says.
+    """Make the empty file `target` a copy of the open `source`, and read it back: it has to be as image.yaml says.
 
     Gives whether the two share their blocks.
     """
@@ -71,7 +71,7 @@ def copy_image(source: int, target: int, what: Original, tell: Callable[[str], N
 
 def _altered(what: Original, found: str) -> VTorqueError:
     return VTorqueError(
-        f"the copy of {what.path} has {found} as its image.json says",
+        f"the copy of {what.path} has {found} as its image.yaml says",
         code=Code.STAGE,
         hint="the pool's file is damaged, or the way from there: build or add the image anew",
     )

@@ -43,9 +43,13 @@ async def stage(request: StageRequest) -> list[Optional[Disk]]:
 async def boot_files(request: StageRequest) -> BootFiles:
     """Where QEMU finds what it boots: in the node's cache, where the site has one and there is room, or in the pool.
 
-    Raises VTorqueError (VT-STAGE, VT-IMAGE).
+    Nowhere where the image boots from its own disk. Raises VTorqueError (VT-STAGE, VT-IMAGE).
     """
-    return BootFiles(await _nearest(request, "kernel"), await _nearest(request, "initrd"))
+    image = request.image
+    return BootFiles(
+        await _nearest(request, "kernel") if image.kernel else None,
+        await _nearest(request, "initrd") if image.initrd else None,
+    )
 
 
 async def _nearest(request: StageRequest, part: str) -> Path:

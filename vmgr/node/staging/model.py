@@ -26,10 +26,10 @@ class Disk(NamedTuple):
 
 
 class BootFiles(NamedTuple):
-    """What QEMU loads by itself, readable for everybody."""
+    """What QEMU loads by itself, readable for everybody; None for what the image has not."""
 
-    kernel: Path
-    initrd: Path
+    kernel: Optional[Path]
+    initrd: Optional[Path]
 
 
 class StageRequest(NamedTuple):

@@ -101,6 +101,8 @@ class Clients:
             return await self._submit(message, reader, peer, terminal)
         if operation == "stat":
             return self._stat(message, peer), None
+        if operation == "nodes":
+            return {"nodes": [machine.name for machine in self._server.cluster.machines]}, None
         if operation == "wait":
             return await self._wait(self._own(message, peer), reader), None
         changes = {

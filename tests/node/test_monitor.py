@@ -1,0 +1,114 @@
+"""A guest's QMP over its life: with a real QEMU, and with a fake that floods it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.monitor import Monitor
+
+GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+@contextmanager
+def machine_without_anything() -> Iterator[socket.socket]:
+    ours, theirs = socket.socketpair()
+    child = subprocess.Popen(
+        [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "none", "-display", "none",
+            "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
+        ],
+        pass_fds=[theirs.fileno()],
+    )  # fmt: skip
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_real_qemu_answers_again_and_again() -> None:
+    async def work(connection: socket.socket) -> None:
+        monitor = Monitor()
+        await monitor.connect(connection)
+        for _ in range(2):
+            assert (await monitor.execute("query-status"))["running"] in (True, False)
+            await asyncio.sleep(0.05)
+        with pytest.raises(VTorqueError, match=r"QEMU refuses dance: .*dance") as caught:
+            await monitor.execute("dance", {"twice": True})
+        assert caught.value.code is Code.GUEST
+        both = await asyncio.gather(monitor.execute("query-version"), monitor.execute("query-name"))
+        assert "qemu" in both[0] and both[1] == {}
+        with pytest.raises(VTorqueError):
+            await monitor.execute("quit")
+            await monitor.execute("query-status")
+        await monitor.close()
+
+    with machine_without_anything() as connection:
+        run(work(connection))
+
+
+class Flooding(threading.Thread):
+    """A fake QEMU that sends events as fast as they are taken, and answers whatever it is asked between them."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self._connection = connection
+        self.sent = 0
+
+    def run(self) -> None:
+        event = json.dumps({"event": "RTC_CHANGE", "timestamp": {"seconds": 1, "microseconds": 1}}).encode() + b"\n"
+        self._connection.sendall(json.dumps(GREETING).encode() + b"\n")
+        try:
+            while True:
+                self._connection.settimeout(0 if self.sent else 10)
+                try:
+                    request = json.loads(self._connection.recv(65536))
+                except BlockingIOError:
+                    request = None
+                self._connection.settimeout(10)
+                if request is not None:
+                    self._connection.sendall(json.dumps({"return": {}, "id": request.get("id")}).encode() + b"\n")
+                self._connection.sendall(event)
+                self.sent += 1
+        except (OSError, ValueError):
+            pass  # the other end has gone
+
+
+def test_a_qemu_that_floods_is_not_read_while_nobody_asks() -> None:
+    ours, theirs = socket.socketpair()
+    flooding = Flooding(theirs)
+
+    async def work() -> None:
+        monitor = Monitor()
+        flooding.start()
+        await monitor.connect(ours)
+        await monitor.execute("query-status")
+        await asyncio.sleep(0.5)
+        before = flooding.sent
+        await asyncio.sleep(0.3)
+        assert flooding.sent == before, "what it sends stays in its own buffer"
+        assert await monitor.execute("query-status") == {}
+        assert flooding.sent > before
+        ours_closed = asyncio.ensure_future(monitor.close())
+        theirs.shutdown(socket.SHUT_RDWR)
+        await ours_closed
+
+    run(work())
+    flooding.join(5)
+    assert not flooding.is_alive()
+    theirs.close()

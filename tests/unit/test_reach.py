@@ -1,0 +1,378 @@
+"""How vmgr reaches nodes: which there are, by the batch system's word; programs on them; the words for a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nodesite import FUZZ, short_folder
+
+from vmgr.config import Paths
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.client import AgentLink
+from vmgr.reach import login, shell, where
+from vmgr.reach.agents import GREETING, job_here, look_here, member_of, members, open_program, ssh_port
+from vmgr.reach.target import Target, parse_remote_path, parse_target
+from vsub.engines import PlacedJob
+from vsub.engines.listing import known_nodes, parse_jobs, parse_pbsnodes, placed_job
+
+PBSNODES = """\
+n1.cluster
+     state = free
+     np = 4
+     status = opsys=linux,uname=Linux n1 5.10,jobs=12.server
+     jobs = 0/12.server, 1/12.server
+
+n2.cluster
+     state = down
+     np = 4
+
+"""
+
+QSTAT = """\
+Job Id: 12.server.example.org
+    Job_Name = hello
+    Job_Owner = carol@front.example.org
+    job_state = R
+    exec_host = n1.cluster/0-3+n2.cl
+\tuster/0-3
+    Variable_List = PBS_O_HOME=/home/carol,X=a
+\t    exec_host = evil/0
+    exec_host = evil/0
+
+Job Id: 13[2].server.example.org
+    Job_Owner = dave@front
+    job_state = R
+    exec_host = n3/0
+
+Job Id: 14.server.example.org
+    Job_Owner = dave@front
+    job_state = Q
+
+Job Id: 15.server.example.org
+    Job_Owner = dave@front
+    job_state = C
+    exec_host = n3/0
+"""
+
+
+def test_nodes_of_pbsnodes() -> None:
+    assert parse_pbsnodes(PBSNODES) == ("n1.cluster", "n2.cluster")
+    assert parse_pbsnodes("") == () == parse_pbsnodes("pbsnodes: no nodes\n-x\n")
+
+
+def test_jobs_of_qstat() -> None:
+    assert parse_jobs(QSTAT) == (
+        PlacedJob("12.server.example.org", "carol", ("n1.cluster", "n2.cluster")),
+        PlacedJob("13[2].server.example.org", "dave", ("n3",)),
+    )
+
+
+@FUZZ
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=40),
+            st.sampled_from(["Job Id: 1.a", "    exec_host = n1/0+n2/1", "    Job_Owner = u@h", "\t/3", "    x = y"]),
+        ),
+        max_size=30,
+    )
+)
+def test_hostile_listings(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    for job in parse_jobs(text):
+        assert job.nodes and all(node.isascii() and not node.startswith("-") for node in job.nodes)
+    for node in parse_pbsnodes(text):
+        assert node.isascii() and " " not in node and not node.startswith("-") and "/" not in node
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@FUZZ
+@given(JSON, st.dictionaries(st.sampled_from(["exec_host", "Job_Owner", "job_state"]), JSON))
+def test_strange_answers_of_a_batch_system(value: object, attributes: dict[str, object]) -> None:
+    assert all(isinstance(name, str) for name in known_nodes(value))
+    job = placed_job(value, attributes)
+    assert job is None or job.nodes
+
+
+# --- words for a guest
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("12", Target("12")),
+        ("12.server:3", Target("12.server", 3)),
+        ("12[4].server.example.org:0", Target("12[4].server.example.org", 0)),
+        ("12-4.server", Target("12-4.server")),
+    ],
+)
+def test_targets(text: str, target: Target) -> None:
+    assert parse_target(text) == target and str(target) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "x", "12:", "12:x", "12:-1", "12:1:2", "../12", "12.", "12.a..b", "-h", "12:٣"]
+)
+def test_what_is_no_target(text: str) -> None:
+    with pytest.raises(VTorqueError, match=r"VT-VALUE: .* names no guest"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("12:/tmp/x", (Target("12"), "/tmp/x")),
+        ("12.server:1:x y", (Target("12.server", 1), "x y")),
+        ("12:", (Target("12"), "")),
+        ("12:3", (Target("12"), "3")),
+        ("12:1:", (Target("12", 1), "")),
+        ("12:a:b", (Target("12"), "a:b")),
+        ("./12:x", None),
+        ("/tmp/12:x", None),
+        ("notes:x", None),
+        ("12", None),
+    ],
+)
+def test_paths_in_guests(text: str, found: Optional[tuple[Target, str]]) -> None:
+    assert parse_remote_path(text) == found
+
+
+@FUZZ
+@given(st.text(alphabet=st.sampled_from("0123456789:.[]-/ab\n\0 "), max_size=30))
+def test_no_word_reaches_a_path_or_an_option(text: str) -> None:
+    found = parse_remote_path(text)
+    words = [] if found is None else [found[0].job]
+    try:
+        words.append(parse_target(text).job)
+    except VTorqueError as err:
+        assert err.code is Code.VALUE and "\n" not in str(err)
+    for word in words:
+        assert "/" not in word and ".." not in word and word[:1].isdigit() and word.isprintable()
+
+
+# --- the batch system's program
+
+
+def batch(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Any:
+    """A configuration whose batch system's program is a script."""
+
+    class Install:
+        prefix = str(folder)
+
+        def program(self, name: str) -> str:
+            return str(folder / name)
+
+    (folder / "vtorque-batch").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "vtorque-batch").chmod(0o755)
+    monkeypatch.setattr(where, "installation", Install)
+
+    class Config:
+        class timeouts:
+            reach = 0.2
+
+    return Config
+
+
+def test_where_jobs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    job = {"job": "12.server", "owner": "carol", "nodes": ["n1", "n2"]}
+    config = batch(
+        monkeypatch,
+        tmp_path,
+        f"case $1 in nodes) echo '[\"n1\", \"n2\"]' ;; jobs) echo '{json.dumps([job])}' ;; "
+        f"*) [ $2 = 12 ] && echo '{json.dumps([job])}' || echo '[]' ;; esac",
+    )
+    found = where.JobNodes("12.server", "carol", ("n1", "n2"))
+    assert where.all_nodes(config) == ["n1", "n2"]
+    assert where.nodes_of_job(config, "12") == found and where.running_jobs(config) == [found]
+    with pytest.raises(VTorqueError, match="VT-AGENT: job 13 has no nodes"):
+        where.nodes_of_job(config, "13")
+
+
+def test_another_users_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"job": "12.server", "owner": "nobody-else", "nodes": ["n1"]}
+    config = batch(monkeypatch, tmp_path, f"echo '{json.dumps([job])}'")
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    assert where.running_jobs(config) == []
+    with pytest.raises(VTorqueError, match=r"VT-ACCESS: job 12\.server is another user's"):
+        where.nodes_of_job(config, "12")
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo 'VT-ENGINE: pbs_server is away' >&2; exit 2", "VT-ENGINE: pbs_server is away"),
+        ("echo Traceback >&2; exit 1", "VT-ENGINE: the batch system cannot be asked: Traceback"),
+        ("echo '{'", "VT-ENGINE: vtorque-batch gives no sensible answer"),
+        ("echo '[1]'", "VT-ENGINE: vtorque-batch gives no sensible answer"),
+        ("exec sleep 60", "VT-ENGINE: the batch system has not answered within"),
+    ],
+)
+def test_a_batch_system_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
+) -> None:
+    monkeypatch.setattr(where, "MORE_SECONDS", 0.5)
+    with pytest.raises(VTorqueError, match=says):
+        where.running_jobs(batch(monkeypatch, tmp_path, script))
+
+
+# --- programs on nodes
+
+
+def test_which_node_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: type("Name", (), {"nodename": "n1.cluster"}))
+    assert [shell.is_here(name) for name in ("n1", "n1.cluster", "localhost")] == [True] * 3
+    assert [shell.is_here(name) for name in ("n1.other", "n10", "n2.cluster")] == [False] * 3
+
+
+def test_a_program_on_this_node() -> None:
+    done = shell.run_on("localhost", ["sh", "-c", "cat; echo out; echo err >&2; exit 3"], timeout_s=10)
+    assert done == shell.Completed(3, b"out\n", b"err\n")
+
+
+def test_programs_that_do_not_end_or_say_too_much() -> None:
+    with pytest.raises(VTorqueError, match=r"has not answered within 0\.3 s"):
+        shell.run_on("localhost", ["sleep", "60"], timeout_s=0.3)
+    with pytest.raises(VTorqueError, match="more than 1000 bytes"):
+        shell.run_on("localhost", ["head", "-c", "5000", "/dev/zero"], timeout_s=10, limit=1000)
+    with pytest.raises(VTorqueError, match="cannot run /nowhere"):
+        shell.run_on("localhost", ["/nowhere"], timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo welcome to the site; printf '%s' '{greeting}'; cat", None),
+        ("echo 'VT-AGENT: no node agent serves job 1' >&2; exit 78", "VT-AGENT: no node agent"),
+        ("echo 'This account is currently not available.'; exit 1", "VT-CONNECT: this node has not answered"),
+        ("yes | head -c 100000", "VT-CONNECT: something else than vTorque"),
+        ("sleep 60", "VT-CONNECT: the program on the node says nothing"),
+    ],
+)
+def test_what_greets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: Optional[str]) -> None:
+    program = tmp_path / "vmgr"
+    program.write_text("#!/bin/sh\n" + script.replace("{greeting}", GREETING.decode().replace("\n", "\\n")) + "\n")
+    program.write_text(program.read_text().replace("printf '%s'", "printf"))
+    program.chmod(0o755)
+    monkeypatch.setattr("vmgr.reach.agents._vmgr", lambda: str(program))
+
+    class Config:
+        class timeouts:
+            reach = 1.0
+
+    if says is not None:
+        with pytest.raises(VTorqueError, match=says):
+            open_program(Config, "localhost", ["agent-link", "1"])  # type: ignore[arg-type]
+        return
+    stream = open_program(Config, "localhost", ["agent-link", "1"])  # type: ignore[arg-type]
+    stream.socket.sendall(b"hello\n")
+    assert stream.socket.recv(100) == b"hello\n", "not a byte after the greeting is lost"
+    stream.close()
+
+
+def test_nodes_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    closed = socket.create_server(("127.0.0.1", 0))
+    ports = {"silent": silent.getsockname()[1], "closed": closed.getsockname()[1]}
+    closed.close()
+
+    def options(node: str, _: float) -> dict[str, list[str]]:
+        return {"hostname": ["127.0.0.1"], "port": [str(ports[node])], "user": ["carol"]}
+
+    monkeypatch.setattr(login, "ssh_options", options)
+    for node in ports:
+        with pytest.raises(VTorqueError, match=rf"^VT-CONNECT: node {node} \(127\.0\.0\.1\) cannot be reached: "):
+            shell.run_on(node, ["true"], timeout_s=0.5)
+    silent.close()
+
+
+def test_what_ssh_says_of_a_node() -> None:
+    options = login.ssh_options("n7.cluster", 10)
+    assert options["hostname"] == ["n7.cluster"] and options["port"] == ["22"] and options["userknownhostsfile"]
+    with pytest.raises(VTorqueError, match="VT-CONNECT: ssh does not know how to reach"):
+        login.ssh_options("-oProxyCommand=touch /tmp/never", 10)
+
+
+# --- agents of this node
+
+
+@pytest.fixture
+def paths() -> Any:
+    with short_folder() as folder:
+        (folder / "run" / "jobs").mkdir(parents=True)
+        yield Paths(folder / "spool", folder / "run")
+
+
+def answering(paths: Paths, job: str, answer: Callable[[bytes], bytes]) -> None:
+    """Somebody who listens where an agent would, and answers one caller."""
+    folder = paths.run / "jobs" / job
+    folder.mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "1-1-1.sock"))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, listener:
+            try:
+                connection.sendall(answer(connection.recv(4096)))
+            except OSError:
+                pass
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def test_the_job_of_this_node(paths: Paths) -> None:
+    answering(paths, "12.server", lambda _: b'{"job_id": "12.server"}\n')
+    assert [job_here(paths, name) for name in ("12", "12.server", "1", "12.other", "server")] == [
+        "12.server", "12.server", None, None, None,
+    ]  # fmt: skip
+    assert asyncio.run(look_here(paths, "12")) == [{"job_id": "12.server"}]
+    assert asyncio.run(look_here(paths, "13")) == []
+
+
+@settings(FUZZ, deadline=None)
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode() + b"\n"))
+def test_a_hostile_agent(data: bytes) -> None:
+    """What it says is an object or nothing; nothing else comes of it than a refusal."""
+    with short_folder() as folder:
+        paths = Paths(folder / "spool", folder / "run")
+        (paths.run / "jobs").mkdir(parents=True)
+        answering(paths, "1.a", lambda _: data)
+        for snapshot in asyncio.run(look_here(paths)):
+            assert all(isinstance(member["rank"], int) for member in members(snapshot))
+
+
+def test_somebody_elses_socket(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmgr.node.client._listener", lambda _: 4711)
+    answering(paths, "1.a", lambda _: b'{"job_id": "1.a"}\n')
+    with pytest.raises(PermissionError, match="uid 4711 listens"):
+        asyncio.run(AgentLink.connect(paths.run / "jobs" / "1.a" / "1-1-1.sock"))
+
+
+@FUZZ
+@given(JSON)
+def test_what_an_agent_says_of_its_guests(value: object) -> None:
+    snapshot = {"members": value}
+    assert all(isinstance(member["name"], str) for member in members(snapshot))
+    with pytest.raises(VTorqueError):
+        ssh_port({"name": "vn1-1", "port": value if not isinstance(value, int) else -1})
+    assert ssh_port({"name": "vn1-1", "port": 2222}) == 2222
+    with pytest.raises(VTorqueError, match="VT-VALUE"):
+        member_of({"members": [{"rank": 0, "name": "vn1-1"}]}, 1)

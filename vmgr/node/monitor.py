@@ -1,0 +1,82 @@
+"""A guest's QMP connection over the guest's whole life: read while something is asked, else left alone.
+
+QEMU is the user's, and what it sends is the user's word. While nobody waits for an answer nothing is read, so that a
+QEMU that floods its monitor keeps no one busy but itself; answers are bounded in size and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Optional
+
+from qemu.qmp import QMPClient, QMPError
+
+from vmgr.errors import Code, VTorqueError
+
+MAX_REPLY_BYTES = 1 << 20
+QUARREL = (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError)
+"""What a QEMU that does not speak QMP, or says what cannot be, leads to."""
+
+
+class _Client(QMPClient):
+    """A client whose socket can be left unread."""
+
+    def pause(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def resume(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
+
+class Monitor:
+    """The QMP of one guest, one talk at a time."""
+
+    def __init__(self) -> None:
+        self._client = _Client("guest", readbuflen=MAX_REPLY_BYTES)
+        self._client.events.event_filter = lambda _: False  # nobody reads them: they would pile up
+        self._turn = asyncio.Lock()
+
+    async def connect(self, connection: socket.socket) -> None:
+        """Take over the connected socket and negotiate. Raises what `QUARREL` lists."""
+        await self._client.connect(connection)
+
+    @asynccontextmanager
+    async def talk(self) -> AsyncIterator[QMPClient]:
+        """The client, for this caller alone and read while the talk lasts."""
+        async with self._turn:
+            self._client.resume()
+            try:
+                yield self._client
+            finally:
+                self._client.pause()
+
+    async def execute(
+        self, command: str, arguments: Optional[Mapping[str, Any]] = None, *, timeout_s: float = 10.0
+    ) -> Any:
+        """The answer to one command. Raises VTorqueError (VT-GUEST) with what QEMU says, or that it says nothing."""
+
+        async def ask() -> Any:
+            async with self.talk() as client:
+                return await client.execute(command, None if arguments is None else dict(arguments))
+
+        try:
+            return await asyncio.wait_for(ask(), timeout_s)
+        except asyncio.TimeoutError:
+            raise VTorqueError(
+                f"QEMU did not answer {command} within {timeout_s:g} s", code=Code.GUEST, hint="is the guest stuck?"
+            ) from None
+        except QUARREL as err:
+            raise VTorqueError(f"QEMU refuses {command}: {err}", code=Code.GUEST) from err
+
+    async def close(self) -> None:
+        """Give the connection back; QEMU must have ended."""
+        self._client.resume()
+        try:
+            await self._client.disconnect()
+        except (QMPError, OSError, EOFError):
+            pass  # the connection broke with QEMU's end

@@ -1,0 +1,103 @@
+"""Which nodes the site has and which a job runs on, by the batch system's word.
+
+The batch system is asked by a program of the `vsub` side, which knows the engines. What it says is where to look for
+guests: what is there the node agents say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+from typing import Any, NamedTuple
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
+from vmgr.paths import installation
+
+PROGRAM = "vtorque-batch"
+MORE_SECONDS = 5.0
+"""What the program may take beside the batch system's answers, of which it may need two."""
+MAX_ANSWER_BYTES = 64 << 20
+
+
+class JobNodes(NamedTuple):
+    """A job that has nodes: its whole id, its owner's name, its nodes with the mother superior first."""
+
+    job_id: str
+    owner: str
+    nodes: tuple[str, ...]
+
+
+def all_nodes(config: Config) -> list[str]:
+    """Every node of the batch system. Raises VTorqueError (VT-ENGINE)."""
+    answer = _ask(config, "nodes")
+    return [name for name in answer if isinstance(name, str)]
+
+
+def nodes_of_job(config: Config, job_id: str) -> JobNodes:
+    """Where a job runs, which may be named as `qstat` takes it (`12`, `12.server`).
+
+    Raises VTorqueError: VT-ENGINE, VT-ACCESS for another user's job, VT-AGENT when the job runs nowhere.
+    """
+    found = _jobs(_ask(config, "job", job_id))
+    if not found:
+        raise VTorqueError(
+            f"job {job_id} has no nodes", code=Code.AGENT, hint="it waits, has ended, or was never there; see qstat"
+        )
+    _check_owner(found[0])
+    return found[0]
+
+
+def running_jobs(config: Config) -> list[JobNodes]:
+    """The jobs that have nodes: all for root, one's own for a user. Raises VTorqueError (VT-ENGINE)."""
+    me = None if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    return [job for job in _jobs(_ask(config, "jobs")) if me in (None, job.owner)]
+
+
+def _check_owner(job: JobNodes) -> None:
+    if os.geteuid() != 0 and job.owner != pwd.getpwuid(os.geteuid()).pw_name:
+        raise VTorqueError(f"job {job.job_id} is another user's", code=Code.ACCESS)
+
+
+def _jobs(answer: list[Any]) -> list[JobNodes]:
+    """The jobs in an answer. Raises VTorqueError (VT-ENGINE) for what is none."""
+    try:
+        return [JobNodes(str(each["job"]), str(each["owner"]), tuple(map(str, each["nodes"]))) for each in answer]
+    except (TypeError, KeyError):
+        raise _senseless() from None
+
+
+def _ask(config: Config, *words: str) -> list[Any]:
+    limit = 2 * config.timeouts.reach + MORE_SECONDS
+    program = installation().program(PROGRAM)
+    try:
+        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise VTorqueError(f"the batch system has not answered within {limit:g} s", code=Code.ENGINE) from None
+    except OSError as err:
+        raise VTorqueError(f"cannot run {program}: {err.strerror}", code=Code.ENGINE, hint="install again") from None
+    if done.returncode:
+        raise _refusal(done.stderr)
+    try:
+        answer = json.loads(done.stdout[:MAX_ANSWER_BYTES])
+    except (ValueError, RecursionError):
+        raise _senseless() from None
+    if not isinstance(answer, list):
+        raise _senseless()
+    return answer
+
+
+def _refusal(said: bytes) -> VTorqueError:
+    """The failure in the one line that the program has printed, or what else it has said."""
+    lines = said[-4096:].decode(errors="replace").strip().splitlines() or ["it says nothing"]
+    code, colon, text = lines[-1].partition(": ")
+    known = Code.named(code) if colon else Code.INTERNAL
+    if known is Code.INTERNAL:
+        return VTorqueError(f"the batch system cannot be asked: {lines[-1]}", code=Code.ENGINE)
+    return VTorqueError(text, code=known)
+
+
+def _senseless() -> VTorqueError:
+    return VTorqueError(f"{PROGRAM} gives no sensible answer", code=Code.ENGINE, hint="install again")

@@ -1,0 +1,107 @@
+"""What batch systems say of their nodes and of the jobs on them: for `vmgr`, which looks there for guests.
+
+A user's text (a job's name, its variables, paths) stands in what `qstat` prints. So what is found says where to look
+and nothing more: node agents say what is there. Formats: qstat(1B), pbsnodes(8B) of TORQUE 6.1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Optional
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.allocation import MAX_NODES, parse_exec_host
+from vsub.engines import PlacedJob
+
+MAX_TEXT_BYTES = 64 << 20
+MAX_JOBS = 100_000
+
+_JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
+_WANTED = ("Job_Owner", "exec_host", "job_state")
+
+
+def ask(argv: Sequence[str], key: str, timeout_s: float, *, unknown: Optional[int] = None) -> Optional[str]:
+    """What a command of the batch system prints, bounded; None when it ends with the status `unknown`.
+
+    `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise VTorqueError(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
+    except OSError as err:
+        raise VTorqueError(f"cannot run {argv[0]}: {err.strerror}", code=Code.ENGINE, hint=f"set {key}") from None
+    if unknown is not None and (done.returncode == unknown or b"Unknown Job Id" in done.stderr):
+        return None
+    if done.returncode:
+        said = done.stderr[-500:].decode(errors="replace").strip().splitlines()
+        raise VTorqueError(
+            f"{argv[0]} ended with status {done.returncode}{': ' + said[-1] if said else ''}", code=Code.ENGINE
+        )
+    return done.stdout[:MAX_TEXT_BYTES].decode(errors="replace")
+
+
+def parse_pbsnodes(text: str) -> tuple[str, ...]:
+    """The nodes in the output of `pbsnodes`: each name starts a line, its attributes are indented."""
+    return known_nodes([line.strip() for line in text.split("\n") if line and not line[0].isspace()])
+
+
+def known_nodes(names: object) -> tuple[str, ...]:
+    """What of `names` are names of nodes, each once."""
+    found: dict[str, None] = {}
+    for name in names if isinstance(names, list) else ():
+        parsed = parse_exec_host(name) if isinstance(name, str) and "/" not in name and "+" not in name else None
+        if parsed is not None and len(found) < MAX_NODES:
+            found[parsed[0]] = None
+    return tuple(found)
+
+
+def parse_jobs(text: str) -> tuple[PlacedJob, ...]:
+    """The jobs that have nodes in the output of `qstat -f`; a long value goes on in lines that begin with a tab.
+
+    Of an attribute that stands twice the first counts.
+    """
+    jobs: list[PlacedJob] = []
+    job_id: Optional[str] = None
+    found: dict[str, str] = {}
+    last: Optional[str] = None
+
+    def end() -> None:
+        job = placed_job(job_id, found) if job_id is not None else None
+        if job is not None and len(jobs) < MAX_JOBS:
+            jobs.append(job)
+
+    for line in text.split("\n"):
+        if line.startswith("Job Id:"):
+            end()
+            job_id, found, last = line.partition(":")[2].strip(), {}, None
+        elif line.startswith("\t"):
+            if last is not None:
+                found[last] += line[1:]
+        else:
+            name, equals, value = line.partition(" = ")
+            last = name.strip() if equals and name.strip() in _WANTED and name.strip() not in found else None
+            if last is not None:
+                found[last] = value
+    end()
+    return tuple(jobs)
+
+
+def placed_job(job_id: object, attributes: Mapping[str, object]) -> Optional[PlacedJob]:
+    """A job from its attributes as `qstat -f` names them; None for one without nodes, or that is complete."""
+    owner, exec_host, state = (attributes.get(name) for name in _WANTED)
+    if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id) or state in ("C", "F", "Q", "H", "W", "T"):
+        return None
+    nodes = parse_exec_host(exec_host) if isinstance(exec_host, str) else None
+    if nodes is None or not isinstance(owner, str):
+        return None
+    return PlacedJob(job_id, owner.partition("@")[0], nodes)
