@@ -23,6 +23,7 @@ NOTHING_TO_SHOW = {
     "config compile": "writes the compiled configuration",
     "image add": "says which revision it has made",
     "image build": "says which revisions it has made",
+    "metrics": "prints the format of Prometheus",
 }
 """Commands without --json, and what they do instead of showing something."""
 
@@ -38,7 +39,10 @@ def commands(group: click.Group = cli, above: Path = ()) -> Iterator[tuple[Path,
 
 
 COMMANDS = dict(commands())
-LEAVES = {path: command for path, command in COMMANDS.items() if not isinstance(command, click.Group)}
+LEAVES = {
+    path: command for path, command in COMMANDS.items() if not isinstance(command, click.Group) and not command.hidden
+}
+"""What people run; hidden commands are for vmgr itself."""
 ROOTS_OWN = {path: command for path, command in LEAVES.items() if "need_root" in command.callback.__code__.co_names}  # type: ignore[union-attr]
 
 every_command = pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -55,7 +59,7 @@ def example(path: Path) -> list[str]:
 
 def read(words: list[str]) -> Path:
     """Let click read a command line; gives the words that lead to its command. Raises what click raises."""
-    context = click.Context(cli, info_name="vmgr")
+    context = click.Context(cli, info_name="vmgr", **cli.context_settings)
     command: click.Command = cli
     path: Path = ()
     while isinstance(command, click.Group):
