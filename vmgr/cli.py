@@ -10,7 +10,21 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, report, table, topology
+from vmgr.commands import (
+    completion,
+    config,
+    console,
+    guests,
+    images,
+    metrics,
+    nodes,
+    power,
+    reached,
+    report,
+    ssh,
+    table,
+    topology,
+)
 from vmgr.errors import VTorqueError
 
 
@@ -29,6 +43,12 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
+cli.add_command(guests.top)
+cli.add_command(ssh.ssh)
+cli.add_command(ssh.exec_)
+cli.add_command(ssh.cp)
+cli.add_command(console.console)
+cli.add_command(power.power)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)

@@ -31,8 +31,10 @@ _EXAMPLE = re.compile(r"^\s*Example: vmgr (.*)$", re.MULTILINE)
 
 
 def commands(group: click.Group = cli, above: Path = ()) -> Iterator[tuple[Path, click.Command]]:
-    """Every group and command below `group`, with the words that lead to it."""
+    """Every group and command below `group` that people use, with the words that lead to it."""
     for name, command in group.commands.items():
+        if command.hidden:
+            continue
         yield (*above, name), command
         if isinstance(command, click.Group):
             yield from commands(command, (*above, name))
