@@ -9,7 +9,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import config, guests, images, metrics, nodes, table, topology
+from vmgr.commands import config, doctor, guests, images, metrics, nodes, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -29,6 +29,7 @@ cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
 cli.add_command(nodes.node)
+cli.add_command(doctor.doctor)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
