@@ -7,6 +7,7 @@ line that comes from it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -63,9 +64,9 @@ def _no_set(nodes: str) -> VTorqueError:
     return VTorqueError(f"--nodes {nodes}: no set of nodes", code=Code.VALUE, hint=_HINT)
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """A key by which n2 comes before n10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
 
 
 def ask(names: Sequence[str], command: Sequence[str], *, rcmd: str, timeout_s: int) -> list[Report]:
@@ -121,8 +122,6 @@ def _findings(data: Any) -> list[Any]:
 
 def _pdsh(arguments: Sequence[str], *, limit_s: float = 20.0) -> subprocess.CompletedProcess[bytes]:
     """Run pdsh. When the time is over it is ended, and what was said until then is given."""
-    import os
-
     try:
         child = subprocess.Popen(
             ["pdsh", *arguments],

@@ -28,7 +28,7 @@ def check(node: Node) -> Iterator[Finding]:
         try:
             image = pool.get(name)
         except VTorqueError as err:
-            yield _find(Level.FAILURE, err.message, err.hint)
+            yield _find(Level.FAILURE, err.message, err.hint or "add or build the image anew")
             continue
         wrong = [text for text in (wrong_with(image, file) for file in image.files) if text]
         for text in wrong:

@@ -1,8 +1,9 @@
 """The node's daemon of the batch system, TORQUE's `pbs_mom`: its hooks are ours, and its time for them is enough.
 
-Facts from the Administrator Guide (appendix "MOM configuration") and `src/resmom/mom_config.c` of TORQUE 6.1: the file
-`config` in `mom_priv` holds `$name value` a line, `#` begins a comment; `$prologalarm` is in whole seconds, 300 where
-it is not set, and fires ten seconds early (`src/resmom/prolog.c`).
+Facts from `src/resmom/parse_config.c`, `prolog.c` and `src/include/mom_config.h` of TORQUE 6.1: the file `config` in
+`mom_priv` holds `$name value` a line, `#` begins a comment, and a file that others than root could write counts for
+nothing; `$prologalarm` is in whole seconds (strtol(3)), none at or below 0 is taken, 300 holds where it is not set, and
+hooks are ended ten seconds before.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def check(node: Node) -> Iterator[Finding]:
         return
     try:
         text = _read(folder / "config")
+        if text is not None:
+            check_trusted(folder / "config")
+    except VTorqueError as err:
+        yield _find(Level.FAILURE, f"the daemon passes over its configuration: {err.message}", err.hint)
+        text = None
     except OSError as err:
         yield _find(Level.WARNING, f"{folder}/config: {err.strerror}", "run vmgr doctor as root")
         return
@@ -73,15 +79,16 @@ def _read(path: Path) -> Optional[str]:
 
 
 def parse_alarm(text: Optional[str]) -> tuple[Alarm, Optional[str]]:
-    """The time that hooks have, and what is wrong with the line that sets it, or None. The last line counts."""
+    """The time that hooks have; and what is wrong with the last line that sets it, so that an earlier one holds."""
     alarm, problem = Alarm(DEFAULT_SECONDS, None), None
     for number, line in enumerate((text or "").splitlines(), 1):
         words = line.split("#")[0].split()
         if not words or words[0] != "$prologalarm":
             continue
         value = words[1] if len(words) > 1 else ""
-        if re.fullmatch(r"[0-9]{1,6}", value, re.ASCII) and int(value):
-            alarm, problem = Alarm(int(value), number), None
+        match = re.match(r"\+?([0-9]{1,9})", value, re.ASCII)
+        if match and int(match[1]):
+            alarm, problem = Alarm(int(match[1]), number), None
         else:
             problem = f"line {number}: $prologalarm {value!r} is no number of seconds above 0"
     return alarm, problem
@@ -92,7 +99,6 @@ def judge_alarm(path: Path, text: Optional[str], timeouts: Timeouts) -> Iterator
     alarm, problem = parse_alarm(text)
     if problem is not None:
         yield _find(Level.WARNING, f"{path} {problem}", f"write `$prologalarm {DEFAULT_SECONDS}`")
-        return
     from_where = f"{path} line {alarm.line}" if alarm.line else "the default: it is not set"
     limit = alarm.seconds - EARLY_SECONDS if alarm.seconds > EARLY_SECONDS else alarm.seconds
     said = f"$prologalarm is {alarm.seconds} s ({from_where}), and fires after {limit} s"
