@@ -14,6 +14,7 @@ from vmgr.commands import (
     completion,
     config,
     console,
+    doctor,
     guests,
     images,
     metrics,
@@ -53,6 +54,7 @@ cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
+cli.add_command(doctor.doctor)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)

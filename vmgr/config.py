@@ -247,6 +247,13 @@ class Config:
 
         return Paths(**{key: Path(value) for key, value in self._tree["paths"].items()})
 
+    @property
+    def mom_priv(self) -> Path:
+        """Where the batch system's daemon on a node has its hooks and its own configuration."""
+        from pathlib import Path  # as above
+
+        return Path(self._tree["torque"]["mom_priv"])
+
     @cached_property
     def images(self) -> Images:
         from pathlib import Path  # as above
@@ -318,6 +325,11 @@ def compile_config(install: Installation) -> Config:
 def read_tree(source: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The checked tree of a file and the line of each dotted key in it, always from the YAML itself."""
     return _parse(source)
+
+
+def is_compiled(source: str) -> bool:
+    """Whether there is a compiled copy for exactly this file."""
+    return _read_compiled(source) is not None
 
 
 def _compiled_path(source: str) -> str:

@@ -70,6 +70,13 @@ SCHEMA: dict[str, Any] = {
         "socket": Key(path, "/run/vtorque-local.sock", "where its clients reach it"),
         "nodes": Key(number(1, 16), 1, "nodes that it simulates on this machine; 1: the machine itself is the node"),
     },
+    "torque": {
+        "mom_priv": Key(
+            path,
+            "/var/spool/torque/mom_priv",
+            "where a node's daemon has its hooks and settings; `vmgr doctor` looks there",
+        ),
+    },
     "paths": {
         "spool": Key(path, "/var/spool/vtorque", "records, seeds and host keys of running jobs, one folder a job"),
         "run": Key(path, "/run/vtorque", "agents' sockets and what is true until the next boot"),
