@@ -9,7 +9,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import config, guests, images, table, topology
+from vmgr.commands import config, guests, imagechange, images, reference, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -27,6 +27,10 @@ def cli(context: click.Context, debug: bool) -> None:
 
 cli.add_command(images.list_images)
 cli.add_command(images.image)
+cli.add_command(imagechange.add)
+cli.add_command(imagechange.update)
+cli.add_command(reference.show)
+cli.add_command(reference.delete)
 cli.add_command(guests.ps)
 cli.add_command(guests.node)
 cli.add_command(topology.topology)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from nodesite import REPOSITORY, Node, make_node, plain_qcow2, short_folder
+from nodesite import REPOSITORY, Node, make_node, short_folder
 from pytest_console_scripts import ScriptRunner
-from test_image_add import FACTS, a_pool, content
+from test_image_add import FACTS, a_pool
 
-import vmgr.commands.images
 from vmgr import __version__
 from vmgr.errors import Code
 from vmgr.images.pool import Pool
@@ -189,24 +188,6 @@ def test_reaping(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
     said = f"attempt 12.host {place.attempt}\n"
     assert vmgr_run("node", "reap", "--dry-run") == (0, said, "") and place.folder.exists()
     assert vmgr_run("node", "reap") == (0, said, "") and vmgr_run.node.left() == []
-
-
-def test_adding_an_image(vmgr_run: Vmgr, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = plain_qcow2(tmp_path / "disk.qcow2")
-    command = ["image", "add", str(disk), "--name", "mine", "--like", "debian-12"]
-    if os.geteuid() != 0:
-        assert vmgr_run.refuses(*command).startswith("VT-ACCESS: ")
-        monkeypatch.setattr(vmgr.commands.images, "_need_root", lambda what: None)
-    status, out, err = vmgr_run(*command)
-    assert (status, out) == (0, "mine@1\n") and "copying" in err
-    assert pool.get("mine").virtual_size == 16 << 20
-    before = content(pool)
-    for name, like in (("mine", "nope"), ("../mine", "debian-12")):
-        assert "VT-IMAGE: " in vmgr_run("image", "add", str(disk), "--name", name, "--like", like).stderr
-    (tmp_path / "text").write_text("x" * 999)
-    status, out, err = vmgr_run("image", "add", str(tmp_path / "text"), "--name", "mine", "--like", "debian-12")
-    assert (status, out) == (2, "") and "VT-IMAGE: " in err.splitlines()[-1] and "Traceback" not in err
-    assert content(pool) == before
 
 
 def test_building_needs_root(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
