@@ -16,11 +16,13 @@ from vmgr.commands import (
     console,
     doctor,
     guests,
+    imagechange,
     images,
     metrics,
     nodes,
     power,
     reached,
+    reference,
     report,
     ssh,
     table,
@@ -43,6 +45,10 @@ def cli(context: click.Context, debug: bool) -> None:
 
 cli.add_command(images.list_images)
 cli.add_command(images.image)
+cli.add_command(imagechange.add)
+cli.add_command(imagechange.update)
+cli.add_command(reference.show)
+cli.add_command(reference.delete)
 cli.add_command(guests.ps)
 cli.add_command(guests.top)
 cli.add_command(ssh.ssh)

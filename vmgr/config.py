@@ -67,6 +67,7 @@ class Images(NamedTuple):
     """Sizes in MiB."""
 
     pool: Path
+    max_virtual_size: int
     overlays: Path
     overlays_max: int
     ramdisk_max: int
@@ -261,8 +262,8 @@ class Config:
         images = self._tree["images"]
         pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
         folder = Path(cache["folder"]) if cache["folder"] else None
-        sizes = (images["overlays_max"], images["ramdisk_max"])
-        return Images(pool, overlays, *sizes, Cache(folder, cache["max"]))
+        most = {key: images[key] for key in ("max_virtual_size", "overlays_max", "ramdisk_max")}
+        return Images(pool=pool, overlays=overlays, cache=Cache(folder, cache["max"]), **most)
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:

@@ -20,6 +20,7 @@ from vmgr.fields import (
     path,
     pattern,
     patterns,
+    positive_size,
     size,
     text,
 )
@@ -83,6 +84,9 @@ SCHEMA: dict[str, Any] = {
     },
     "images": {
         "pool": Key(path, "/var/lib/vtorque/images", "the guest images"),
+        "max_virtual_size": Key(
+            positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds"
+        ),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),
         "overlays_max": Key(size, 64 * 1024, "most that the overlays of a node may grow to, together"),
         "ramdisk_max": Key(size, 16 * 1024, "most that the ramdisks of a node may take of its memory, together"),
