@@ -9,7 +9,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import config, guests, images, table, topology
+from vmgr.commands import build, config, guests, images, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -27,6 +27,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 cli.add_command(images.list_images)
 cli.add_command(images.image)
+images.image.add_command(build.build)
 cli.add_command(guests.ps)
 cli.add_command(guests.node)
 cli.add_command(topology.topology)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 import click
 
@@ -77,33 +77,6 @@ def show(name: str, as_json: bool, packages: bool) -> None:
                 click.echo(f"file: {file} {entry['size']} bytes sha256 {entry['sha256']}")
         else:
             click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
-
-
-@image.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
-@click.option(
-    "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
-)
-@click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
-def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
-    """Build images from their recipes into the pool.
-
-    Example: vmgr image build micro
-    """
-    from vmgr.images.build import build as build_image
-
-    _need_root("vmgr image build")
-    start = time.monotonic()
-    for name in names:
-        made = build_image(
-            name,
-            recipes=recipes or installation().recipes,
-            pool=Pool(pool) if pool else _pool(),
-            progress=_progress(start),
-            force=force,
-        )
-        click.echo(f"{made.name}@{made.revision}")
 
 
 @image.command()
