@@ -38,7 +38,7 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
     for name in names:
         made = build_image(
             name,
-            recipes=recipes or installation().recipes,
+            recipes=[recipes] if recipes else [installation().recipes],
             pool=Pool(pool or load_config(installation()).images.pool),
             progress=_progress(start),
             force=force,

@@ -28,6 +28,7 @@ SIDECAR = "image.json"
 VERSION = 1
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _TEMPORARY = ".tmp-"
+_LOCK = ".lock"
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("family", "distro", "arch", "description", "created", "disk_format", "cmdline"), str),
     "min_ram_mib": int,
@@ -154,13 +155,8 @@ class Pool:
         from pathlib import Path
 
         home = self.path / name
+        lock = self._locked(home, progress)
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            lock = os.open(home / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            raise VTorqueError(f"cannot write the pool {self.path}: {err.strerror}", code=Code.BUILD) from err
-        try:
-            _lock(lock, name, progress)
             for left in home.glob(f"{_TEMPORARY}*"):
                 _remove(left)
             work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=home))
@@ -169,6 +165,30 @@ class Pool:
             finally:
                 _remove(work)
         finally:
+            if _listed(os.fspath(home)) == [_LOCK]:
+                (home / _LOCK).unlink()
+                home.rmdir()
+            os.close(lock)
+
+    def _locked(self, home: Path, progress: Callable[[str], None]) -> int:
+        """The lock of an image's folder, both made where they are missing. Who leaves the folder empty removes it."""
+        while True:
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+                lock = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue
+            except OSError as err:
+                raise VTorqueError(f"cannot write the pool {self.path}: {err.strerror}", code=Code.BUILD) from err
+            try:
+                _lock(lock, home.name, progress)
+                if os.path.samestat(os.fstat(lock), (home / _LOCK).stat()):
+                    return lock
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(lock)
+                raise
             os.close(lock)
 
     def publish(self, directory: Path, name: str, facts: Mapping[str, Any]) -> Image:
