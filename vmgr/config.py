@@ -63,9 +63,10 @@ class Cache(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Sizes in MiB."""
+    """Sizes in MiB. `recipes` is the folder of the site's own recipes, if it has one."""
 
     pool: Path
+    recipes: Optional[Path]
     overlays: Path
     overlays_max: int
     ramdisk_max: int
@@ -85,6 +86,13 @@ class Hypervisor(NamedTuple):
     def hugepage_kib(self) -> Optional[int]:
         """The size of the huge pages that guests' RAM lies in, None for ordinary pages."""
         return None if self.hugepages is None else {"2M": 2 << 10, "1G": 1 << 20}[self.hugepages]
+
+
+class Software(NamedTuple):
+    """Packages that guests install when they boot, and whether they update those that they have before."""
+
+    packages: tuple[str, ...] = ()
+    updates: bool = False
 
 
 def fill(text: str, names: Mapping[str, Optional[str]]) -> str:
@@ -252,8 +260,9 @@ class Config:
         images = self._tree["images"]
         pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
         folder = Path(cache["folder"]) if cache["folder"] else None
+        recipes = Path(images["recipes"]) if images["recipes"] else None
         sizes = (images["overlays_max"], images["ramdisk_max"])
-        return Images(pool, overlays, *sizes, Cache(folder, cache["max"]))
+        return Images(pool, recipes, overlays, *sizes, Cache(folder, cache["max"]))
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:
@@ -261,6 +270,12 @@ class Config:
 
         folder = self._tree["guest"]["vm_hooks"]
         return Path(folder) if folder else None
+
+    @property
+    def software(self) -> Software:
+        """What guests with cloud-init install when they boot."""
+        guest = self._tree["guest"]
+        return Software(tuple(guest["packages"]), guest["updates"] == "boot")
 
     @property
     def kill_user_processes(self) -> bool:

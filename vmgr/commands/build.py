@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import click
 
@@ -15,16 +18,32 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.paths import installation
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Ended(BaseException):
+    """A signal that asks us to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
 @click.option(
-    "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
+    "--recipes",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder of recipes (default: the site's, images.recipes, then those that came with vTorque).",
 )
 @click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
-def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
+def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: Optional[Path]) -> int:
     """Build images from their recipes into the pool.
+
+    RECIPE is a name, or the path of a recipe's file or folder. What was built from the same recipe, files and packages
+    before is not built again.
 
     Example: vmgr image build micro
     """
@@ -34,16 +53,41 @@ def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Op
         raise VTorqueError(
             "vmgr image build changes the pool, which belongs to root", code=Code.ACCESS, hint="run it as root"
         )
-    start = time.monotonic()
-    for name in names:
-        made = build_image(
-            name,
-            recipes=[recipes] if recipes else [installation().recipes],
-            pool=Pool(pool or load_config(installation()).images.pool),
-            progress=_progress(start),
-            force=force,
-        )
-        click.echo(f"{made.name}@{made.revision}")
+    places, images = ([folder] if folder else _places()), Pool(pool or load_config(installation()).images.pool)
+    try:
+        with _ended_by_signals():
+            for recipe in recipes:
+                made = build_image(
+                    recipe, recipes=places, pool=images, progress=_progress(time.monotonic()), force=force
+                )
+                click.echo(f"{made.name}@{made.revision}")
+    except _Ended as end:
+        click.echo(f"vmgr: ended by {signal.Signals(end.number).name}; the pool is as it was", err=True)
+        return 128 + end.number
+    return 0
+
+
+def _places() -> list[Path]:
+    """The folders in which names of recipes are looked up."""
+    own = load_config(installation()).images.recipes
+    return [*([own] if own else []), installation().recipes]
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turn signals that ask us to end into an exception, the first of them alone, so that what was begun is undone."""
+
+    def end(number: int, _frame: Any) -> None:
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Ended(number)
+
+    before = {each: signal.signal(each, end) for each in _SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _progress(start: float) -> Callable[[str], None]:

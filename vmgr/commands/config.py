@@ -14,7 +14,8 @@ from vmgr.commands.table import print_rows
 from vmgr.config import compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
 from vmgr.front import write_front
-from vmgr.node.abilities import Provided, beyond_nodes
+from vmgr.images.pool import Pool
+from vmgr.node.abilities import Provided, beyond_nodes, without_software
 from vmgr.paths import installation
 from vmgr.policy import Subject
 
@@ -37,6 +38,8 @@ def check() -> None:
     tree, _ = read_tree(source)
     provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
     for note in beyond_nodes(tree["policy"], tree["components"], provided):
+        click.echo(f"{source}: note: {note}")
+    for note in without_software(tree["guest"], Pool(tree["images"]["pool"])):
         click.echo(f"{source}: note: {note}")
     click.echo(f"{source}: ok")
 

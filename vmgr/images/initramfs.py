@@ -17,6 +17,7 @@ from pathlib import Path
 
 _SIGNATURE_MARK = b"~Module signature appended~\n"
 _SIGNATURE_INFO = struct.Struct(">5B3xI")  # include/linux/module_signature.h; the last field is the length
+_MODULE_FILES = (".ko", ".ko.xz", ".ko.gz")
 _ELF64_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _ELF64_SECTION = struct.Struct("<IIQQQQIIQQ")
 
@@ -141,7 +142,11 @@ def module_closure(modules_dir: Path, names: Iterable[str]) -> list[Path]:
     .modinfo), so no depmod is needed. A name that is not there is taken to be built in if modules.builtin
     lists it; else KeyError is raised with the name.
     """
-    files = {module_name(path).replace("-", "_"): path for path in modules_dir.rglob("*.ko*")}
+    files = {
+        module_name(path).replace("-", "_"): path
+        for ending in _MODULE_FILES
+        for path in modules_dir.rglob(f"*{ending}")
+    }
     builtin = {Path(line).stem.replace("-", "_") for line in _lines(modules_dir / "modules.builtin")}
     order: dict[str, Path] = {}
 
