@@ -11,6 +11,7 @@ import click
 
 from vmgr import __version__
 from vmgr.commands import (
+    build,
     completion,
     config,
     console,
@@ -45,6 +46,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 cli.add_command(images.list_images)
 cli.add_command(images.image)
+images.image.add_command(build.build)
 cli.add_command(imagechange.add)
 cli.add_command(imagechange.update)
 cli.add_command(reference.show)

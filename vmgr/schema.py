@@ -17,6 +17,7 @@ from vmgr.fields import (
     name,
     nullable,
     number,
+    packages,
     path,
     pattern,
     patterns,
@@ -87,6 +88,7 @@ SCHEMA: dict[str, Any] = {
         "max_virtual_size": Key(
             positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds"
         ),
+        "recipes": Key(nullable(path), None, "folder with image recipes of the site's own; null: none"),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),
         "overlays_max": Key(size, 64 * 1024, "most that the overlays of a node may grow to, together"),
         "ramdisk_max": Key(size, 16 * 1024, "most that the ramdisks of a node may take of its memory, together"),
@@ -147,6 +149,8 @@ SCHEMA: dict[str, Any] = {
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
         "kill_user_processes": Key(flag, False, "whether what a job leaves running on its nodes is ended"),
+        "packages": Key(packages, [], "packages that guests with cloud-init install before they are ready"),
+        "updates": Key(choice("off", "boot"), "off", "boot: such guests install the updates of their packages first"),
     },
     "network": {
         "mac_prefix": Key(mac_prefix, "02", "first one to three bytes of the guests' MAC addresses, such as 02:56"),

@@ -58,7 +58,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [["add", "x", "--name", "y"], ["update", "x", "--distro", "y"], ["rename", "x", "y"], ["delete", "x"], ["gc"]],
 )
 def test_what_changes_the_pool_needs_root(vmgr_run: Vmgr, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr("vmgr.commands.images.os.geteuid", lambda: 4711)
+    monkeypatch.setattr("vmgr.commands.access.os.geteuid", lambda: 4711)
     assert vmgr_run.refuses("image", *words).startswith(f"VT-ACCESS: vmgr image {words[0]} changes the pool")
 
 

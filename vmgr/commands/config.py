@@ -14,7 +14,8 @@ from vmgr.commands.table import print_rows
 from vmgr.config import Config, compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
 from vmgr.front import write_front
-from vmgr.node.abilities import Provided, beyond_nodes
+from vmgr.images.pool import Pool
+from vmgr.node.abilities import Provided, beyond_nodes, without_software
 from vmgr.origins import flat
 from vmgr.paths import installation
 from vmgr.policy import Subject
@@ -67,6 +68,7 @@ def _notes(source: str, user: Optional[str], queue: Optional[str]) -> list[str]:
     config = Config(source, tree, lines)
     provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
     notes = beyond_nodes(tree["policy"], tree["components"], provided)
+    notes += without_software(tree["guest"], Pool(tree["images"]["pool"]))
     notes += contradictions(tree["policy"], config.policy_for, _group_or_none)
     if user or queue:
         notes += examine(config.policy_for(_subject(config, user, queue)))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Optional
 
 import click
 
-from vmgr.commands.access import need_root
-from vmgr.commands.progress import Shown
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
 from vmgr.images.pool import Pool, describe
@@ -19,6 +16,12 @@ from vmgr.paths import installation
 def site_pool() -> Pool:
     """The pool of this installation."""
     return Pool(load_config(installation()).images.pool)
+
+
+def recipe_folders() -> list[Path]:
+    """The folders in which names of recipes are looked up: the site's own before those that came with vTorque."""
+    own = load_config(installation()).images.recipes
+    return [*([own] if own else []), installation().recipes]
 
 
 @click.command("list")
@@ -74,30 +77,3 @@ def show(name: str, as_json: bool, packages: bool) -> None:
                 click.echo(f"file: {file} {entry['size']} bytes sha256 {entry['sha256']}")
         else:
             click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
-
-
-@image.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
-@click.option(
-    "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
-)
-@click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
-def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
-    """Build images from their recipes into the pool.
-
-    Example: vmgr image build micro
-    """
-    from vmgr.images.build import build as build_image
-
-    need_root("vmgr image build changes the pool, which belongs to root")
-    shown = Shown()
-    for name in names:
-        made = build_image(
-            name,
-            recipes=recipes or installation().recipes,
-            pool=Pool(pool) if pool else site_pool(),
-            progress=shown.line,
-            force=force,
-        )
-        click.echo(f"{made.name}@{made.revision}")
