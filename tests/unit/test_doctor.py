@@ -286,8 +286,8 @@ def test_images(make: Make) -> None:
     one(images.check(patient), FAILURE, "micro@1: disk.qcow2 has 6 bytes, not 1")
     (folder / "disk.qcow2").unlink()
     one(images.check(patient), FAILURE, "disk.qcow2: No such file")
-    (folder / "image.json").unlink()
-    one(images.check(patient), FAILURE, "image.json")
+    (folder / "image.yaml").unlink()
+    one(images.check(patient), FAILURE, "image.yaml")
 
 
 def test_the_default_image() -> None:

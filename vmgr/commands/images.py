@@ -55,7 +55,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE[@REVISION]")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--packages", is_flag=True, help="The packages in the image instead.")
 def show(name: str, as_json: bool, packages: bool) -> None:
