@@ -145,7 +145,8 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None, orders=orders_of(lambda: self.crew),
+            joined=leftovers.join if leftovers else None,
+            orders=orders_of(lambda: self.crew, lambda: self.job, self.config),
         )  # fmt: skip
         server = await control.serve(listener)
         publisher = asyncio.ensure_future(self._publish(user))
