@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, metrics, nodes, save, table, topology
+from vmgr.commands import completion, config, dump, guests, images, metrics, nodes, save, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -30,6 +30,7 @@ cli.add_command(images.list_images)
 cli.add_command(images.image)
 images.image.add_command(save.save)
 cli.add_command(guests.ps)
+cli.add_command(dump.dump)
 cli.add_command(nodes.node)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)

@@ -27,7 +27,12 @@ def orders_of(crew: CrewNow, job: JobNow, config: Config) -> Mapping[str, Order]
 
         return save.order(crew, job, config)
 
-    return {"power": power.order(crew), "save": _once_wanted(save)}
+    def dump() -> Order:
+        from vmgr.node.orders import dump  # likewise
+
+        return dump.order(crew, job, config)
+
+    return {"power": power.order(crew), "save": _once_wanted(save), "dump": _once_wanted(dump)}
 
 
 def _once_wanted(make: Callable[[], Order]) -> Order:
