@@ -16,6 +16,7 @@ from vmgr.commands import (
     config,
     console,
     doctor,
+    dump,
     guests,
     imagechange,
     images,
@@ -25,6 +26,7 @@ from vmgr.commands import (
     reached,
     reference,
     report,
+    save,
     ssh,
     table,
     topology,
@@ -47,6 +49,7 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(images.list_images)
 cli.add_command(images.image)
 images.image.add_command(build.build)
+images.image.add_command(save.save)
 cli.add_command(imagechange.add)
 cli.add_command(imagechange.update)
 cli.add_command(reference.show)
@@ -58,6 +61,7 @@ cli.add_command(ssh.exec_)
 cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
+cli.add_command(dump.dump)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
