@@ -66,6 +66,7 @@ class Images(NamedTuple):
     """Sizes in MiB."""
 
     pool: Path
+    allow_user_images: bool
     max_virtual_size: int
     overlays: Path
     overlays_max: int
@@ -253,8 +254,8 @@ class Config:
         images = self._tree["images"]
         pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
         folder = Path(cache["folder"]) if cache["folder"] else None
-        most = {key: images[key] for key in ("max_virtual_size", "overlays_max", "ramdisk_max")}
-        return Images(pool=pool, overlays=overlays, cache=Cache(folder, cache["max"]), **most)
+        more = {key: images[key] for key in ("allow_user_images", "max_virtual_size", "overlays_max", "ramdisk_max")}
+        return Images(pool=pool, overlays=overlays, cache=Cache(folder, cache["max"]), **more)
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:

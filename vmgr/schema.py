@@ -76,8 +76,11 @@ SCHEMA: dict[str, Any] = {
     },
     "images": {
         "pool": Key(path, "/var/lib/vtorque/images", "the guest images"),
+        "allow_user_images": Key(
+            flag, False, "whether users may boot disks of their own, `-vm img=/path/of/disk.qcow2`"
+        ),
         "max_virtual_size": Key(
-            positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds"
+            positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds or brings along"
         ),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),
         "overlays_max": Key(size, 64 * 1024, "most that the overlays of a node may grow to, together"),

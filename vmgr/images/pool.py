@@ -86,8 +86,13 @@ class Image(NamedTuple):
 
     @property
     def reference(self) -> str:
-        """The image's name with its revision, `debian-12@3`."""
-        return f"{self.name}@{self.revision}"
+        """The image's name with its revision, `debian-12@3`; the path of a user's own."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is a disk of a user's, which lies in no pool: its name is its path, it has no revision."""
+        return self.revision == 0
 
     @property
     def directory(self) -> Path:
@@ -190,13 +195,15 @@ class Pool:
     def hold(self, choose: Callable[[], Image]) -> tuple[Image, Optional[int]]:
         """What `choose` finds in the pool, kept from being deleted for as long as the descriptor is open, by whomever.
 
-        The descriptor is None where the file may not be opened: a file server that takes root for nobody. Raises
-        VTorqueError as `choose` does, and VT-IMAGE.
+        The descriptor is None where the file may not be opened: a file server that takes root for nobody; and for a
+        disk of a user's. Raises VTorqueError as `choose` does, and VT-IMAGE.
         """
         import fcntl  # a submission holds nothing
 
         while True:
             image = choose()
+            if image.is_own:
+                return image, None
             path = f"{image.folder}/{HOLD}"
             try:
                 held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

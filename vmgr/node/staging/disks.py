@@ -20,6 +20,8 @@ async def stage(request: StageRequest) -> list[Optional[Disk]]:
     image = request.image
     if image.disk is None:
         return [None for _ in request.names]
+    if request.own_disk is not None:
+        return [*(await _stage_overlay(request, request.own_disk))]
     path = await _nearest(request, "disk")
     try:
         source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -69,7 +71,8 @@ async def _stage_overlay(request: StageRequest, source: int) -> list[Disk]:
         for path in paths:
             overlay = write_overlay(os.fspath(path), empty)
             disks.append(Disk(overlay, -1, request.image.disk_format))
-            disks[-1] = disks[-1]._replace(backing=_open_again(source))
+            again = os.dup(source) if request.own_disk is not None else _open_again(source)
+            disks[-1] = disks[-1]._replace(backing=again)
     except OSError as err:
         for disk in disks:
             close_disk(disk)
