@@ -136,9 +136,11 @@ def _known_mounts(config: Config, names: tuple[str, ...], account: Account) -> t
 def _with_own_image(request: Request) -> Request:
     """An image of the user's own, `./disk.qcow2`, by its whole path."""
     asked = request.get("img")
-    if asked is None or not str(asked.value).startswith(("./", "../")):
+    value = str(asked.value) if asked else ""
+    if asked is None or not value.startswith(("./", "../")):
         return request
-    return {**request, "img": asked._replace(value=below(submission_directory(), str(asked.value)))}
+    path = value[2:] if value.startswith("./") else value
+    return {**request, "img": asked._replace(value=below(submission_directory(), path))}
 
 
 def _with_own_disk(features: Features, here: str) -> Features:
