@@ -297,10 +297,10 @@ def _like(distro: Optional[str], checker: Checker) -> Image:
     if distro is None and default is not None:
         return pool.get(str(default))
     if distro is not None:
-        for image in pool.newest():
+        for image in pool.newest(broken=lambda _problem: None):
             if distro.lower() in (image.family.lower(), image.distro.lower()):
                 return image
-    known = sorted({image.family for image in pool.newest()})
+    known = sorted({image.family for image in pool.newest(broken=lambda _problem: None)})
     raise VTorqueError(
         f"of what family is your image{checker.source('img')}?" if distro is None
         else f"distro={distro}{checker.source('distro')} is the family of no image here",

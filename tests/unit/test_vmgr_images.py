@@ -210,6 +210,8 @@ def test_damage_is_found_and_named(site: Vmgr, pool: Pool, disk: Path) -> None:
     ):
         assert line.startswith(part)
     assert site("image", "verify", "debian-12") == (0, "debian-12@1: ok\n", site("image", "verify", "debian-12").stderr)
+    status, out, err = site("list", "--all")
+    assert (status, out.count("\n"), err.count("\n")) == (0, 4, 2) and "mine/4/image.yaml" in err
     assert site("image", "delete", "mine@4")[0] == 0  # a broken one can be deleted
     assert site("image", "delete", "mine")[0] == 0
 

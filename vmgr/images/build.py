@@ -9,6 +9,7 @@ a dependency does not, because finding that out would cost half a build: use `fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -37,10 +38,11 @@ def build(name: str, *, recipes: Path, pool: Pool, progress: Callable[[str], Non
     with pool.staging(name, progress) as staging:
         revisions = pool.revisions(name)
         if revisions and not force:
-            newest = pool.get(name)
-            if newest.recipe_hash == recipe_hash:
-                progress(f"{name}: revision {newest.revision} is up to date")
-                return newest
+            with contextlib.suppress(VTorqueError):  # one that cannot be read is built anew
+                newest = pool.get(name)
+                if newest.recipe_hash == recipe_hash:
+                    progress(f"{name}: revision {newest.revision} is up to date")
+                    return newest
         work, out = staging / "work", staging / "out"
         work.mkdir()
         out.mkdir()

@@ -120,6 +120,13 @@ def split_reference(text: str) -> tuple[str, Optional[int]]:
     return match[1], int(match[2]) if match[2] else None
 
 
+Broken = Callable[[VTorqueError], object]
+
+
+def _fail(problem: VTorqueError) -> None:
+    raise problem
+
+
 class Pool:
     """The images below `path`; the directory need not exist to ask, only to publish."""
 
@@ -174,22 +181,27 @@ class Pool:
                     raise
             # it was deleted since it was listed: look again
 
-    def all(self) -> Iterator[Image]:
-        """Every revision of every image, by name, oldest first; those that go meanwhile are left out."""
+    def all(self, broken: Broken = _fail) -> Iterator[Image]:
+        """Every revision of every image, by name, oldest first; those that go meanwhile are left out.
+
+        `broken` gets what is wrong with one that cannot be read; unless it raises that one is left out too.
+        """
         found = ((name, revision) for name in self.names() for revision in self.revisions(name))
-        return (image for image in (self._unless_gone(*each) for each in found) if image is not None)
+        return (image for image in (self._if_readable(*each, broken) for each in found) if image is not None)
 
-    def newest(self) -> Iterator[Image]:
-        """The newest revision of every image, by name; those that go meanwhile are left out."""
-        return (image for image in (self._unless_gone(name) for name in self.names()) if image is not None)
+    def newest(self, broken: Broken = _fail) -> Iterator[Image]:
+        """The newest revision of every image, by name; else as `all`."""
+        return (
+            image for image in (self._if_readable(name, None, broken) for name in self.names()) if image is not None
+        )
 
-    def _unless_gone(self, name: str, revision: Optional[int] = None) -> Optional[Image]:
+    def _if_readable(self, name: str, revision: Optional[int], broken: Broken) -> Optional[Image]:
         try:
             return self.get(name, revision)
-        except VTorqueError:
+        except VTorqueError as err:
             left = self.revisions(name)
             if left and (revision is None or revision in left):
-                raise
+                broken(err)
             return None
 
     def hold(self, choose: Callable[[], Image]) -> tuple[Image, Optional[int]]:
