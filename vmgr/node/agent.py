@@ -257,7 +257,12 @@ class Agent:
         try:
             self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
-            self.progress.private = {"spec": as_plain(job.spec), "directory": call.directory.directory}
+            self.progress.private = {
+                "spec": as_plain(job.spec),
+                "image": job.image.reference,
+                "directory": call.directory.directory,
+            }
+            LOGGER.info("image %s", job.image.reference)
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
 
