@@ -55,7 +55,7 @@ def jobs() -> Iterator[Jobs]:
 
 
 def start(jobs: Jobs, script: str, image: str) -> Job:
-    path = jobs.submit(script, group=GuestGroup(image, 1, 2, 768))
+    path = jobs.submit(script, groups=(GuestGroup(image, 1, 2, 768),))
     return jobs.job(path)
 
 

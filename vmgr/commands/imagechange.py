@@ -186,7 +186,8 @@ def verify(context: click.Context, names: tuple[str, ...], as_json: bool) -> Non
 @image.command()
 @click.option("--keep", type=click.IntRange(min=1), default=2, show_default=True, help="Newest revisions that stay.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-def gc(keep: int, dry_run: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def gc(keep: int, dry_run: bool, as_json: bool) -> None:
     """Delete old revisions that nobody uses, and what interrupted commands left.
 
     Example: vmgr image gc --keep 3 --dry-run
@@ -198,6 +199,9 @@ def gc(keep: int, dry_run: bool) -> None:
     removed = collect(
         site_pool(), keep=keep, dry_run=dry_run, also_used_by=_uses(config), name_of=_name_of(config)
     )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"gone": removed.gone, "stays": removed.uses}, indent=1))
+        return
     for use in removed.uses:
         click.echo(f"stays: {use}", err=True)
     for each in removed.gone:

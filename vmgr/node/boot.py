@@ -120,6 +120,7 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         ram_mib=job.group.ram_mib * len(job.own),
         workspace=job.stands_for.workspace,
         tell=progress.doing,
+        own_disk=job.own_disk,
     )
     staging = asyncio.ensure_future(every(
         make_host_key(job.place),

@@ -23,6 +23,8 @@ async def stage(request: StageRequest) -> list[Optional[Disk]]:
     image = request.image
     if image.disk is None:
         return [None for _ in request.names]
+    if request.own_disk is not None:
+        return [*(await _stage_overlay(request, [Source(image, request.own_disk)]))]
     sources: list[Source] = []
     try:
         for each in chain_of(Pool(request.config.images.pool), image):
@@ -79,7 +81,8 @@ async def _stage_overlay(request: StageRequest, sources: Sequence[Source]) -> li
         for path in paths:
             opened.append([write_overlay(os.fspath(path), empty)])
             for source in sources:
-                opened[-1].append(_open_again(source.fd))
+                again = os.dup(source.fd) if request.own_disk is not None else _open_again(source.fd)
+                opened[-1].append(again)
     except OSError as err:
         for fd in (fd for fds in opened for fd in fds):
             os.close(fd)

@@ -61,7 +61,8 @@ class StageRequest(NamedTuple):
 
     `names` are the guests', in order; `ram_mib` is what all of them together get as RAM. `workspace` is the job's
     folder on a shared file system, the user's own, or None where the site has none. `tell` is called with what is
-    being done, such as `copying 37 %`.
+    being done, such as `copying 37 %`. `own_disk` is the open disk of an image of the user's own, which root does not
+    open.
     """
 
     config: Config
@@ -73,3 +74,4 @@ class StageRequest(NamedTuple):
     ram_mib: int
     workspace: Optional[str]
     tell: Callable[[str], None]
+    own_disk: Optional[int] = None
