@@ -59,3 +59,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except click.Abort:
         print("vmgr: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -14,12 +15,14 @@ from vmgr.commands.table import echo, encodable, print_rows, terminal
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
+from vmgr.reach.target import parse_target
 
 if TYPE_CHECKING:
     from vmgr.report.gather import Gathered
     from vmgr.report.timeline import Phase, Timeline
 
 PIPE_COLUMNS = 110
+_HINT = "name the job whole, as qstat does, and with --node a node that it had"
 _COLOURS = {
     "PREPARE": "bright_black",
     "STAGE": "blue",
@@ -37,10 +40,11 @@ _COLOURS = {
 
 @click.command()
 @click.argument("job", metavar="JOB")
+@click.option("--node", metavar="NODE", help="A node that the job had, where the batch system knows it no more.")
 @click.option("--here", is_flag=True, help="Only what this node knows.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--html", metavar="FILE", help="Write a page with the chart, for a browser; - is standard output.")
-def report(job: str, here: bool, as_json: bool, html: Optional[str]) -> None:
+def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optional[str]) -> None:
     """Show what each node and guest of a job did when, during the job and after it.
 
     Each node keeps its own part, beside the job's log. What the others say is asked for over your own SSH; nodes that
@@ -50,15 +54,20 @@ def report(job: str, here: bool, as_json: bool, html: Optional[str]) -> None:
     """
     from vmgr.report.gather import read_here, understood
 
+    if here and node:
+        raise VTorqueError("--here and --node contradict each other", code=Code.USAGE, hint="leave one out")
     if as_json and html == "-":
         raise VTorqueError("--json and --html - both write to standard output", code=Code.USAGE, hint="give a file")
+    target = parse_target(job)
+    if target.rank is not None:
+        raise VTorqueError(f"{job} is one guest of a job", code=Code.VALUE, hint="a report is of a whole job")
     config = load_config(installation())
     if here and as_json:
         data = read_here(config, job)
         understood(data, "this node")
         click.echo(data)
         return
-    gathered = _gathered(config, job, here)
+    gathered = _gathered(config, job, node, here)
     if as_json:
         click.echo(json.dumps(_plain(gathered), indent=1))
     if html is not None:
@@ -67,16 +76,52 @@ def report(job: str, here: bool, as_json: bool, html: Optional[str]) -> None:
         _show(gathered)
 
 
-def _gathered(config: Config, job_id: str, here: bool) -> Gathered:
-    """The parts of the job's newest attempt. Raises VTorqueError when no node knows of it."""
-    from vmgr.report.gather import Gathered, read_here, understood
+def _gathered(config: Config, job: str, node: Optional[str], here: bool) -> Gathered:
+    """The parts of the job's newest attempt, of all nodes that can be found. Raises VTorqueError when none knows it."""
+    from vmgr.reach.agents import job_here
+    from vmgr.reach.shell import is_here, run_on
+    from vmgr.report.gather import Gathered, found_here, gather
     from vmgr.report.timeline import newest
 
-    parts = understood(read_here(config, job_id), "this node")
+    job_id = job_here(config.paths, job) or job
+    parts, missing, asked = found_here(config, job_id), dict[str, str](), set[str]()
+
+    def ask(nodes: Iterable[str]) -> None:
+        fresh = [name for name in nodes if name not in asked and not is_here(name)]
+        asked.update(fresh)
+        if fresh and not here:
+            more = gather(job_id, fresh, run_on, timeout_s=config.timeouts.reach)
+            parts.extend(more.parts)
+            missing.update(more.missing)
+
+    ask([node] if node else [])
+    if not here and not any(part.node_index == 0 for part in newest(parts)):
+        job_id, nodes = _placed(config, job_id, known=bool(parts))
+        ask(nodes)
     found = newest(parts)
     if not found:
-        raise VTorqueError(f"the report of job {job_id} is empty", code=Code.AGENT, hint="its agent has just begun")
-    return Gathered(found, {} if here else dict.fromkeys(found[0].nodes[1:], "not asked"))
+        why = f": {next(iter(missing.values()))}" if missing else ""
+        raise VTorqueError(f"no node tells of job {job_id}{why}", code=Code.VALUE, hint=_HINT)
+    ask(found[0].nodes)
+    return Gathered(newest(parts), missing)
+
+
+def _placed(config: Config, job_id: str, *, known: bool) -> tuple[str, tuple[str, ...]]:
+    """The whole id of a job, and its nodes as the batch system knows them; with `known` it need not know it any more.
+
+    Raises VTorqueError.
+    """
+    from vmgr.reach.where import nodes_of_job
+
+    try:
+        placed = nodes_of_job(config, job_id)
+        return placed.job_id, placed.nodes
+    except VTorqueError as err:
+        if known:
+            return job_id, ()
+        if err.code is Code.AGENT:
+            raise VTorqueError(f"nothing is kept of job {job_id} on this node", code=Code.VALUE, hint=_HINT) from err
+        raise
 
 
 def _plain(gathered: Gathered) -> dict[str, Any]:
@@ -135,8 +180,7 @@ def _draw_letters(timeline: Timeline) -> None:
     for name, row in zip(labels, timeline.rows):
         echo((name.ljust(margin) + "".join(cell.text for cell in cells(row, timeline, width))).rstrip())
     echo("")
-    for _, text in legend(timeline):
-        echo(text)
+    echo(legend(timeline))
 
 
 def _draw_coloured(timeline: Timeline) -> None:
@@ -159,12 +203,15 @@ def _draw_coloured(timeline: Timeline) -> None:
             block = cell.text if cell.phase is None or console.color_system is None else _block(cell.text)
             line.append(block, style=style(cell.phase) if cell.text == FAILED or cell.phase else "")
         lines.append(line)
-    lines.append(Text())
-    for phase, text in legend(timeline):
-        lines.append(Text.assemble((_block(phase.letter), style(phase)), " ", text))
     for line in lines:
         line.no_wrap, line.overflow = True, "crop"
         console.print(line)
+    console.print()
+    if console.color_system is None:
+        console.print(legend(timeline))
+    else:
+        marks = [((_block(phase.letter), style(phase)), f" {phase.word}  ") for phase in timeline.phases]
+        console.print(Text.assemble(*(part for mark in marks for part in mark)))
 
 
 def _block(letter: str) -> str:

@@ -161,7 +161,7 @@ def _guest(
     details = [
         Detail(moment.name, _within(moment.start or 0.0, started, end) + shift, _within(moment.t, started, end) + shift)
         for moment in said.values()
-        if moment.name != "uptime"
+        if moment.name not in ("uptime", "kernel")  # they are in the bars
     ]
     return Row(guest.name, guest.rank, _bars(marks, end, shift, goes_on), tuple(details))
 
