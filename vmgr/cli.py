@@ -10,7 +10,7 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, metrics, nodes, reached, report, table, topology
+from vmgr.commands import completion, config, guests, images, logs, metrics, nodes, reached, report, table, topology
 from vmgr.errors import VTorqueError
 
 
@@ -29,6 +29,7 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(images.list_images)
 cli.add_command(images.image)
 cli.add_command(guests.ps)
+cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from vmgr.report.timeline import Phase, Timeline
 
 PIPE_COLUMNS = 110
-_HINT = "name the job whole, as qstat does, and with --node a node that it had"
 _COLOURS = {
     "PREPARE": "bright_black",
     "STAGE": "blue",
@@ -78,50 +76,20 @@ def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optio
 
 def _gathered(config: Config, job: str, node: Optional[str], here: bool) -> Gathered:
     """The parts of the job's newest attempt, of all nodes that can be found. Raises VTorqueError when none knows it."""
-    from vmgr.reach.agents import job_here
-    from vmgr.reach.shell import is_here, run_on
-    from vmgr.report.gather import Gathered, found_here, gather
+    from vmgr.report.find import HINT, Found, find
+    from vmgr.report.gather import Gathered, read_here, understood
     from vmgr.report.timeline import newest
 
-    job_id = job_here(config.paths, job) or job
-    parts, missing, asked = found_here(config, job_id), dict[str, str](), set[str]()
-
-    def ask(nodes: Iterable[str]) -> None:
-        fresh = [name for name in nodes if name not in asked and not is_here(name)]
-        asked.update(fresh)
-        if fresh and not here:
-            more = gather(job_id, fresh, run_on, timeout_s=config.timeouts.reach)
-            parts.extend(more.parts)
-            missing.update(more.missing)
-
-    ask([node] if node else [])
-    if not here and not any(part.node_index == 0 for part in newest(parts)):
-        job_id, nodes = _placed(config, job_id, known=bool(parts))
-        ask(nodes)
-    found = newest(parts)
-    if not found:
-        why = f": {next(iter(missing.values()))}" if missing else ""
-        raise VTorqueError(f"no node tells of job {job_id}{why}", code=Code.VALUE, hint=_HINT)
-    ask(found[0].nodes)
-    return Gathered(newest(parts), missing)
-
-
-def _placed(config: Config, job_id: str, *, known: bool) -> tuple[str, tuple[str, ...]]:
-    """The whole id of a job, and its nodes as the batch system knows them; with `known` it need not know it any more.
-
-    Raises VTorqueError.
-    """
-    from vmgr.reach.where import nodes_of_job
-
-    try:
-        placed = nodes_of_job(config, job_id)
-        return placed.job_id, placed.nodes
-    except VTorqueError as err:
-        if known:
-            return job_id, ()
-        if err.code is Code.AGENT:
-            raise VTorqueError(f"nothing is kept of job {job_id} on this node", code=Code.VALUE, hint=_HINT) from err
-        raise
+    if here:
+        found = Found(job, (), understood(read_here(config, job), "this node"))
+    else:
+        found = find(config, job, node)
+        found = found.with_parts_of(found.nodes, config)
+    parts = newest(found.parts)
+    if not parts:
+        why = f": {next(iter(found.missing.values()))}" if found.missing else ""
+        raise VTorqueError(f"no node tells of job {found.job_id}{why}", code=Code.VALUE, hint=HINT)
+    return Gathered(parts, found.missing)
 
 
 def _plain(gathered: Gathered) -> dict[str, Any]:

@@ -114,6 +114,16 @@ def understood(data: bytes, where: str) -> list[Part]:
         ) from None
 
 
+def refusal(node: str, answer: Answer) -> VTorqueError:
+    """Why `vmgr` on a node has failed: its own failure, or what was said last."""
+    lines = answer.err[-4096:].decode("utf-8", "replace").strip().splitlines() or [f"it ended with {answer.status}"]
+    code, colon, text = lines[-1].partition(": ")
+    known = Code.named(code) if colon else Code.INTERNAL
+    if known is not Code.INTERNAL:
+        return VTorqueError(text, code=known)
+    return VTorqueError(f"node {node} does not answer as vTorque does: {lines[-1][:300]}", code=Code.CONNECT)
+
+
 def gather(job_id: str, nodes: Sequence[str], run: Run, *, timeout_s: float) -> Gathered:
     """What `nodes` say of their part in a job, each asked for at most `timeout_s`, all of them for three times that.
 
@@ -124,8 +134,7 @@ def gather(job_id: str, nodes: Sequence[str], run: Run, *, timeout_s: float) -> 
     def ask(node: str) -> list[Part]:
         answer = run(node, argv, timeout_s=timeout_s)
         if answer.status != 0:
-            lines = answer.err[-4096:].decode("utf-8", "replace").strip().splitlines() or [f"status {answer.status}"]
-            raise VTorqueError(lines[-1], code=Code.AGENT)
+            raise refusal(node, answer)
         before = max(answer.out.find(BEGINNING), 0)  # a user's shell may print lines of its own
         return understood(answer.out[before:], f"node {node}")
 
