@@ -8,6 +8,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -59,14 +60,12 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session = None
-        self._send("Browser.close")
+        os.close(self._to)  # it ends when nobody drives it any more
         try:
             self._child.wait(20)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
-        os.close(self._to)
         os.close(self._from)
         self._folder.cleanup()
 

@@ -63,7 +63,7 @@ def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optio
     if here and as_json:
         data = read_here(config, job)
         understood(data, "this node")
-        click.echo(data)
+        click.echo(data.decode())
         return
     gathered = _gathered(config, job, node, here)
     if as_json:
@@ -111,7 +111,7 @@ def _write(file: str, gathered: Gathered) -> None:
 
     page = draw_page(gathered.parts, plan(gathered.parts, time.time()), gathered.missing, installation().templates)
     if file == "-":
-        click.echo(page.encode())
+        click.echo(page)
         return
     try:
         Path(file).write_text(page, encoding="utf-8")

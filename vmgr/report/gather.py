@@ -78,9 +78,7 @@ def open_kept(path: Path, job_id: str, what: str) -> int:
             hint="name it as qstat does, with the server's name, and a node that it had",
         ) from None
     except PermissionError:
-        raise VTorqueError(
-            f"the {what} of job {job_id} is not for you", code=Code.ACCESS, hint="it is its owner's"
-        ) from None
+        raise VTorqueError(f"the {what} of job {job_id} is another user's", code=Code.ACCESS) from None
     except OSError as err:
         raise VTorqueError(f"cannot read {path}: {err.strerror}", code=Code.ACCESS) from None
 

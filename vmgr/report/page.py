@@ -82,7 +82,7 @@ def draw_page(parts: Sequence[Part], timeline: Timeline, missing: Mapping[str, s
     lines = list(_lines(timeline))
     lead = parts[0]
     height = _TOP + sum(line.height for line in lines) + 8
-    return environment.get_template(PAGE).render(
+    page = environment.get_template(PAGE).render(
         style=Markup(style),  # the installation's own file
         style_digest=digest,
         job=printable(lead.job_id),
@@ -104,6 +104,7 @@ def draw_page(parts: Sequence[Part], timeline: Timeline, missing: Mapping[str, s
         lines=lines,
         show=_show,
     )
+    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")  # the same in every encoding
 
 
 def _facts(parts: Sequence[Part], timeline: Timeline) -> Iterator[tuple[str, str]]:
