@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodesite import FUZZ, TEMPLATES
 from reports import BEGAN, HOSTILE, a_guest, an_attempt, failed, file_of, hostile, moment, parts_of, until
@@ -383,7 +383,7 @@ def test_hostile_names_are_text() -> None:
         assert printable(name)[:20] in read.text
 
 
-@FUZZ
+@settings(FUZZ, max_examples=15)
 @given(texts=st.lists(st.text(min_size=1) | st.sampled_from(HOSTILE), min_size=6, max_size=6))
 def test_any_names_are_text(texts: list[str]) -> None:
     node, user, image, job, reason, guest = texts
