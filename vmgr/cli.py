@@ -20,6 +20,7 @@ from vmgr.commands import (
     guests,
     imagechange,
     images,
+    logs,
     metrics,
     nodes,
     power,
@@ -62,6 +63,7 @@ cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
 cli.add_command(dump.dump)
+cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
@@ -93,3 +95,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except click.Abort:
         print("vmgr: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -34,10 +34,10 @@ class Vmgr:
     def __init__(self, node: Node, runner: ScriptRunner, program: Path) -> None:
         self.node = node
         self._runner = runner
-        self._program = program
+        self.program = program
 
     def __call__(self, *words: str, cwd: Optional[Path] = None) -> Outcome:
-        done = self._runner.run([str(self._program), *words], cwd=cwd)
+        done = self._runner.run([str(self.program), *words], cwd=cwd)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def refuses(self, *words: str) -> str:
@@ -52,13 +52,14 @@ def vmgr_run(script_runner: ScriptRunner, monkeypatch: pytest.MonkeyPatch) -> It
     with short_folder() as base:
         node = make_node(base)
         program = base / "vmgr"
+        # the installation is found from the interpreter
+        python = str(node.install.root / "venv" / "bin" / "python3")
         program.write_text(
-            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nsys.executable = {python!r}\n"
             "from vmgr.cli import main\nsys.exit(main())\n"
         )
         program.chmod(0o755)
-        # the installation is found from the interpreter
-        monkeypatch.setattr(sys, "executable", str(node.install.root / "venv" / "bin" / "python3"))
+        monkeypatch.setattr(sys, "executable", python)
         yield Vmgr(node, script_runner, program)
 
 

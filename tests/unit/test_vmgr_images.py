@@ -30,7 +30,7 @@ pytestmark = pytest.mark.script_launch_mode("inprocess")
 
 
 @pytest.fixture
-def site(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmgr]:  # noqa: F811
+def site(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmgr]:
     """An installation with templates and the image debian-12, whose pool the caller may write."""
     share = vmgr_run.node.install.share
     share.mkdir(parents=True)
@@ -57,7 +57,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "words",
     [["add", "x", "--name", "y"], ["update", "x", "--distro", "y"], ["rename", "x", "y"], ["delete", "x"], ["gc"]],
 )
-def test_what_changes_the_pool_needs_root(vmgr_run: Vmgr, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_what_changes_the_pool_needs_root(vmgr_run: Vmgr, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmgr.commands.access.os.geteuid", lambda: 4711)
     assert vmgr_run.refuses("image", *words).startswith(f"VT-ACCESS: vmgr image {words[0]} changes the pool")
 

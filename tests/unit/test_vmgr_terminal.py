@@ -92,7 +92,7 @@ def test_a_terminal_without_colours(environment: dict[str, str]) -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", text) and "failed" in text
 
 
-@pytest.mark.parametrize("columns", [20, 60, 200])
+@pytest.mark.parametrize("columns", [20, 200])
 def test_a_table_fits_its_terminal_and_loses_nothing(columns: int) -> None:
     words = ["a", "reason", "that", "is", "longer", "than", "a", "narrow", "terminal", "is", "wide,", "by", "far"]
     text = plain(on_terminal(_TABLE, table(["job", "reason"], [["1.host", " ".join(words)]]), columns=columns))
@@ -103,12 +103,13 @@ def test_a_table_fits_its_terminal_and_loses_nothing(columns: int) -> None:
     assert sorted(seen) == sorted("JOBREASON1.host" + "".join(words))
 
 
-@pytest.mark.parametrize("cell", HOSTILE)
-def test_a_hostile_cell_is_text(cell: str) -> None:
-    piped = in_pipe(_TABLE, table(["name"], [[cell]])).stdout
-    shown = on_terminal(_TABLE, table(["name"], [[cell]]), columns=120)
-    assert piped.splitlines()[1] == printable(cell)
-    assert [line.rstrip() for line in plain(shown).splitlines()] == ["NAME", printable(cell)]
+def test_hostile_cells_are_text() -> None:
+    rows = [[cell] for cell in HOSTILE]
+    piped = in_pipe(_TABLE, table(["name"], rows)).stdout
+    shown = on_terminal(_TABLE, table(["name"], rows), columns=120)
+    expected = ["NAME", *map(printable, HOSTILE)]
+    assert piped.splitlines() == expected
+    assert [line.rstrip() for line in plain(shown).splitlines()] == expected
 
 
 @FUZZ

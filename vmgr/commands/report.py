@@ -14,6 +14,7 @@ from vmgr.commands.table import echo, encodable, print_rows, terminal
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
+from vmgr.reach.target import parse_target
 
 if TYPE_CHECKING:
     from vmgr.report.gather import Gathered
@@ -37,10 +38,11 @@ _COLOURS = {
 
 @click.command()
 @click.argument("job", metavar="JOB")
+@click.option("--node", metavar="NODE", help="A node that the job had, where the batch system knows it no more.")
 @click.option("--here", is_flag=True, help="Only what this node knows.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--html", metavar="FILE", help="Write a page with the chart, for a browser; - is standard output.")
-def report(job: str, here: bool, as_json: bool, html: Optional[str]) -> None:
+def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optional[str]) -> None:
     """Show what each node and guest of a job did when, during the job and after it.
 
     Each node keeps its own part, beside the job's log. What the others say is asked for over your own SSH; nodes that
@@ -50,15 +52,20 @@ def report(job: str, here: bool, as_json: bool, html: Optional[str]) -> None:
     """
     from vmgr.report.gather import read_here, understood
 
+    if here and node:
+        raise VTorqueError("--here and --node contradict each other", code=Code.USAGE, hint="leave one out")
     if as_json and html == "-":
         raise VTorqueError("--json and --html - both write to standard output", code=Code.USAGE, hint="give a file")
+    target = parse_target(job)
+    if target.rank is not None:
+        raise VTorqueError(f"{job} is one guest of a job", code=Code.VALUE, hint="a report is of a whole job")
     config = load_config(installation())
     if here and as_json:
         data = read_here(config, job)
         understood(data, "this node")
-        click.echo(data)
+        click.echo(data.decode())
         return
-    gathered = _gathered(config, job, here)
+    gathered = _gathered(config, job, node, here)
     if as_json:
         click.echo(json.dumps(_plain(gathered), indent=1))
     if html is not None:
@@ -67,16 +74,22 @@ def report(job: str, here: bool, as_json: bool, html: Optional[str]) -> None:
         _show(gathered)
 
 
-def _gathered(config: Config, job_id: str, here: bool) -> Gathered:
-    """The parts of the job's newest attempt. Raises VTorqueError when no node knows of it."""
+def _gathered(config: Config, job: str, node: Optional[str], here: bool) -> Gathered:
+    """The parts of the job's newest attempt, of all nodes that can be found. Raises VTorqueError when none knows it."""
+    from vmgr.report.find import HINT, Found, find
     from vmgr.report.gather import Gathered, read_here, understood
     from vmgr.report.timeline import newest
 
-    parts = understood(read_here(config, job_id), "this node")
-    found = newest(parts)
-    if not found:
-        raise VTorqueError(f"the report of job {job_id} is empty", code=Code.AGENT, hint="its agent has just begun")
-    return Gathered(found, {} if here else dict.fromkeys(found[0].nodes[1:], "not asked"))
+    if here:
+        found = Found(job, (), understood(read_here(config, job), "this node"))
+    else:
+        found = find(config, job, node)
+        found = found.with_parts_of(found.nodes, config)
+    parts = newest(found.parts)
+    if not parts:
+        why = f": {next(iter(found.missing.values()))}" if found.missing else ""
+        raise VTorqueError(f"no node tells of job {found.job_id}{why}", code=Code.VALUE, hint=HINT)
+    return Gathered(parts, found.missing)
 
 
 def _plain(gathered: Gathered) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def _write(file: str, gathered: Gathered) -> None:
 
     page = draw_page(gathered.parts, plan(gathered.parts, time.time()), gathered.missing, installation().templates)
     if file == "-":
-        click.echo(page.encode())
+        click.echo(page)
         return
     try:
         Path(file).write_text(page, encoding="utf-8")
@@ -135,8 +148,7 @@ def _draw_letters(timeline: Timeline) -> None:
     for name, row in zip(labels, timeline.rows):
         echo((name.ljust(margin) + "".join(cell.text for cell in cells(row, timeline, width))).rstrip())
     echo("")
-    for _, text in legend(timeline):
-        echo(text)
+    echo(legend(timeline))
 
 
 def _draw_coloured(timeline: Timeline) -> None:
@@ -159,12 +171,15 @@ def _draw_coloured(timeline: Timeline) -> None:
             block = cell.text if cell.phase is None or console.color_system is None else _block(cell.text)
             line.append(block, style=style(cell.phase) if cell.text == FAILED or cell.phase else "")
         lines.append(line)
-    lines.append(Text())
-    for phase, text in legend(timeline):
-        lines.append(Text.assemble((_block(phase.letter), style(phase)), " ", text))
     for line in lines:
         line.no_wrap, line.overflow = True, "crop"
         console.print(line)
+    console.print()
+    if console.color_system is None:
+        console.print(legend(timeline))
+    else:
+        marks = [((_block(phase.letter), style(phase)), f" {phase.word}  ") for phase in timeline.phases]
+        console.print(Text.assemble(*(part for mark in marks for part in mark)))
 
 
 def _block(letter: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,12 +14,13 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError, printable
 from vmgr.logs import jobs_folder
 from vmgr.paths import installation
-from vmgr.report.parts import MAX_BYTES, SUFFIX, Part, read_parts
+from vmgr.report.parts import BEGINNING, MAX_BYTES, SUFFIX, Part, read_parts
 from vmgr.topology.allowed import names_a_folder
 
-NODE_SECONDS = 20.0
-AT_ONCE = 32
+AT_ONCE = 64
 """So many nodes are asked at the same time."""
+ALL_TIMES = 3
+"""So many times as long as one of them all may take."""
 
 
 class Answer(Protocol):
@@ -75,9 +78,7 @@ def open_kept(path: Path, job_id: str, what: str) -> int:
             hint="name it as qstat does, with the server's name, and a node that it had",
         ) from None
     except PermissionError:
-        raise VTorqueError(
-            f"the {what} of job {job_id} is not for you", code=Code.ACCESS, hint="it is its owner's"
-        ) from None
+        raise VTorqueError(f"the {what} of job {job_id} is another user's", code=Code.ACCESS) from None
     except OSError as err:
         raise VTorqueError(f"cannot read {path}: {err.strerror}", code=Code.ACCESS) from None
 
@@ -87,6 +88,16 @@ def read_here(config: Config, job_id: str) -> bytes:
     path = job_file(config, job_id, SUFFIX)
     with open(open_kept(path, job_id, "report"), "rb") as stream:
         return stream.read(MAX_BYTES + 1)
+
+
+def found_here(config: Config, job_id: str) -> list[Part]:
+    """What this node knows of a job, which may be nothing. Raises VTorqueError (VT-ACCESS, VT-AGENT)."""
+    try:
+        return understood(read_here(config, job_id), "this node")
+    except VTorqueError as err:
+        if err.code in (Code.VALUE, Code.CONFIG):
+            return []
+        raise
 
 
 def understood(data: bytes, where: str) -> list[Part]:
@@ -101,23 +112,42 @@ def understood(data: bytes, where: str) -> list[Part]:
         ) from None
 
 
-def gather(job_id: str, nodes: Sequence[str], run: Run, *, timeout_s: float = NODE_SECONDS) -> Gathered:
-    """What `nodes` say of their part in a job; nodes that do not answer in time, or with nothing, are named."""
-    argv = [str(installation().root / "bin" / "vmgr"), "report", "--here", "--json", job_id]
+def refusal(node: str, answer: Answer) -> VTorqueError:
+    """Why `vmgr` on a node has failed: its own failure, or what was said last."""
+    lines = answer.err[-4096:].decode("utf-8", "replace").strip().splitlines() or [f"it ended with {answer.status}"]
+    code, colon, text = lines[-1].partition(": ")
+    known = Code.named(code) if colon else Code.INTERNAL
+    if known is not Code.INTERNAL:
+        return VTorqueError(text, code=known)
+    return VTorqueError(f"node {node} does not answer as vTorque does: {lines[-1][:300]}", code=Code.CONNECT)
+
+
+def gather(job_id: str, nodes: Sequence[str], run: Run, *, timeout_s: float) -> Gathered:
+    """What `nodes` say of their part in a job, each asked for at most `timeout_s`, all of them for three times that.
+
+    Nodes that do not answer in time, or with nothing, are named.
+    """
+    argv = [f"{installation().prefix}/bin/vmgr", "report", "--here", "--json", job_id]
 
     def ask(node: str) -> list[Part]:
         answer = run(node, argv, timeout_s=timeout_s)
         if answer.status != 0:
-            lines = answer.err[-4096:].decode("utf-8", "replace").strip().splitlines() or [f"status {answer.status}"]
-            raise VTorqueError(lines[-1], code=Code.AGENT)
-        return understood(answer.out, f"node {node}")
+            raise refusal(node, answer)
+        before = max(answer.out.find(BEGINNING), 0)  # a user's shell may print lines of its own
+        return understood(answer.out[before:], f"node {node}")
 
     parts: list[Part] = []
     missing: dict[str, str] = {}
-    with ThreadPoolExecutor(min(AT_ONCE, len(nodes) or 1)) as pool:
+    deadline = time.monotonic() + ALL_TIMES * timeout_s
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="node")
+    try:
         for node, asked in [(node, pool.submit(ask, node)) for node in nodes]:
             try:
-                parts += asked.result()
+                parts += asked.result(max(0.0, deadline - time.monotonic()))
             except VTorqueError as err:
                 missing[node] = err.detail
+            except FutureTimeout:
+                missing[node] = "it was not heard in time"
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     return Gathered(parts, missing)

@@ -29,7 +29,7 @@ _WIDTH, _LABELS, _RIGHT = 1120.0, 200.0, 26.0
 _TOP, _NODE, _GUEST = 34.0, 26.0, 34.0
 _CHAR = 6.6
 """About the width of a letter of 12 pixels."""
-_LABEL_CHARS = 27
+_LABEL_CHARS = 24
 _THINNEST = 1.5
 
 
@@ -46,7 +46,7 @@ class _Shape(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A row of the chart."""
+    """A row of the chart; `failed` is where its node failed."""
 
     y: float
     height: float
@@ -82,7 +82,7 @@ def draw_page(parts: Sequence[Part], timeline: Timeline, missing: Mapping[str, s
     lines = list(_lines(timeline))
     lead = parts[0]
     height = _TOP + sum(line.height for line in lines) + 8
-    return environment.get_template(PAGE).render(
+    page = environment.get_template(PAGE).render(
         style=Markup(style),  # the installation's own file
         style_digest=digest,
         job=printable(lead.job_id),
@@ -104,6 +104,7 @@ def draw_page(parts: Sequence[Part], timeline: Timeline, missing: Mapping[str, s
         lines=lines,
         show=_show,
     )
+    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")  # the same in every encoding
 
 
 def _facts(parts: Sequence[Part], timeline: Timeline) -> Iterator[tuple[str, str]]:
@@ -131,8 +132,11 @@ def _at(t: float, timeline: Timeline) -> float:
 
 def _lines(timeline: Timeline) -> Iterator[_Line]:
     y = _TOP
+    failed: Optional[float] = None
     for row in timeline.rows:
         is_node = row.rank is None
+        if is_node:
+            failed = None if row.failed is None else _at(row.failed, timeline)
         height = _NODE if is_node else _GUEST
         name = printable(row.name)
         yield _Line(
@@ -143,7 +147,7 @@ def _lines(timeline: Timeline) -> Iterator[_Line]:
             is_node=is_node,
             bars=[_bar(row, bar, timeline, y) for bar in row.bars],
             details=list(_details(row, timeline, y)),
-            failed=None if row.failed is None else _at(row.failed, timeline),
+            failed=failed,
         )
         y += height
 

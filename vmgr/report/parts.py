@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Optional
 VERSION = 1
 SUFFIX = ".report.json"
 """After the job's id; beside its log."""
+BEGINNING = b'{"v": 1, '
+"""How each file begins."""
 MAX_BYTES = 1 << 20
 MAX_ATTEMPTS = 8
 """As many attempts of a job are kept, the newest ones."""

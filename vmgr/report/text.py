@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from vmgr.errors import printable
@@ -11,6 +11,7 @@ from vmgr.report.parts import Part
 from vmgr.report.timeline import Bar, Phase, Row, Timeline
 
 NARROWEST = 20
+LABEL_CHARS = 32
 STEPS = (1, 2, 5)
 FAILED = "!"
 
@@ -93,8 +94,10 @@ def _columns(bar: Bar, timeline: Timeline, width: int) -> tuple[int, int]:
 
 
 def label(row: Row) -> str:
-    """A row's name; guests stand below their node."""
-    return printable(row.name if row.rank is None else f"  {row.name} ({row.rank})")
+    """A row's name, cut where it is long; guests stand below their node."""
+    name = printable(row.name)
+    name = name if len(name) <= LABEL_CHARS else f"{name[: LABEL_CHARS - 3]}..."
+    return name if row.rank is None else f"  {name} ({row.rank})"
 
 
 def table(timeline: Timeline) -> tuple[list[str], list[list[str]]]:
@@ -108,6 +111,6 @@ def table(timeline: Timeline) -> tuple[list[str], list[list[str]]]:
     return ["seconds", *(phase.word for phase in phases)], rows
 
 
-def legend(timeline: Timeline) -> Iterator[tuple[Phase, str]]:
-    for phase in timeline.phases:
-        yield phase, f"{phase.letter} {phase.word}: {phase.meaning}"
+def legend(timeline: Timeline) -> str:
+    """What the letters mean, in a line."""
+    return "  ".join(f"{phase.letter} {phase.word}" for phase in timeline.phases)

@@ -125,6 +125,7 @@ def _rows(part: Part, job: _Job, origin: float, now: float) -> Iterator[Row]:
     failed = _at(part, "failed")
     last = max([stage.t for stage in part.stages], default=0.0)
     end = over if over is not None else failed if failed is not None else max(last, now - part.began)
+    end = max(end, 0.0)
     goes_on = over is None and failed is None
     ending = _at(part, "job ended")
     if ending is None and failed is not None:
@@ -158,11 +159,13 @@ def _guest(
         (Phase.SETUP, booted), (Phase.WAIT, ready), (Phase.JOB, job_started),
         (Phase.END, job_ended if ending is None else max(ending, job_ended or 0.0)),
     ]  # fmt: skip
+    low = _within(started, 0.0, end)
     details = [
-        Detail(moment.name, _within(moment.start or 0.0, started, end) + shift, _within(moment.t, started, end) + shift)
+        Detail(moment.name, _within(moment.start or 0.0, low, end) + shift, _within(moment.t, low, end) + shift)
         for moment in said.values()
-        if moment.name != "uptime"
+        if moment.name not in ("uptime", "kernel")  # they are in the bars
     ]
+    details.sort(key=lambda detail: detail.start)
     return Row(guest.name, guest.rank, _bars(marks, end, shift, goes_on), tuple(details))
 
 
