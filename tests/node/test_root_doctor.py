@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ import pytest
 from nodesite import REPOSITORY, make_node, wait_gone
 
 from vmgr.doctor import hypervisor, kvm, network
-from vmgr.doctor.examine import examine
+from vmgr.doctor.examine import CHECKS, examine
 from vmgr.doctor.finding import Level, Node
 from vmgr.node import accel
 from vmgr.node.network import nft
@@ -142,3 +144,57 @@ def test_as_a_program(base: Path, with_images: None) -> None:
     assert done.returncode == (found["worst"] == "failure"), done.stderr
     levels = {(each["subject"], each["level"]) for each in found["findings"]}
     assert ("images", "ok") in levels and ("KVM", "failure") not in levels, "emulation is allowed"
+
+
+SSHD = Path("/usr/sbin/sshd")
+
+
+@contextmanager
+def ssh_nodes(base: Path) -> Iterator[dict[str, str]]:
+    """Names n1, n2 … behind one sshd of this machine, and the environment by which pdsh's ssh finds them."""
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(base / name)], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (base / "sshd").write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {base}/host\nAuthorizedKeysFile {base}/user.pub\nStrictModes no\n"
+        "UsePAM no\nPermitRootLogin prohibit-password\nPidFile none\nPasswordAuthentication no\n"
+    )
+    host_key = " ".join((base / "host.pub").read_text().split()[:2])
+    (base / "known").write_text("".join(f"n{number} {host_key}\n" for number in range(1, 10)))
+    (base / "ssh").write_text(
+        "".join(f"Host n{number}\n HostKeyAlias n{number}\n" for number in (1, 2, 10))
+        + f"Host n*\n HostName 127.0.0.1\n Port {port}\n UserKnownHostsFile {base}/known\n"
+        f" IdentityFile {base}/user\n IdentitiesOnly yes\n BatchMode yes\n LogLevel ERROR\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    server = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(base / "sshd")], stderr=subprocess.PIPE)
+    assert server.stderr is not None
+    try:
+        with server.stderr:
+            assert b"listening" in server.stderr.readline()
+            yield {**os.environ, "PDSH_SSH_ARGS": f"-F {base}/ssh -lroot %h"}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.skipif(not SSHD.exists() or shutil.which("pdsh") is None, reason="needs sshd and pdsh")
+def test_nodes_over_ssh(base: Path, with_images: None) -> None:
+    """All the way: pdsh, ssh, sshd, and the doctor itself on each node; one of them has an unknown host key."""
+    node = a_node(base, probe_seconds=1, allow_emulation=True)
+    python = node.install.root / "venv" / "bin" / "python3"
+    launcher = node.install.root / "bin" / "vmgr"
+    launcher.parent.mkdir()
+    launcher.write_text(f"#!{sys.executable} -I\nimport sys\nsys.argv.insert(1, {str(python)!r})\n{RUN}")
+    launcher.chmod(0o755)
+    command = [sys.executable, "-c", RUN, str(python), "doctor", "--nodes", "n[1-2],n10", "--json"]
+    with ssh_nodes(base) as environment:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    found = json.loads(done.stdout)["nodes"]
+    assert done.returncode == 1 and list(found) == ["n1", "n2", "n10"], done.stderr
+    assert "verification failed" in found["n10"]["problem"].lower()
+    for name in ("n1", "n2"):
+        assert "problem" not in found[name], found[name]
+        assert {each["subject"] for each in found[name]["findings"]} == set(CHECKS)
