@@ -19,6 +19,10 @@ from vmgr.errors import Code
 Path = tuple[str, ...]
 
 NOTHING_TO_SHOW = {
+    "ssh": "is what runs in the guest",
+    "exec": "is what runs in the guest",
+    "cp": "copies",
+    "console": "shows what the guest prints",
     "completion": "prints a program for the shell",
     "config compile": "writes the compiled configuration",
     "image add": "says which revision it has made",

@@ -64,6 +64,7 @@ class RunningGuest:
         self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
+        self._booted = asyncio.Event()
         self._hosts: tuple[tuple[str, str], ...] = ()
         self._switching: Optional[asyncio.Future[Any]] = None
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -116,6 +117,8 @@ class RunningGuest:
 
     async def _listen(self) -> None:
         async for event in self._port.events():
+            if event.name == "booted":
+                self._booted.set()
             asked = self._asked.pop(event.name, None)
             if asked is not None:
                 if not asked.done():
@@ -156,8 +159,15 @@ class RunningGuest:
     def begin_anew(self) -> None:
         """Forget what the guest has said: it is off, or boots once more."""
         self._is_ready = False
+        self._booted.clear()
         while not self._events.empty():
             self._events.get_nowait()
+
+    async def booted(self, timeout_s: float) -> None:
+        """Wait until the guest's own program runs, the guest ends, or the time is over."""
+        booting = asyncio.ensure_future(self._booted.wait())
+        await asyncio.wait([booting, self._ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        booting.cancel()
 
     async def switch(self, doing: Coroutine[Any, Any, _T]) -> _T:
         """Do something to the guest's power, to its end even when this is cancelled; one thing at a time.
