@@ -25,6 +25,7 @@ from vmgr.commands import (
     reached,
     reference,
     report,
+    save,
     ssh,
     table,
     topology,
@@ -51,6 +52,7 @@ cli.add_command(imagechange.add)
 cli.add_command(imagechange.update)
 cli.add_command(reference.show)
 cli.add_command(reference.delete)
+images.image.add_command(save.save)
 cli.add_command(guests.ps)
 cli.add_command(guests.top)
 cli.add_command(ssh.ssh)

@@ -309,7 +309,7 @@ def test_orders(guest: Machine) -> None:
     guest.send("identify")
     event = guest.wait_for("identify")
     assert event["family"] == "micro"
-    assert event["ops"] == ["identify", "hosts", "mount", "quiesce", "shutdown"]
+    assert event["ops"] == ["identify", "hosts", "mount", "quiesce", "freeze", "thaw", "shutdown"]
     guest.send("quiesce")
     assert guest.wait_for("quiesce")["status"] == 0
     assert guest.ssh("grep -c 9p /proc/mounts").stdout == "0\n"

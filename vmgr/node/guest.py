@@ -59,6 +59,7 @@ class RunningGuest:
         self.console = console
         self._said = said
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._asked: dict[str, asyncio.Future[Event]] = {}
         self._ended = asyncio.ensure_future(guest.ended())
         self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
@@ -115,10 +116,13 @@ class RunningGuest:
 
     async def _listen(self) -> None:
         async for event in self._port.events():
+            asked = self._asked.pop(event.name, None)
             if event.name == "times":  # comes after `ready`, when nobody waits for an event
                 self._said(self.name, event.name, event.stretches)
-            else:
+            elif asked is None:
                 self._events.put_nowait(event)
+            elif not asked.done():
+                asked.set_result(event)
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the guest says that it is ready.
@@ -170,6 +174,30 @@ class RunningGuest:
         task.add_done_callback(_look_at)
         self._switching = task
         return await asyncio.shield(task)
+
+    async def ask(self, op: str, timeout_s: float) -> Optional[Event]:
+        """Order `op` of the guest and give its answer, the event of the same name; None when none comes in time.
+
+        One at a time for each `op`. What a guest sends is the user's word. Raises VTorqueError (VT-GUEST) when the
+        guest ends meanwhile.
+        """
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._asked[op] = answer
+        try:
+            self._port.send(op)
+            ends: list[asyncio.Future[Any]] = [answer, self._ended]
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if self._ended.done():
+                raise VTorqueError(f"the guest {self.name} has ended", code=Code.GUEST)
+            return None
+        finally:
+            self._asked.pop(op, None)
+
+    def tell(self, op: str) -> None:
+        """Order `op` of the guest, and do not wait for its answer."""
+        self._port.send(op)
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""
