@@ -16,6 +16,7 @@ from vmgr.commands import (
     config,
     console,
     doctor,
+    dump,
     guests,
     imagechange,
     images,
@@ -60,6 +61,7 @@ cli.add_command(ssh.exec_)
 cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
+cli.add_command(dump.dump)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)

@@ -40,7 +40,7 @@ from vmgr.node.userio import User
 from vmgr.node.workspace import JobNames
 from vmgr.topology.model import Layout
 
-SITE_POOL = Path("/var/lib/vtorque/images")
+SITE_POOL = Path(os.environ.get("VTORQUE_TEST_POOL", "/var/lib/vtorque/images"))
 """Where this machine has the image micro, whose kernel the guests have and never run."""
 MIB = 1 << 20
 

@@ -52,7 +52,7 @@ def save(
     made = give(
         guest,
         "save",
-        as_json=as_json,
+        quiet=as_json,
         name=name,
         file=None if file is None else os.path.abspath(file),  # noqa: PTH100  # which also takes out `..`
         layer=not flat,

@@ -27,10 +27,16 @@ def orders_of(crew: CrewNow, job: JobNow, config: Config) -> Mapping[str, Order]
 
         return save.order(crew, job, config)
 
+    def dump() -> Order:
+        from vmgr.node.orders import dump  # likewise
+
+        return dump.order(crew, job, config)
+
     return {
         "power": power.order(crew, config.timeouts),
         "console": console.order(crew),
         "save": _once_wanted(save),
+        "dump": _once_wanted(dump),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, Optional
 
@@ -24,19 +24,15 @@ FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
 END_SECONDS = 20.0
 
 
-class Done(NamedTuple):
+class Copied(NamedTuple):
     """How far a copy is, in bytes, by QEMU's word."""
 
-    done: int
+    so_far: int
     total: int
-
-    @property
-    def percent(self) -> int:
-        return max(0, min(100, 100 * self.done // self.total)) if self.total > 0 else 0
 
 
 @asynccontextmanager
-async def disk_copy(monitor: Monitor, target: int, *, whole: bool) -> AsyncIterator[AsyncIterator[Done]]:
+async def disk_copy(monitor: Monitor, target: int, *, whole: bool) -> AsyncIterator[AsyncIterator[Copied]]:
     """Copy the guest's disk, as it is when this is entered, into the empty qcow2 file that is open as `target`.
 
     `whole` copies all that the guest sees; else what its overlay has, so that the copy is one more layer on what the
@@ -89,7 +85,7 @@ async def _begin(monitor: Monitor, target: int, fd_set: int, whole: bool) -> Non
     )
 
 
-async def _follow(monitor: Monitor) -> AsyncIterator[Done]:
+async def _follow(monitor: Monitor) -> AsyncIterator[Copied]:
     """How far it is, now and then, until it is complete: QEMU says that only when it is asked."""
     pause = FIRST_LOOK_S
     while True:
@@ -100,7 +96,7 @@ async def _follow(monitor: Monitor) -> AsyncIterator[Done]:
             if "error" in job:
                 raise VTorqueError(f"the copy of the disk failed: {str(job['error'])[:300]}", code=Code.GUEST)
             return
-        yield Done(_number(job, "current-progress"), _number(job, "total-progress"))
+        yield Copied(_number(job, "current-progress"), _number(job, "total-progress"))
         await asyncio.sleep(pause)
         pause = min(2 * pause, LAST_LOOK_S)
 
@@ -121,16 +117,21 @@ async def _end(monitor: Monitor, fd_set: int) -> None:
     try:
         job = await _job(monitor)
         if job is not None and job.get("status") != "concluded":
-            await monitor.execute("job-cancel", {"id": NAME})
+            await _try(monitor, "job-cancel", {"id": NAME})  # it may have come to its end by itself meanwhile
             with suppress(VTorqueError):  # cancelled: that is what it says
                 async for _ in _follow(monitor):
                     pass
-        if job is not None:
-            await monitor.execute("job-dismiss", {"id": NAME})
     except VTorqueError as err:
         LOGGER.debug("the copy of a disk: %s", err)
-    for command, arguments in (("blockdev-del", {"node-name": NAME}), ("remove-fd", {"fdset-id": fd_set})):
-        try:
-            await monitor.execute(command, arguments)
-        except VTorqueError as err:
-            LOGGER.debug("the copy of a disk: %s", err)
+        return
+    if job is not None:
+        await _try(monitor, "job-dismiss", {"id": NAME})
+    await _try(monitor, "blockdev-del", {"node-name": NAME})
+    await _try(monitor, "remove-fd", {"fdset-id": fd_set})
+
+
+async def _try(monitor: Monitor, command: str, arguments: Mapping[str, Any]) -> None:
+    try:
+        await monitor.execute(command, arguments)
+    except VTorqueError as err:
+        LOGGER.debug("the copy of a disk: %s", err)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.guest import RunningGuest
 
 FREEZE_SECONDS = 60.0
 THAW_SECONDS = 10.0
+MAX_REASON = 200
 
 
 @asynccontextmanager
-async def frozen(guest: RunningGuest) -> AsyncIterator[bool]:
+async def frozen(guest: RunningGuest) -> AsyncIterator[Optional[str]]:
     """The guest has written all to its disk, and writes no more as long as this lasts; it ends that by itself in time.
 
-    Gives false where its file system cannot stand still, and has only been written out. Raises VTorqueError
+    Gives None, or why its file system does not stand still, and has only been written out. Raises VTorqueError
     (VT-GUEST) when the guest does not obey, and at the end when it has not waited for it.
     """
     if not guest.is_ready:
@@ -30,7 +32,7 @@ async def frozen(guest: RunningGuest) -> AsyncIterator[bool]:
                 code=Code.GUEST,
                 hint="--no-freeze takes the disk as it is, as after a power failure",
             )
-        yield answer.status == 0
+        yield (answer.text.strip()[-MAX_REASON:] or "it cannot") if answer.status else None
     except BaseException:
         guest.tell("thaw")
         raise

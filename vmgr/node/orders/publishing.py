@@ -45,7 +45,7 @@ def publish_saved(
         target = out / "disk.qcow2"
         fd = os.open(target, CREATE, 0o600)
         try:
-            copy_data(disk, fd, size, percent("writing to the pool:", size, tell))
+            copy_data(disk, fd, size, percent("writing it to the pool", size, tell))
         finally:
             os.close(fd)
         wait("checking it")

@@ -20,7 +20,7 @@ from vmgr.node.orders.diskcopy import disk_copy, overlay_bytes
 from vmgr.node.orders.freezing import frozen
 from vmgr.node.orders.publishing import Saved, publish_saved
 from vmgr.node.orders.room import have_room, most_bytes, unnamed_disk
-from vmgr.node.orders.telling import Tell, telling
+from vmgr.node.orders.telling import Tell, as_answer, telling
 from vmgr.node.orders.which import guest_of
 from vmgr.node.staging.chain import MAX_LAYERS, chain_of, reference
 from vmgr.node.staging.child import Channel, in_child
@@ -122,28 +122,30 @@ class _Saver:
         empty = await empty_overlay(size)
         async with AsyncExitStack() as opened:
             yield {"doing": "asking the guest to write out its disk"}
-            async with self._at_rest(wish) as at_rest:
+            async with self._at_rest(wish) as unfrozen:
                 most = most_bytes(size) if wish.whole else _layer_bytes(size, await overlay_bytes(monitor))
                 target = await opened.enter_async_context(self._target(job, wish, empty, most))
                 copying = await opened.enter_async_context(AsyncExitStack())
                 steps = await copying.enter_async_context(disk_copy(monitor, target, whole=wish.whole))
-            if not at_rest:
-                yield {"warning": f"the file system of {wish.guest.name} was not frozen; its disk needs a check"}
-            async for done in steps:
-                yield {"doing": f"copying the disk {done.percent} %"}
+            if unfrozen is not None:
+                yield {"warning": f"the copy is as a disk after a power failure, not frozen: {unfrozen}"}
+            yield {"doing": "copying the disk"}
+            async for copied in steps:
+                yield {"doing": "copying the disk", **copied._asdict()}
             await copying.aclose()
             async with telling(lambda tell: self._keep(job, wish, target, tell)) as told:
                 async for text in told:
-                    yield {"doing": text}
+                    yield as_answer(text, os.fstat(target).st_size)
             yield told.result()
 
     @asynccontextmanager
-    async def _at_rest(self, wish: Wish) -> AsyncIterator[bool]:
+    async def _at_rest(self, wish: Wish) -> AsyncIterator[Optional[str]]:
+        """The guest frozen, where that is wished; gives why it is not."""
         if not wish.freezes:
-            yield False
+            yield "nobody asked the guest"
             return
-        async with frozen(wish.guest) as at_rest:
-            yield at_rest
+        async with frozen(wish.guest) as unfrozen:
+            yield unfrozen
 
     @asynccontextmanager
     async def _target(self, job: Job, wish: Wish, empty: bytes, most: int) -> AsyncIterator[int]:

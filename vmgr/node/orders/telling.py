@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Callable
@@ -48,3 +49,11 @@ async def telling(work: Callable[[Tell], Awaitable[Any]]) -> AsyncIterator[Telli
         yield told
     finally:
         await told.end()
+
+
+def as_answer(text: str, total: int) -> dict[str, Any]:
+    """What a child says, as the answer to an order: how much is done of `total` bytes, where it says a percentage."""
+    said = re.fullmatch(r"(.*) ([0-9]{1,3}) %", text)
+    return (
+        {"doing": text} if said is None else {"doing": said[1], "so_far": int(said[2]) * total // 100, "total": total}
+    )
