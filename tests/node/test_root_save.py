@@ -102,6 +102,7 @@ def test_an_image_that_stands_alone(node: Node, user: User, image: Image) -> Non
     disk = made.path("disk")
     assert digest(disk.read_bytes()) == made.files["disk.qcow2"]["sha256"]
     assert (disk.stat().st_uid, stat.S_IMODE(disk.stat().st_mode)) == (0, 0o444)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o755 for path in (disk.parent, disk.parents[1]))
     assert disk.stat().st_size < 12 * MIB, "what is empty takes no room"
     assert seen_from(node, user, made) == seen
 

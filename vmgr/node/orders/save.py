@@ -173,6 +173,7 @@ class _Saver:
         file, limit = wish.file, most_bytes(job.image.virtual_size)
 
         def publish(channel: Channel) -> Mapping[str, Any]:
+            os.umask(0o022)  # everybody may read the pool
             saved = Saved(str(wish.name), wish.description, job.image, wish.whole)
             pool = Pool(self._config.images.pool)
             made = publish_saved(pool, disk, saved, most=limit, tell=channel.tell, wait=channel.wait)
