@@ -307,7 +307,7 @@ def test_seeds(make: Make, tmp_path: Path) -> None:
     (tmp_path / "vm").mkdir()
     one(seeds.check(patient), NOTE, "no image")
     folder = an_image(patient)
-    family = json.loads((folder / "image.json").read_text())["family"]
+    family = json.loads((folder / "image.yaml").read_text())["family"]
     one(seeds.check(patient), FAILURE, f"family {family}", "No such file", str(patient.install.templates))
     patient.install.share.mkdir(parents=True)
     shutil.copytree(TEMPLATES, patient.install.templates)

@@ -29,16 +29,11 @@ NOTHING_TO_SHOW = {
     "image build": "says which revisions it has made",
     "image delete": "says what it has removed",
     "image export": "writes a file",
-    "image gc": "says what it has removed",
     "image rename": "says what it has renamed",
     "image update": "says which revision it has made",
     "add": "as image add",
     "update": "as image update",
     "delete image": "as image delete",
-    "ssh": "is the guest's",
-    "exec": "is the guest's",
-    "cp": "copies files",
-    "console": "is the guest's",
     "metrics": "prints the format of Prometheus",
 }
 """Commands without --json, and what they do instead of showing something."""

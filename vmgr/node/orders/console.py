@@ -26,7 +26,8 @@ def order(crew: CrewNow) -> Order:
     """The order `console`: `rank` names the guest, `last` says how many bytes of before are wanted.
 
     Answers are `data` (base64), first those of before, then what comes, and `lost`, the bytes that were skipped before
-    them, until the guest ends or the caller goes. With `attach` the caller's requests `input` (`data` in base64) are typed at the guest.
+    them, until the guest ends or the caller goes. With `attach` the caller's requests `input` (`data` in base64) are
+    typed at the guest.
     """
 
     async def console(talk: Talk) -> AsyncIterator[Mapping[str, Any]]:
