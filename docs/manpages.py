@@ -29,7 +29,7 @@ def bold(text: str) -> str:
 
 def vmgr_page() -> str:
     """The page of vmgr with all its commands, each with its options and its example."""
-    root = click.Context(cli.cli, info_name="vmgr")
+    root = click.Context(cli.cli, info_name="vmgr", **cli.cli.context_settings)
     lines = [*_head("vmgr", "look after images, guests and nodes of vTorque")]
     lines += [".SH SYNOPSIS", f"{bold('vmgr')} {escape('[--debug] COMMAND [ARGUMENT...]')}"]
     lines += [".SH DESCRIPTION", *_paragraphs(cli.cli)]

@@ -11,15 +11,23 @@ import click
 
 from vmgr import __version__
 from vmgr.commands import (
+    build,
     completion,
     config,
     console,
+    doctor,
+    dump,
     guests,
+    imagechange,
     images,
+    logs,
     metrics,
     nodes,
     power,
     reached,
+    reference,
+    report,
+    save,
     ssh,
     table,
     topology,
@@ -41,6 +49,12 @@ def cli(context: click.Context, debug: bool) -> None:
 
 cli.add_command(images.list_images)
 cli.add_command(images.image)
+images.image.add_command(build.build)
+images.image.add_command(save.save)
+cli.add_command(imagechange.add)
+cli.add_command(imagechange.update)
+cli.add_command(reference.show)
+cli.add_command(reference.delete)
 cli.add_command(guests.ps)
 cli.add_command(guests.top)
 cli.add_command(ssh.ssh)
@@ -48,9 +62,13 @@ cli.add_command(ssh.exec_)
 cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
+cli.add_command(dump.dump)
+cli.add_command(logs.logs)
+cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
+cli.add_command(doctor.doctor)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
@@ -77,3 +95,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except click.Abort:
         print("vmgr: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

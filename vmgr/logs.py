@@ -1,10 +1,18 @@
-"""Logging as an administrator expects it: one log a node, one a job, and the journal where the site wants it."""
+"""Logging as an administrator expects it: one log a node, one a job, and the journal where the site wants it.
+
+The node's log is root's alone. What is kept of a job (its log, its guests' consoles, its report) belongs to root too,
+and the job's owner may read it, by an entry in the file's access control list: the owner's group may be everybody's.
+Where the file system knows no such lists, it stays root's.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import logging.handlers
+import os
+import struct
 import sys
 from glob import escape
 from pathlib import Path
@@ -15,12 +23,23 @@ from vmgr.config import Logging
 LOGGER = logging.getLogger("vtorque")
 _JOURNAL = Path("/dev/log")
 _MIB = 1 << 20
+_ACL = "system.posix_acl_access"
+_NOBODY = 0xFFFFFFFF
+"""The id of entries that have none."""
+_OWNER, _NAMED, _GROUP, _MASK, _OTHERS = 0x01, 0x02, 0x04, 0x10, 0x20
+_READ, _WRITE = 4, 2
 
 
-def set_up(config: Logging, *, job: Optional[str] = None) -> Optional[Path]:
+def jobs_folder(config: Logging) -> Optional[Path]:
+    """Where all is that is kept of jobs, each file named after its job; None where nothing is."""
+    return Path(config.file).parent / "jobs" if config.file else None
+
+
+def set_up(config: Logging, *, job: Optional[str] = None, reader: Optional[int] = None) -> Optional[Path]:
     """Send the messages of this process where the configuration says; gives the job's own log, None without one.
 
-    A log that cannot be written is no reason to stop: it is said once on standard error.
+    `reader` is the uid of the job's owner, who may read that log. A log that cannot be written is no reason to stop:
+    it is said once on standard error.
     """
     LOGGER.setLevel(config.level.upper())
     LOGGER.propagate = False
@@ -37,19 +56,76 @@ def set_up(config: Logging, *, job: Optional[str] = None) -> Optional[Path]:
         return None
     try:
         node = Path(config.file)
-        node.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_folder(node.parent, 0o755)
         rotate(node, size=config.rotate.size * _MIB, keep=config.rotate.keep)
         _add(_NodeLog(node), f"%(asctime)s %(levelname)s {label}%(message)s")
         if not job:
             return None
         log = node.parent / "jobs" / f"{job}.log"
-        log.parent.mkdir(mode=0o755, exist_ok=True)
+        _make_folder(log.parent, 0o711)
         drop_oldest(log.parent, keep=config.rotate.jobs)
+        os.close(open_for(log, reader))
         _add(logging.FileHandler(log), "%(asctime)s %(levelname)s %(message)s")
         return log
     except OSError as err:
         print(f"vtorque: cannot log: {err}", file=sys.stderr)
         return None
+
+
+def _make_folder(folder: Path, mode: int) -> None:
+    """Make a folder with exactly this mode, whatever the umask; one that is there stays as the site has it."""
+    try:
+        folder.mkdir(mode=mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make_folder(folder.parent, 0o755)
+        folder.mkdir(mode=mode, exist_ok=True)
+    folder.chmod(mode)
+
+
+def open_for(path: Path, reader: Optional[int], *, truncate: bool = False) -> int:
+    """A file to be written at its end, made where it is not there: root's, to be read by the user `reader` as well.
+
+    Gives its descriptor. One that somebody else may read is not gone on with: job ids can come again, and then it is
+    another user's job. Raises OSError.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags | (os.O_TRUNC if truncate else 0), 0o600)
+    try:
+        if _readers(fd) - {reader}:
+            path.unlink()
+            os.close(fd)
+            fd = os.open(path, flags | os.O_EXCL, 0o600)
+        os.fchmod(fd, 0o600)
+        if reader is not None:
+            let_read(fd, reader)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def let_read(fd: int, reader: int) -> None:
+    """Let a user read the file `fd`, beside its owner; does nothing where the file system knows no such thing."""
+    entries = (
+        (_OWNER, _READ | _WRITE, _NOBODY), (_NAMED, _READ, reader), (_GROUP, 0, _NOBODY), (_MASK, _READ, _NOBODY),
+        (_OTHERS, 0, _NOBODY),
+    )  # fmt: skip
+    try:
+        os.setxattr(fd, _ACL, struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries))
+    except OSError as err:
+        if err.errno != errno.ENOTSUP:
+            raise
+
+
+def _readers(fd: int) -> set[Optional[int]]:
+    """The users named in the access control list of the file `fd`."""
+    try:
+        acl = os.getxattr(fd, _ACL)
+    except OSError:  # there is none
+        return set()
+    return {who for tag, _, who in struct.iter_unpack("<HHI", acl[4:]) if tag == _NAMED}
 
 
 class _NodeLog(logging.handlers.WatchedFileHandler):
@@ -92,10 +168,11 @@ def rotate(log: Path, *, size: int, keep: int) -> None:
 
 
 def drop_oldest(folder: Path, *, keep: int) -> None:
-    """Remove the oldest logs of jobs, with the console beside each, so that with one more `keep` of them stay."""
+    """Remove the oldest logs of jobs, with what is kept beside each, so that with one more `keep` of them stay."""
     logs = sorted((_modified(log), log) for log in folder.glob("*.log"))
     for _, log in logs[: max(0, len(logs) - max(keep - 1, 0))]:
-        for path in (log, log.with_suffix(".console"), *folder.glob(f"{escape(log.stem)}.[0-9]*.console")):
+        beside = [log.with_suffix(suffix) for suffix in (".console", ".report.json")]
+        for path in (log, *beside, *folder.glob(f"{escape(log.stem)}.[0-9]*.console")):
             path.unlink(missing_ok=True)
 
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))  # nodesite
 import inotify_simple  # noqa: F401  # the account cannot read it any more once a fork has become that account
 from nodesite import TEMPLATES, Node, a_spec, make_node
 
+from vmgr import logs
 from vmgr.jobspec import GuestGroup, SpecPath, dump_spec, spec_hash
 from vmgr.node import record, wrapper
 from vmgr.node.agent import Agent, Call
@@ -91,8 +92,10 @@ class Job:
         return self
 
     def _be_agent(self, place: record.Place, call: Call, listener: socket.socket) -> int:
+        log = logs.set_up(self.node.config.logging, job=self.job_id, reader=self.owner.pw_uid)
+
         async def live() -> None:
-            await Agent(self.node.config, self.node.base / "templates", place, call, None).run(listener)
+            await Agent(self.node.config, self.node.base / "templates", place, call, log).run(listener)
 
         os.setsid()
         asyncio.run(live())
@@ -194,7 +197,7 @@ class Jobs:
         files = {"script": script, **{name: fields.pop(name, None) for name in ("vm_prologue", "vm_epilogue")}}
         spec = a_spec(
             ruid=ruid,
-            groups=(GuestGroup("micro", 1, 1, 256),),
+            groups=fields.pop("groups", (GuestGroup("micro", 1, 1, 256),)),
             workdir=owner.pw_dir,
             ssh_public_key=" ".join((outer / "key.pub").read_text().split()[:2]),
             **{name: None if text is None else spec_hash(text.encode()) for name, text in files.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from nodesite import REPOSITORY
+from nodesite import REPOSITORY, short_folder
 
 from vmgr import logs
 from vmgr.config import Logging, Rotate
-from vmgr.logs import LOGGER, drop_oldest, rotate, set_up
+from vmgr.logs import LOGGER, drop_oldest, open_for, rotate, set_up
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +219,101 @@ def test_a_log_that_goes_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "2.log").touch()
     drop_oldest(tmp_path, keep=2)
     assert (tmp_path / "2.log").exists()
+
+
+# who may read what is kept of a job
+
+
+def readers(path: Path) -> set[Optional[int]]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return logs._readers(fd)
+    finally:
+        os.close(fd)
+
+
+def needs_lists(folder: Path) -> None:
+    probe = folder / "probe"
+    os.close(open_for(probe, 4711))
+    listed = readers(probe)
+    probe.unlink()
+    if not listed:
+        pytest.skip("the file system has no access control lists")
+
+
+def test_a_jobs_log_is_its_owners_to_read_and_nobody_elses(tmp_path: Path) -> None:
+    needs_lists(tmp_path)
+    before = os.umask(0o077)
+    try:
+        log = set_up(config(tmp_path / "made" / "deep" / "node.log"), job="12.host", reader=4711)
+    finally:
+        os.umask(before)
+    assert log is not None and readers(log) == {4711}
+    info = log.stat()
+    assert (info.st_uid, info.st_mode & 0o777) == (os.geteuid(), 0o640), "the group's bits are the list's mask"
+    modes = [folder.stat().st_mode & 0o777 for folder in (log.parent, log.parents[1], log.parents[2])]
+    assert modes == [0o711, 0o755, 0o755] and (tmp_path / "made" / "deep" / "node.log").stat().st_mode & 0o077 == 0
+
+
+def test_who_reads_as_whom(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be other users")
+    needs_lists(tmp_path)
+    with short_folder() as base:
+        base.chmod(0o755)
+        log = set_up(config(base / "node.log"), job="12.host", reader=48211)
+        assert log is not None
+        LOGGER.info("said")
+        for uid, may in ((48211, True), (48212, False)):
+            for words in (["cat"], ["sh", "-c", 'echo x >>"$0" || rm "$0"']):
+                done = subprocess.run(
+                    [*words, str(log)], user=uid, group=4711, extra_groups=[], cwd="/", capture_output=True
+                )
+                assert (done.returncode == 0) is (may and words == ["cat"])
+        assert log.read_text().endswith("said\n")
+
+
+def test_a_file_of_another_users_job_of_the_same_id_is_not_gone_on_with(tmp_path: Path) -> None:
+    needs_lists(tmp_path)
+    path = tmp_path / "12.host.log"
+    for reader, text, left in (
+        (4711, b"one\n", b"one\n"),
+        (4711, b"two\n", b"one\ntwo\n"),
+        (4712, b"three\n", b"three\n"),
+    ):
+        held = os.open(path, os.O_RDONLY) if path.exists() else -1
+        fd = open_for(path, reader)
+        os.write(fd, text)
+        os.close(fd)
+        assert path.read_bytes() == left and readers(path) == {reader}
+        if reader == 4712:
+            assert os.pread(held, 100, 0) == b"one\ntwo\n", "who had it open sees nothing of what is new"
+        if held >= 0:
+            os.close(held)
+    os.close(open_for(path, None, truncate=True))
+    assert path.read_bytes() == b"" and readers(path) == set()
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / "12.host.log").symlink_to("elsewhere")
+    with pytest.raises(OSError):
+        open_for(tmp_path / "12.host.log", 4711, truncate=True)
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+
+
+def test_without_access_control_lists_it_stays_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    os.close(open_for(tmp_path / "x", 4711))
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_lies_beside_a_log_goes_with_it(tmp_path: Path) -> None:
+    for name in ("1.log", "1.console", "1.2.console", "1.report.json", "11.log", "11.report.json"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "1.log", (1, 1))
+    drop_oldest(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["11.log", "11.report.json"]

@@ -17,7 +17,17 @@ from nodesite import FUZZ
 
 from vmgr.node import console as console_module
 from vmgr.node.console import KEEP_BYTES, Console
-from vmgr.node.guestport import MAX_EVENTS, MAX_LINE_BYTES, MAX_OUTPUT_CHARS, Event, GuestPort, parse_event
+from vmgr.node.guestport import (
+    MAX_EVENTS,
+    MAX_LINE_BYTES,
+    MAX_OUTPUT_CHARS,
+    MAX_STRETCHES,
+    Event,
+    GuestPort,
+    Stretch,
+    parse_event,
+    parse_stretches,
+)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -32,11 +42,50 @@ def line(**fields: object) -> bytes:
     return json.dumps({"v": 1, **fields}).encode() + b"\n"
 
 
+FIVE = Stretch("uptime", 5.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("fields", "event"),
     [
         ({"event": "booted"}, Event("booted", 0, "")),
         ({"event": "ready", "ssh": 22}, Event("ready", 0, "")),
+        ({"event": "booted", "uptime": 3.5}, Event("booted", 0, "", None, (Stretch("uptime", 3.5, 0.0),))),
+        (
+            {"event": "times", "uptime": 10, "spans": [["kernel", 0, 2.5], ["cloud-init init", 4, 99]]},
+            Event(
+                "times",
+                0,
+                "",
+                None,
+                (Stretch("uptime", 10.0, 0.0), Stretch("kernel", 10.0, 7.5), Stretch("cloud-init init", 6.0, 0.0)),
+            ),
+        ),
+        *(
+            ({"event": "times", "uptime": uptime, "spans": [["kernel", 0, 1]]}, Event("times", 0, ""))
+            for uptime in (None, -1, "3", True, 1e300, 10**400, float("nan"), float("inf"), [1])
+        ),
+        *(
+            (
+                {"event": "times", "uptime": 5, "spans": spans},
+                Event("times", 0, "", None, (Stretch("uptime", 5.0, 0.0),)),
+            )
+            for spans in (
+                None,
+                7,
+                {"kernel": 1},
+                ["kernel"],
+                [["kernel", 1]],
+                [["kernel", "0", 1]],
+                [["", 0, 1]],
+                [["K", 0, 1]],
+                [["kernel\x1b", 0, 1]],
+                [["k" * 41, 0, 1]],
+                [["kernel", -1, 1]],
+                [["kernel", 0, float("nan")]],
+                [[["kernel"], 0, 1]],
+            )
+        ),
         ({"event": "ready", "address": "10.1.2.3"}, Event("ready", 0, "", "10.1.2.3")),
         ({"event": "up", "address": "192.168.7.9"}, Event("up", 0, "", "192.168.7.9")),
         *(
@@ -245,3 +294,14 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_guest() -> None:
         return console
 
     assert run(work()).last_lines(2) == ["one", "two"]
+
+
+@FUZZ
+@given(uptime=st.integers() | st.floats() | st.text(), spans=st.lists(st.lists(st.floats() | st.text(), max_size=4)))
+def test_what_a_guest_says_of_its_boot_has_order(uptime: object, spans: list[object]) -> None:
+    for stretch in parse_stretches(uptime, spans):
+        assert stretch.start_ago >= stretch.end_ago >= 0 and stretch.name.isprintable()
+
+
+def test_a_guest_names_no_end_of_stretches() -> None:
+    assert len(parse_stretches(9, [["a", 0, 1]] * 1000)) == MAX_STRETCHES + 1

@@ -196,6 +196,15 @@ def test_the_job_is_over_when_its_wrapper_says_so_or_breaks() -> None:
     assert served(work) == []
 
 
+def test_the_wrapper_says_how_the_script_ended() -> None:
+    async def work(place: Served) -> None:
+        for status, noted in ((b"null", None), (b'"0"', None), (b"256", None), (b"4", 4), (b"5", 4)):
+            await place.talk(b'{"op":"end","status":' + status + b"}\n")
+            assert place.progress.job_status == noted
+
+    assert served(work) == []
+
+
 def test_only_the_wrapper_and_who_says_so_are_the_jobs() -> None:
     async def work(place: Served) -> None:
         (answer,) = await place.talk(b'{"op":"join"}\n', answers=1)

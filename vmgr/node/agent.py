@@ -46,6 +46,7 @@ from vmgr.node.waiting import all_of, every, first
 from vmgr.node.workspace import job_names, wipe_workspace
 from vmgr.paths import installation
 from vmgr.policy import Subject
+from vmgr.report.keep import keep
 from vmgr.trust import check_trusted
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     record.append(place, {"do": "process", "role": "agent", **me._asdict()})
     facts = record.begun(place)
     call = Call(**{**{key: facts[key] for key in Call._fields}, "directory": SpecPath(*facts["directory"])})
-    log = logs.set_up(config.logging, job=call.job_id)
+    log = logs.set_up(config.logging, job=call.job_id, reader=_uid(call.user))
     if record.is_buried(config.paths, call.job_id, place):
         LOGGER.info("the job was deleted before its guest was started")
         undo(place)
@@ -102,6 +103,14 @@ def main(argv: Sequence[str]) -> int:
         LOGGER.exception("fault; what is left is undone by the epilogue or the next agent")
         return 1
     return 0
+
+
+def _uid(user: str) -> Optional[int]:
+    """Who may read what is logged of the job; None for nobody but root."""
+    try:
+        return look_up(user).uid
+    except VTorqueError:
+        return None
 
 
 def _reap(config: Config) -> None:
@@ -126,6 +135,7 @@ class Agent:
         self.progress = Progress(place.start, {"job_id": call.job_id, "attempt": place.attempt})
         self.fellows: Optional[Fellows] = None
         self.job: Optional[Job] = None
+        self.learned: dict[str, Any] = {"user": call.user, "node_index": call.node_index}
         self.crew: Optional[Crew] = None
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
@@ -153,11 +163,12 @@ class Agent:
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
             joined=leftovers.join if leftovers else None,
-            orders=orders_of(lambda: self.crew, self.config, self.progress.fail),
+            orders=orders_of(lambda: self.crew, lambda: self.job, self.config, self.progress.fail),
         )  # fmt: skip
         server = await control.serve(listener)
-        publisher = asyncio.ensure_future(self._publish(user))
-        counting = asyncio.ensure_future(count(self.progress, self.config.paths, self.place))
+        telling = [asyncio.ensure_future(tell) for tell in (
+            self._publish(user), self._report(user), count(self.progress, self.config.paths, self.place),
+        )]  # fmt: skip
         await self._live_and_tell(user)
         await self._hear_of_the_end()
         if leftovers is not None:
@@ -170,7 +181,7 @@ class Agent:
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error else "ended")
-        await asyncio.gather(publisher, counting, return_exceptions=True)
+        await asyncio.gather(*telling, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
 
@@ -191,6 +202,11 @@ class Agent:
         if self.call.node_index == 0:
             path = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.progress.facts['node'])}"
             await publish(self.progress, user, path, timeout_s=self.config.timeouts.user_file)
+
+    async def _report(self, user: User) -> None:
+        """Keep the node's part of the job's report current, where logs are kept."""
+        if self.log is not None:
+            await keep(self.progress, self.log, user.uid, self.learned)
 
     async def _hear_of_the_end(self) -> None:
         """On the mother superior: wait until nothing is left on the other nodes.
@@ -262,6 +278,8 @@ class Agent:
             call.task_file, call.node_file, call.node_index, self.place.attempt, timeout_s=timeouts.boot
         )
         self._name_guests(allocation.name, 1)
+        self.learned.update(key=allocation.key, node_index=allocation.node_index)
+        self.learned["nodes"] = [] if allocation.node_index else list(allocation.nodes)
         self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
         watchers = [asyncio.ensure_future(self._note_over(fellows.over()))]
         if len(allocation.nodes) > 1 and call.task_file is not None:
@@ -269,10 +287,12 @@ class Agent:
         try:
             self.job = job = await self._job(user, allocation)
             self._name_guests(allocation.name, job.group.per_node)
+            self.learned["first_rank"] = allocation.node_index * job.group.per_node
             self.progress.private.update(
                 spec=as_plain(job.spec), directory=call.directory.directory,
-                nodes=allocation.nodes, image=f"{job.image.name}@{job.image.revision}",
+                nodes=allocation.nodes, image=job.image.reference,
             )  # fmt: skip
+            LOGGER.info("image %s", job.image.reference)
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
 
@@ -379,6 +399,10 @@ class Agent:
         image, self.image_held = Pool(self.config.pool).hold(
             lambda: check_spec(spec, self.config, subject, source, nodes=nodes)
         )
+        if image.is_own:
+            from vmgr.node.ownimage import open_image  # few jobs have one
+
+            image, self.image_held = await open_image(image, user, self.config)
         abilities.check(spec)
         per_node, names = spec.groups[0].per_node, allocation.nodes
         network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)
@@ -389,7 +413,10 @@ class Agent:
         copies = spec.fs_type == "sharedfs"
         stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key, copies=copies)
         mounts = tuple(mount.filled(stands_for._asdict()) for mount in shares)
-        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key)
+        own_disk = self.image_held if image.is_own else None
+        return Job(
+            self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key, own_disk
+        )
 
     @contextmanager
     def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:
@@ -399,7 +426,7 @@ class Agent:
         number = guest.rpartition("-")[2]
         path = self.log.with_suffix(".console" if number == "1" else f".{number}.console")
         try:
-            stream = path.open("wb", buffering=0)
+            stream = os.fdopen(logs.open_for(path, _uid(self.call.user), truncate=True), "wb", buffering=0)
         except OSError as err:
             LOGGER.warning("the console is not logged: %s", err)
             yield None

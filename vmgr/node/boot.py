@@ -78,11 +78,14 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
             progress.stage("staged")
             for member, seed in zip(own, seeds):
                 launched.append(await launcher.launch(member, seed, console_logs(member.name)))
+                progress.reached(member.name, "launched")
             progress.stage("launched")
             await asyncio.gather(*(
                 guest.pin_and_run(qmp, placement, on_tap=on_tap, timeout_s=config.timeouts.launch)
                 for (guest, qmp, on_tap), placement in zip(launched, seats.guests)
             ))  # fmt: skip
+            for each in launched:
+                progress.reached(each.guest.name, "started")
         except BaseException:
             await asyncio.gather(*(each.guest.kill() for each in launched), return_exceptions=True)
             await _disconnect(connecting)
@@ -117,6 +120,7 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         ram_mib=job.group.ram_mib * len(job.own),
         workspace=job.stands_for.workspace,
         tell=progress.doing,
+        own_disk=job.own_disk,
     )
     staging = asyncio.ensure_future(every(
         make_host_key(job.place),
@@ -176,7 +180,7 @@ class _Launcher:
 
     def write_seeds(self, templates: Path) -> list[Path]:
         job, host_key = self.job, self.staged.host_key
-        common = Common(host_key, certificate(job, host_key), self.wires, self.config.network)
+        common = Common(host_key, certificate(job, host_key), self.wires, self.config.network, self.config.software)
         return [write_seed_of(job, member, common, templates, self.config.vm_hooks) for member in job.own]
 
     async def launch(self, member: Member, seed: Path, log: Optional[BinaryIO]) -> Launched:
@@ -201,6 +205,7 @@ class _Launcher:
                 vhost=self._open_vhost() if tap is not None and hypervisor.vhost else None,
                 data=self.staged.data if member.rank == 0 else None,
                 shares=shares.fds,
+                parents=tuple(layer.fd for layer in disk.parents) if disk else (),
             )
             guest, qmp = start(
                 hypervisor.qemu, self._plan(member, disk), files, job.user,
@@ -228,6 +233,7 @@ class _Launcher:
             initrd=self.staged.files.initrd,
             cmdline=image.cmdline,
             disk_format=disk.backing_format if disk else image.disk_format,
+            parent_formats=tuple(layer.format for layer in disk.parents) if disk else (),
             mac=member.mac,
             mounts=job.mounts,
             hugepage_kib=self.config.hypervisor.hugepage_kib,

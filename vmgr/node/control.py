@@ -3,8 +3,9 @@
 The caller is known by the kernel's word (SO_PEERCRED): root or the job's owner. Operations: `status` (one answer),
 `follow` (an answer now and after each change), `attach` (the job wrapper: as `follow`, and the job is over when the
 connection breaks), `join` (as `status`; the caller and what it has started are the job's), `started` (the script runs
-now), `end` (the job is over). Any other is an order to the guests (`Order`): what it answers, answer by answer, is
-followed by `{"done": true}`, or by `error` and `code` where it fails; an order ends when its caller goes.
+now), `end` (the job is over; `status` is its script's exit status). Any other is an order to the guests (`Order`): what
+it answers, answer by answer, is followed by `{"done": true}`, or by `error` and `code` where it fails; an order ends
+when its caller goes.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ class Control:
                     if self._progress.state == "ready":
                         self._progress.stage("job started", "running")
                 elif op == "end":
+                    self._progress.ended_with(request.get("status"))
                     self._over()
                 elif isinstance(op, str) and op in self._orders:
                     await self._obey(reader, writer, Talk(peer, request))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Iterable
-from typing import Any, Callable, Optional, TypeVar
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Optional, Protocol, TypeVar
 
 from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node.console import Console
-from vmgr.node.guestport import Event, GuestPort
+from vmgr.node.guestport import Event, GuestPort, Stretch
 from vmgr.node.launch import Guest, pin_and_run
 from vmgr.node.monitor import Monitor
 from vmgr.node.process import cpu_seconds
@@ -21,6 +21,12 @@ from vmgr.topology.model import Placement
 _T = TypeVar("_T")
 CONSOLE_LINES = 5
 SERVER_SECONDS = 0.5
+
+
+class Said(Protocol):
+    """Hears what a guest says it has reached, by its name, and what took it how long until then."""
+
+    def __call__(self, guest: str, name: str, stretches: Sequence[Stretch] = ..., /) -> None: ...
 
 
 def _look_at(task: asyncio.Future[Any]) -> None:
@@ -42,7 +48,7 @@ class RunningGuest:
         guest: Guest,
         port: GuestPort,
         console: Console,
-        said: Callable[[str, str], None],
+        said: Said,
         shares: Shares,
     ) -> None:
         self.name = name
@@ -53,6 +59,7 @@ class RunningGuest:
         self.console = console
         self._said = said
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._asked: dict[str, asyncio.Future[Event]] = {}
         self._ended = asyncio.ensure_future(guest.ended())
         self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
@@ -112,7 +119,14 @@ class RunningGuest:
         async for event in self._port.events():
             if event.name == "booted":
                 self._booted.set()
-            self._events.put_nowait(event)
+            asked = self._asked.pop(event.name, None)
+            if asked is not None:
+                if not asked.done():
+                    asked.set_result(event)
+            elif event.name == "times":  # comes after `ready`, when nobody waits for an event
+                self._said(self.name, event.name, event.stretches)
+            else:
+                self._events.put_nowait(event)
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the guest says that it is ready.
@@ -133,8 +147,8 @@ class RunningGuest:
                 self._address.set_result(event.address)
             elif event.name == "up" and self._hosts:  # it has been switched on again, and waits for them
                 self._port.send_hosts(self._hosts)
-            if event.name in ("booted", "prologue"):
-                self._said(self.name, event.name)
+            if event.name in ("booted", "prologue", "ready"):
+                self._said(self.name, event.name, event.stretches)
             self._is_ready = event.name == "ready"
 
     @property
@@ -155,10 +169,6 @@ class RunningGuest:
         await asyncio.wait([booting, self._ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         booting.cancel()
 
-    def order_shutdown(self) -> None:
-        """Order the guest to run the site's VM epilogue and to power off."""
-        self._port.send("shutdown")
-
     async def switch(self, doing: Coroutine[Any, Any, _T]) -> _T:
         """Do something to the guest's power, to its end even when this is cancelled; one thing at a time.
 
@@ -171,6 +181,30 @@ class RunningGuest:
         task.add_done_callback(_look_at)
         self._switching = task
         return await asyncio.shield(task)
+
+    async def ask(self, op: str, timeout_s: float) -> Optional[Event]:
+        """Order `op` of the guest and give its answer, the event of the same name; None when none comes in time.
+
+        One at a time for each `op`. What a guest sends is the user's word. Raises VTorqueError (VT-GUEST) when the
+        guest ends meanwhile.
+        """
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._asked[op] = answer
+        try:
+            self._port.send(op)
+            ends: list[asyncio.Future[Any]] = [answer, self._ended]
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if self._ended.done():
+                raise VTorqueError(f"the guest {self.name} has ended", code=Code.GUEST)
+            return None
+        finally:
+            self._asked.pop(op, None)
+
+    def tell(self, op: str) -> None:
+        """Order `op` of the guest, and do not wait for its answer."""
+        self._port.send(op)
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""

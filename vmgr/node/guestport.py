@@ -7,6 +7,7 @@ import base64
 import binascii
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple, Optional
@@ -15,19 +16,31 @@ VERSION = 1
 MAX_LINE_BYTES = 16 * 1024
 MAX_EVENTS = 1000
 MAX_OUTPUT_CHARS = 4096
+MAX_STRETCHES = 16
+MAX_UPTIME_SECONDS = 1e9
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+
+
+class Stretch(NamedTuple):
+    """Something that took the guest its time: from so many seconds before the event until so many before it."""
+
+    name: str
+    start_ago: float
+    end_ago: float
 
 
 class Event(NamedTuple):
     """One event of a guest's. `status` is an exit status where the event has one, `text` its output or reason.
 
-    `address` is the IPv4 address that the guest says it has, one that a single host can have; else None.
+    `address` is the IPv4 address that the guest says it has, one that a single host can have; else None. `stretches`
+    is what it says of its boot: `uptime`, since the kernel's start, and what it names itself.
     """
 
     name: str
     status: int
     text: str
     address: Optional[str] = None
+    stretches: tuple[Stretch, ...] = ()
 
 
 def parse_event(line: bytes) -> Optional[Event]:
@@ -44,7 +57,32 @@ def parse_event(line: bytes) -> Optional[Event]:
     if type(status) is not int or not 0 <= status <= 255:
         status = 255
     output = decoded.decode("utf-8", "replace")[-MAX_OUTPUT_CHARS:]
-    return Event(data["event"][:32], status, output, host_address(data.get("address")))
+    stretches = parse_stretches(data.get("uptime"), data.get("spans"))
+    return Event(data["event"][:32], status, output, host_address(data.get("address")), stretches)
+
+
+def parse_stretches(uptime: object, spans: object) -> tuple[Stretch, ...]:
+    """What took how long, of `uptime` seconds and a list of name, start and end, each in seconds of uptime.
+
+    Without an uptime there is nothing; what of the list is none of this is left out.
+    """
+    now = _seconds(uptime)
+    if now is None:
+        return ()
+    found = [Stretch("uptime", now, 0.0)]
+    for span in spans[:MAX_STRETCHES] if isinstance(spans, list) else ():
+        if isinstance(span, list) and len(span) == 3 and isinstance(span[0], str):
+            start, end = _seconds(span[1]), _seconds(span[2])
+            if re.fullmatch(r"[a-z][a-z0-9 .-]{0,39}", span[0]) and start is not None and end is not None:
+                end = min(end, now)
+                found.append(Stretch(span[0], now - min(start, end), now - end))
+    return tuple(found)
+
+
+def _seconds(number: object) -> Optional[float]:
+    if type(number) in (int, float) and 0 <= number <= MAX_UPTIME_SECONDS:  # type: ignore[operator]
+        return float(number)  # type: ignore[arg-type]
+    return None
 
 
 def host_address(text: object) -> Optional[str]:

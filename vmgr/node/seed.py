@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 import jinja2
 import pycdlib
 
-from vmgr.config import Mount
+from vmgr.config import Mount, Software
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.network.plan import GuestNet
 from vmgr.node.userio import User
@@ -49,7 +49,8 @@ class SeedPlan(NamedTuple):
     `user_key` is its private half, with which the user gets from guest to guest; None leaves ssh as the image has it.
     `hosts` are address and name, `slots` name and vCPUs of every guest of the job, in the order of their ranks.
     `wait_hosts`: the addresses are not known yet; the guest tells its own (event `up`) and waits for the order `hosts`.
-    `metadata` is cloud-config of the user's own. `data`: the guest has the persistent disk.
+    `metadata` is cloud-config of the user's own, `software` what the site has guests with cloud-init install. `data`:
+    the guest has the persistent disk.
     """
 
     instance: str
@@ -69,6 +70,7 @@ class SeedPlan(NamedTuple):
     host_cert: Optional[str] = None
     wait_hosts: bool = False
     data: bool = False
+    software: Software = Software()
 
 
 def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -76,10 +78,10 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
     family = templates / "guest" / plan.family
     values = _values(plan)
     files = {name: _render(family / f"{name}.j2", values) for name in ("user-data", "meta-data", "network-config")}
-    if plan.metadata:
-        from vmgr.node.cloudconfig import merge  # loads PyYAML, which few guests need
+    if plan.metadata or plan.software != Software():
+        from vmgr.node.cloudconfig import merge, with_software  # loads PyYAML, which few guests need
 
-        files["user-data"], stages = merge(files["user-data"], plan.metadata)
+        files["user-data"], stages = merge(files["user-data"], with_software(plan.metadata, plan.software))
         files["vtorque/stages"] = "".join(f"{stage}\n" for stage in stages).encode()
     common = templates / "guest" / "common"
     files.update({f"vtorque/{name}": (common / name).read_bytes() for name in ("guest", "run", "rsh")})
@@ -109,7 +111,15 @@ def site_hooks(folder: Path, rank: int) -> dict[str, bytes]:
 
 
 def write_seed(files: Mapping[str, bytes], target: Path) -> None:
-    """Pack `files` into the ISO 9660 image `target` (label `cidata`, Rock Ridge and Joliet; root, 0600).
+    """Write the seed with `files` to `target` (root, 0600)."""
+    packed = pack_seed(files)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(packed)
+
+
+def pack_seed(files: Mapping[str, bytes]) -> memoryview:
+    """An ISO 9660 image with `files` (label `cidata`, Rock Ridge and Joliet).
 
     In the guest the files are root's alone, too.
     """
@@ -129,9 +139,7 @@ def write_seed(files: Mapping[str, bytes], target: Path) -> None:
     packed = io.BytesIO()
     iso.write_fp(packed)
     iso.close()
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(packed.getbuffer())
+    return packed.getbuffer()
 
 
 def _values(plan: SeedPlan) -> dict[str, Any]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any, Callable, Optional
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from vmgr.errors import VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import process
 from vmgr.node.userio import User, write_file
+
+if TYPE_CHECKING:
+    from vmgr.node.guestport import Stretch
+
+
+MAX_MOMENTS = 64
+"""As many are kept of each guest, which may say what it likes."""
 
 
 class Progress:
@@ -30,6 +37,29 @@ class Progress:
         self.state = "starting"
         self.error: Optional[VTorqueError] = None
         self.stages: list[dict[str, Any]] = []
+        self.guests: dict[str, list[dict[str, Any]]] = {}
+        self.job_status: Optional[int] = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the prologue hook started."""
+        return process.seconds_since(self._start)
+
+    def reached(self, guest: str, name: str, stretches: Sequence[Stretch] = ()) -> None:
+        """Note that a guest has reached `name`, and what it says took it how long; the report tells of it."""
+        moments, now = self.guests.setdefault(guest, []), self.seconds
+        new = [{"name": name, "t": round(now, 3)}] if name else []
+        new += [
+            {"name": stretch.name, "start": round(now - stretch.start_ago, 3), "t": round(now - stretch.end_ago, 3)}
+            for stretch in stretches
+        ]
+        moments += new[: MAX_MOMENTS - len(moments)]
+        self._wake()
+
+    def ended_with(self, status: object) -> None:
+        """Note the exit status of the job's script, where that is what the job's wrapper says."""
+        if type(status) is int and 0 <= status <= 255 and self.job_status is None:
+            self.job_status = status
 
     def stage(self, name: str, state: Optional[str] = None) -> None:
         """Note that `name` is done, and the state that this leads to."""
@@ -83,6 +113,10 @@ class Progress:
             await changed.wait()
 
 
+OF_ALL = ("booted", "prologue", "epilogue")
+"""What guests say that is a stage of their node when all of them have."""
+
+
 class Together:
     """What all of several guests have said is a stage of their node."""
 
@@ -91,12 +125,13 @@ class Together:
         self._guests = guests
         self._said: dict[str, set[str]] = {}
 
-    def said(self, guest: str, name: str) -> None:
-        """Note that a guest has said `name`; again counts for nothing."""
+    def said(self, guest: str, name: str, stretches: Sequence[Stretch] = ()) -> None:
+        """Note that a guest has said `name`; again counts for nothing. What it says took it how long is its own."""
         guests = self._said.setdefault(name, set())
         if guest not in guests:
             guests.add(guest)
-            if len(guests) == self._guests:
+            self._progress.reached(guest, "" if name == "times" else name, stretches)
+            if len(guests) == self._guests and name in OF_ALL:
                 self._progress.stage(name)
 
 

@@ -122,6 +122,7 @@ class JobWrapper:
             raise VTorqueError(f"{str(self._directory)!r} is no job directory", code=Code.SPEC)
         link = await AgentLink.open(self._config.paths, self._job_id)
         watcher = asyncio.ensure_future(self._watch(link))
+        status: Optional[int] = None
         try:
             await self._until("ready", "running")
             self._end_progress()
@@ -131,7 +132,7 @@ class JobWrapper:
                 raise VTorqueError("the node agent serves another submission of this job", code=Code.SPEC)
             status = await self._in_guest(link)
         finally:
-            link.send("end")
+            link.send("end", status=status)
             await self._until("ended", "failed", "", quiet=True)
             watcher.cancel()
             link.close()

@@ -92,7 +92,7 @@ async def _off(guest: RunningGuest, timeouts: Timeouts, *, now: bool) -> bool:
     if clean:
 
         async def shut_down(_: QMPClient) -> None:
-            guest.order_shutdown()
+            guest.tell("shutdown")
 
         limit = timeouts.vm_epilogue + timeouts.shutdown
         clean = await guest.monitor.until("SHUTDOWN", shut_down, timeout_s=limit)
