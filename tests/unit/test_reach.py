@@ -260,7 +260,10 @@ def test_programs_that_do_not_end_or_say_too_much() -> None:
     [
         ("echo welcome to the site; printf '%s' '{greeting}'; cat", None),
         ("echo 'VT-AGENT: no node agent serves job 1' >&2; exit 78", "VT-AGENT: no node agent"),
-        ("echo 'This account is currently not available.'; exit 1", "VT-CONNECT: this node has not answered"),
+        (
+            "echo 'This account is currently not available.'; exit 1",
+            "has not answered as vTorque does: This account is currently not available",
+        ),
         ("yes | head -c 100000", "VT-CONNECT: something else than vTorque"),
         ("sleep 60", "VT-CONNECT: the program on the node says nothing"),
     ],
@@ -360,7 +363,7 @@ def test_a_hostile_agent(data: bytes) -> None:
 
 
 def test_somebody_elses_socket(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmgr.node.client._listener", lambda _: 4711)
+    monkeypatch.setattr("vmgr.node.client.listener_of", lambda _: 4711)
     answering(paths, "1.a", lambda _: b'{"job_id": "1.a"}\n')
     with pytest.raises(PermissionError, match="uid 4711 listens"):
         asyncio.run(AgentLink.connect(paths.run / "jobs" / "1.a" / "1-1-1.sock"))

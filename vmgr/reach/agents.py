@@ -138,7 +138,7 @@ def _look_on(config: Config, node: str, job: Optional[str]) -> list[dict[str, An
     done = run_on(node, argv, timeout_s=config.timeouts.reach)
     _, greeting, answer = done.out.partition(GREETING)
     if not greeting or done.status:
-        raise _unlike(node, done.err)
+        raise _unlike(node, done.err.strip() or done.out[-1000:])
     try:
         snapshots = [json.loads(line) for line in answer.splitlines()]
     except (ValueError, RecursionError):
@@ -182,7 +182,7 @@ def _take_greeting(stream: Stream) -> None:
             raise VTorqueError(f"the program on the node says nothing: {err}", code=Code.CONNECT) from None
         if not data:
             stream.wait()
-            raise stream.failure()
+            raise stream.failure(bytes(seen))
         seen += data
         if len(seen) > MAX_BEFORE_BYTES:
             raise VTorqueError("something else than vTorque answers on the node", code=Code.CONNECT)
