@@ -377,5 +377,8 @@ def test_what_an_agent_says_of_its_guests(value: object) -> None:
     with pytest.raises(VTorqueError):
         ssh_port({"name": "vn1-1", "port": value if not isinstance(value, int) else -1})
     assert ssh_port({"name": "vn1-1", "port": 2222}) == 2222
+    for power, says in (("off", "vn1-1 is off"), ("booting", "vn1-1 is not ready")):
+        with pytest.raises(VTorqueError, match=says):
+            ssh_port({"name": "vn1-1", "port": 2222, "power": power})
     with pytest.raises(VTorqueError, match="VT-VALUE"):
         member_of({"members": [{"rank": 0, "name": "vn1-1"}]}, 1)

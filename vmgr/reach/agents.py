@@ -248,7 +248,11 @@ def member_of(snapshot: Optional[dict[str, Any]], rank: int) -> dict[str, Any]:
 def ssh_port(member: dict[str, Any]) -> int:
     """The port of the node's 127.0.0.1 that leads to a guest's SSH. Raises VTorqueError (VT-GUEST)."""
     port = member.get("port")
-    if type(port) is not int or not 0 < port < 65536:
+    if member.get("power") in ("off", "ending"):
+        raise VTorqueError(
+            f"the guest {member['name']} is off", code=Code.GUEST, hint="`vmgr power on` switches it on again"
+        )
+    if type(port) is not int or not 0 < port < 65536 or member.get("power") == "booting":
         raise VTorqueError(
             f"the guest {member['name']} is not ready", code=Code.GUEST, hint="`vmgr ps` shows how far it is"
         )
