@@ -198,6 +198,7 @@ def test_damage_is_found_and_named(site: Vmgr, pool: Pool, disk: Path) -> None:
     for _ in range(4):
         add(pool, disk)
     at = [pool.path / "mine" / str(number) for number in (1, 2, 3, 4)]
+    at[0].joinpath("disk.qcow2").chmod(0o644)
     with at[0].joinpath("disk.qcow2").open("r+b") as stream:
         stream.seek(1 << 17)
         stream.write(b"x")
