@@ -82,6 +82,21 @@ def test_debian_boots_by_cloud_init(setup_for: MakeSetup) -> None:
         assert machine.ended()
 
 
+@pytest.mark.slow
+def test_the_template_of_red_hats_family_works_with_cloud_init(setup_for: MakeSetup) -> None:
+    """In Debian's guest: what is Red Hat's own about a guest of that family is not in the template."""
+    setup = setup_for("debian-12", vcpus=2, ram_mib=1024, hostname="guest-4")
+    setup.image = setup.image._replace(family="redhat")
+    with Machine(setup) as machine:
+        machine.wait_for("ready")
+        done = machine.ssh("hostname; cat /run/vtorque/family; systemctl is-active cloud-init-local cloud-final")
+        assert done.stdout.split() == ["guest-4", "redhat", "active", "inactive"]
+        check_job(machine)
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
+        assert machine.ended()
+
+
 METADATA = {
     "bootcmd": ["echo early >/run/early"],
     "write_files": [

@@ -39,7 +39,7 @@ echo "links $(ls /proc/self/net/dev_snmp6 | tr '\\n' ' ')"
 echo "processes $(ls /proc | grep -c '^[0-9]')"
 mount -t tmpfs none /mnt 2>/dev/null && echo mounted
 mknod /dev/disk b 8 0 2>/dev/null && echo device
-echo 1 >/proc/sys/vm/drop_caches 2>/dev/null && echo sysctl
+(echo 1 >/proc/sys/vm/drop_caches) 2>/dev/null && echo sysctl
 echo "outside $(ls FOLDER 2>/dev/null)"
 echo "motd $(cat /etc/motd)"
 """
