@@ -21,6 +21,7 @@ import pytest
 from debs import KERNEL, apt_config, kernel_files, make_deb
 from test_image_recipes import TINY, write
 
+from vmgr.errors import VTorqueError
 from vmgr.images.initramfs import Archive
 from vmgr.images.pool import Pool
 from vmgr.images.sandbox import run
@@ -291,3 +292,41 @@ def publish_something(path: Path) -> None:
         (work / "out").mkdir()
         (work / "out" / "vmlinuz").write_text("kernel")
         pool.publish(work / "out", "other", facts)
+
+
+# --- the cage ---
+
+
+def test_what_a_step_sees(tmp_path: Path) -> None:
+    assert run(["ls", "/proc/self/net/dev_snmp6"], cwd=tmp_path) == "lo\n"
+    assert len(run(["ls", "/proc/self/net/dev_snmp6"], cwd=tmp_path, network=True).split()) >= 2
+    assert run(["cat", "/proc/1/comm"], cwd=tmp_path) == "cat\n"
+    assert run(["sh", "-c", "kill -TERM $$; echo not yet"], cwd=tmp_path) == "not yet\n"  # it is the first process
+    (tmp_path / "new").mkdir()
+    run(["sh", "-c", "mount -t tmpfs none new; touch new/file"], cwd=tmp_path)
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(VTorqueError, match=r"VT-BUILD: no-such-program is not installed$"):
+        run(["no-such-program"], cwd=tmp_path)
+    with pytest.raises(VTorqueError, match=r"VT-BUILD: sh ended with 3: two; see .*/log$"):
+        run(["sh", "-c", "echo one; echo two >&2; exit 3"], cwd=tmp_path, log=tmp_path / "log")
+    assert (tmp_path / "log").read_text().endswith("one\n\ntwo\n\n")
+    with pytest.raises(VTorqueError, match="sh ended with 137"):
+        run(["sh", "-c", f"sleep {HOLD} & kill -KILL -1; sh -c 'kill -KILL $PPID'; exit 137"], cwd=tmp_path)
+
+
+STEP = f"""
+import pathlib, sys
+from vmgr.images.sandbox import run
+print(flush=True)
+run(["sh", "-c", "mount -t tmpfs none /mnt; sleep {HOLD} & setsid sleep {HOLD} & sleep {HOLD}"], cwd=pathlib.Path("/"))
+"""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 2, 5, 10, 15, 20, 25, 30, 40, 60, 100, 200])
+def test_a_step_ends_with_its_builder_at_any_moment(milliseconds: int) -> None:
+    with nothing_stays():
+        builder = subprocess.Popen([sys.executable, "-c", STEP], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        assert builder.stdout is not None and builder.stdout.read(1) == b"\n"
+        time.sleep(milliseconds / 1000)  # into the start of the cage, or past it
+        builder.kill()
+        builder.communicate(timeout=PATIENCE_S)
