@@ -20,7 +20,8 @@ from vmgr.node.process import dies_with
 
 CONNECT_SECONDS = 10
 FANOUT = 64
-MAX_NODES = 10_000
+MAX_NODES = 4000
+"""Their names are one argument of pdsh's, which the kernel bounds to 128 KiB."""
 MAX_NODE_BYTES = 1 << 20
 """So much of what one node says is read."""
 
