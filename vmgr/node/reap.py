@@ -134,8 +134,8 @@ def _holds(steps: Iterable[dict[str, Any]], tables: Collection[tuple[str, str]])
             elif kind in ("overlay", "socket", "filling"):
                 if os.path.lexists(str(step["path"])):
                     yield f"{'copy' if kind == 'filling' else kind} {step['path']}"
-            elif kind in ("workspace", "shared"):
-                yield f"workspace {step['path']}"
+            elif kind in ("workspace", "shared", "partial"):
+                yield f"{'file' if kind == 'partial' else 'workspace'} {step['path']}"
             elif kind == "network":
                 yield from (f"link {name}" for name in step["links"] if _is_link(str(name)))
                 named = [(str(family), str(name)) for family, name in step["tables"]]
