@@ -61,18 +61,24 @@ def test_what_an_attempt_has_left_is_named(node: Node) -> None:
         {"do": "overlay", "path": str(overlay)}, {"do": "overlay", "path": str(gone)}, {"do": "cpus", "cpus": [1]},
         {"do": "filling", "path": str(copy), "lock": str(node.config.paths.run / "x.lock")}, {"do": "ramdisk"},
         {"do": "process", "role": "qemu", "boot": "another", "pid": 1, "start": 1}, {"do": "overlay"}, {"do": 7},
-        {"do": "partial", "path": "/home/carol/x"},
     )  # fmt: skip
     guest = sleeper()
     note_process(place, guest.pid, "qemu")
     (thing,) = find(node.config)[0]
     assert thing.line == f"attempt 12.host {place.attempt}"
     assert thing.holds == (
-        f"socket {place.socket}", f"overlay {overlay}", f"copy {copy}", "file /home/carol/x", f"process {guest.pid} (qemu)",
+        f"socket {place.socket}", f"overlay {overlay}", f"copy {copy}", f"process {guest.pid} (qemu)",
     )  # fmt: skip
     failures = thing.remove()
     assert guest.wait() == -9 and not overlay.exists() and not copy.exists()
     assert [failure.partition(":")[0] for failure in failures] == ["overlay"], "the step that is none"
+
+
+def test_what_is_the_users_is_named_unseen() -> None:
+    steps = [{"do": kind, "path": f"/home/carol/{kind}"} for kind in ("workspace", "shared", "partial")]
+    assert list(janitor._holds(steps, ())) == [
+        "workspace /home/carol/workspace", "workspace /home/carol/shared", "file /home/carol/partial",
+    ]  # fmt: skip
 
 
 def everything(node: Node) -> dict[str, Path]:
