@@ -43,7 +43,7 @@ from vmgr.doctor.finding import Node as Patient
 from vmgr.doctor.network import Tried
 from vmgr.doctor.run import Ran, run
 from vmgr.doctor.storage import Place, Room
-from vmgr.images.pool import SIDECAR, Pool
+from vmgr.images.pool import Pool
 from vmgr.node import accel
 from vmgr.node.accel import Kvm
 from vmgr.topology.model import Topology
@@ -288,9 +288,8 @@ def test_images(make: Make) -> None:
     one(images.check(patient), FAILURE, "micro@1: disk.qcow2 has 6 bytes, not 1")
     (folder / "disk.qcow2").unlink()
     one(images.check(patient), FAILURE, "disk.qcow2: No such file")
-    (folder / SIDECAR).chmod(0o644)
-    (folder / SIDECAR).write_text("{")
-    one(images.check(patient), FAILURE, SIDECAR)
+    (folder / "image.json").unlink()
+    one(images.check(patient), FAILURE, "image.json")
 
 
 def test_the_default_image() -> None:
@@ -307,8 +306,8 @@ def test_seeds(make: Make, tmp_path: Path) -> None:
     one(seeds.check(patient), FAILURE, "is not there", "guest.vm_hooks")
     (tmp_path / "vm").mkdir()
     one(seeds.check(patient), NOTE, "no image")
-    an_image(patient)
-    family = Pool(patient.config.pool).get("micro").family
+    folder = an_image(patient)
+    family = json.loads((folder / "image.json").read_text())["family"]
     one(seeds.check(patient), FAILURE, f"family {family}", "No such file", str(patient.install.templates))
     patient.install.share.mkdir(parents=True)
     shutil.copytree(TEMPLATES, patient.install.templates)
