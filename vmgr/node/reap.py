@@ -90,7 +90,7 @@ def find(config: Config) -> tuple[list[Thing], list[str]]:
         tables, links = tables_of(config.paths.spool), signed_links(config.paths.spool)
     except OSError as err:
         said.append(f"left: {err}")
-    overlays = [path for path in record.listed(config.images.overlays) if path.suffix == ".qcow2"]
+    overlays = [path for path in record.listed(config.images.overlays) if path.suffix in (".qcow2", ".copy")]
     sockets = [path for job in record.listed(config.paths.run / "jobs") for path in record.listed(job)]
     copies = _unfinished(config)
     places = record.places(config.paths)
