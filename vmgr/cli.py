@@ -10,7 +10,26 @@ from typing import Optional
 import click
 
 from vmgr import __version__
-from vmgr.commands import completion, config, guests, images, logs, metrics, nodes, reached, report, table, topology
+from vmgr.commands import (
+    build,
+    completion,
+    config,
+    console,
+    doctor,
+    guests,
+    imagechange,
+    images,
+    logs,
+    metrics,
+    nodes,
+    power,
+    reached,
+    reference,
+    report,
+    ssh,
+    table,
+    topology,
+)
 from vmgr.errors import VTorqueError
 
 
@@ -28,12 +47,24 @@ def cli(context: click.Context, debug: bool) -> None:
 
 cli.add_command(images.list_images)
 cli.add_command(images.image)
+images.image.add_command(build.build)
+cli.add_command(imagechange.add)
+cli.add_command(imagechange.update)
+cli.add_command(reference.show)
+cli.add_command(reference.delete)
 cli.add_command(guests.ps)
+cli.add_command(guests.top)
+cli.add_command(ssh.ssh)
+cli.add_command(ssh.exec_)
+cli.add_command(ssh.cp)
+cli.add_command(console.console)
+cli.add_command(power.power)
 cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
 cli.add_command(reached.agent_link)
 cli.add_command(nodes.node)
+cli.add_command(doctor.doctor)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)

@@ -64,9 +64,11 @@ class Cache(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Sizes in MiB."""
+    """Sizes in MiB. `recipes` is the folder of the site's own recipes, if it has one."""
 
     pool: Path
+    max_virtual_size: int
+    recipes: Optional[Path]
     overlays: Path
     overlays_max: int
     ramdisk_max: int
@@ -86,6 +88,13 @@ class Hypervisor(NamedTuple):
     def hugepage_kib(self) -> Optional[int]:
         """The size of the huge pages that guests' RAM lies in, None for ordinary pages."""
         return None if self.hugepages is None else {"2M": 2 << 10, "1G": 1 << 20}[self.hugepages]
+
+
+class Software(NamedTuple):
+    """Packages that guests install when they boot, and whether they update those that they have before."""
+
+    packages: tuple[str, ...] = ()
+    updates: bool = False
 
 
 def fill(text: str, names: Mapping[str, Optional[str]]) -> str:
@@ -247,6 +256,13 @@ class Config:
 
         return Paths(**{key: Path(value) for key, value in self._tree["paths"].items()})
 
+    @property
+    def mom_priv(self) -> Path:
+        """Where the batch system's daemon on a node has its hooks and its own configuration."""
+        from pathlib import Path  # as above
+
+        return Path(self._tree["torque"]["mom_priv"])
+
     @cached_property
     def images(self) -> Images:
         from pathlib import Path  # as above
@@ -254,8 +270,9 @@ class Config:
         images = self._tree["images"]
         pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
         folder = Path(cache["folder"]) if cache["folder"] else None
-        sizes = (images["overlays_max"], images["ramdisk_max"])
-        return Images(pool, overlays, *sizes, Cache(folder, cache["max"]))
+        recipes = Path(images["recipes"]) if images["recipes"] else None
+        most = {key: images[key] for key in ("max_virtual_size", "overlays_max", "ramdisk_max")}
+        return Images(pool=pool, recipes=recipes, overlays=overlays, cache=Cache(folder, cache["max"]), **most)
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:
@@ -263,6 +280,12 @@ class Config:
 
         folder = self._tree["guest"]["vm_hooks"]
         return Path(folder) if folder else None
+
+    @property
+    def software(self) -> Software:
+        """What guests with cloud-init install when they boot."""
+        guest = self._tree["guest"]
+        return Software(tuple(guest["packages"]), guest["updates"] == "boot")
 
     @property
     def kill_user_processes(self) -> bool:
@@ -318,6 +341,11 @@ def compile_config(install: Installation) -> Config:
 def read_tree(source: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The checked tree of a file and the line of each dotted key in it, always from the YAML itself."""
     return _parse(source)
+
+
+def is_compiled(source: str) -> bool:
+    """Whether there is a compiled copy for exactly this file."""
+    return _read_compiled(source) is not None
 
 
 def _compiled_path(source: str) -> str:

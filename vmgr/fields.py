@@ -190,6 +190,16 @@ def images(value: Any) -> list[str]:
     return [image(item) for item in value]
 
 
+def packages(value: Any) -> list[str]:
+    """Names of packages, with a version where `=` or `-` leads to it, as apt and dnf have them."""
+    if not isinstance(value, list) or not all(isinstance(item, str) and _PACKAGE.fullmatch(item) for item in value):
+        raise ValueError("a list of names of packages is needed")
+    return value
+
+
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:_=~-]{0,127}")
+
+
 def nullable(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else read(value)
 

@@ -17,9 +17,11 @@ from vmgr.fields import (
     name,
     nullable,
     number,
+    packages,
     path,
     pattern,
     patterns,
+    positive_size,
     size,
     text,
 )
@@ -70,12 +72,23 @@ SCHEMA: dict[str, Any] = {
         "socket": Key(path, "/run/vtorque-local.sock", "where its clients reach it"),
         "nodes": Key(number(1, 16), 1, "nodes that it simulates on this machine; 1: the machine itself is the node"),
     },
+    "torque": {
+        "mom_priv": Key(
+            path,
+            "/var/spool/torque/mom_priv",
+            "where a node's daemon has its hooks and settings; `vmgr doctor` looks there",
+        ),
+    },
     "paths": {
         "spool": Key(path, "/var/spool/vtorque", "records, seeds and host keys of running jobs, one folder a job"),
         "run": Key(path, "/run/vtorque", "agents' sockets and what is true until the next boot"),
     },
     "images": {
         "pool": Key(path, "/var/lib/vtorque/images", "the guest images"),
+        "max_virtual_size": Key(
+            positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds"
+        ),
+        "recipes": Key(nullable(path), None, "folder with image recipes of the site's own; null: none"),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),
         "overlays_max": Key(size, 64 * 1024, "most that the overlays of a node may grow to, together"),
         "ramdisk_max": Key(size, 16 * 1024, "most that the ramdisks of a node may take of its memory, together"),
@@ -136,6 +149,8 @@ SCHEMA: dict[str, Any] = {
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
         "kill_user_processes": Key(flag, False, "whether what a job leaves running on its nodes is ended"),
+        "packages": Key(packages, [], "packages that guests with cloud-init install before they are ready"),
+        "updates": Key(choice("off", "boot"), "off", "boot: such guests install the updates of their packages first"),
     },
     "network": {
         "mac_prefix": Key(mac_prefix, "02", "first one to three bytes of the guests' MAC addresses, such as 02:56"),

@@ -22,6 +22,7 @@ from ports import free_port
 from screen import Screen, set_size
 
 from vmgr.config import Mount as NodeMount
+from vmgr.config import Software
 from vmgr.images.pool import Image
 from vmgr.node.network.plan import GuestNet
 from vmgr.node.qemu import share_arguments
@@ -83,6 +84,7 @@ class Setup:
     absent_shares: bool = False
     by_cloud_init: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    software: Software = field(default_factory=Software)
     network: GuestNet = field(default_factory=lambda: GuestNet(QEMU_MAC))
     hosts: tuple[tuple[str, str], ...] = ()
     slots: tuple[tuple[str, int], ...] = ()
@@ -147,6 +149,7 @@ def make_seed(setup: Setup) -> Path:
         slots=setup.slots or ((setup.hostname, setup.vcpus),),
         environment=setup.environment,
         metadata=setup.metadata,
+        software=setup.software,
         user_key=setup.key.read_text(),
         host_cert=cert.read_text() if cert.exists() else None,
         wait_hosts=setup.wait_hosts,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from guestmachine import QEMU_MAC, Machine, decode
 from guestsetup import MakeSetup
 
+from vmgr.config import Software
 from vmgr.node.network.plan import GuestNet
 
 pytestmark = pytest.mark.guest
@@ -123,11 +127,60 @@ def test_cloud_config_that_fails_ends_the_job_with_the_reason(setup_for: MakeSet
         while event["event"] == "booted":
             event = machine.next_event()
         assert event["event"] == "failed"
-        reason = decode(event["reason"])
-        assert "the cloud-config of the job's own failed" in reason and "scripts-user" in reason.replace("_", "-")
+        reason = decode(event["reason"]).replace("_", "-")
+        assert "what the site or the job has cloud-init do failed" in reason and "scripts-user" in reason
         machine.send("shutdown")
         machine.wait_for("epilogue")
         assert machine.ended()
+
+
+@pytest.mark.slow
+def test_packages_of_the_sites_choice_are_installed_before_the_job(setup_for: MakeSetup, tmp_path: Path) -> None:
+    """From a repository in the guest itself."""
+    archive = a_package(tmp_path, "vtorque-hello")
+    index = (
+        subprocess.run(["dpkg-deb", "--field", archive], check=True, capture_output=True, text=True).stdout
+        + f"Filename: ./hello.deb\nSize: {archive.stat().st_size}\n"
+        + f"SHA256: {hashlib.sha256(archive.read_bytes()).hexdigest()}\n"
+    )
+    deb = {"path": "/srv/repo/hello.deb", "encoding": "b64", "content": base64.b64encode(archive.read_bytes()).decode()}
+    setup = setup_for(
+        "debian-12",
+        vcpus=2,
+        ram_mib=1024,
+        hostname="guest-3",
+        metadata={
+            "write_files": [deb, {"path": "/srv/repo/Packages", "content": index}],
+            "apt": {"sources_list": "deb [trusted=yes] file:/srv/repo ./\n"},
+        },
+        software=Software(("vtorque-hello",), updates=True),
+        prologue="#!/bin/sh\nvtorque-hello; cloud-init schema --system; cat /var/log/apt/history.log\n",
+    )
+    with Machine(setup) as machine:
+        machine.wait_for("ready")
+        assert [event["event"] for _, event in machine.events] == ["booted", "prologue", "ready"]
+        said = decode(machine.events[1][1]["output"])
+        assert said.startswith("hello\n") and "Valid" in said
+        assert "dist-upgrade" in said and "install vtorque-hello" in said
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
+        assert machine.ended()
+
+
+def a_package(folder: Path, name: str) -> Path:
+    """A Debian package with a program of that name."""
+    tree = folder / name
+    (tree / "usr/bin").mkdir(parents=True)
+    (tree / "DEBIAN").mkdir(mode=0o755)
+    (tree / "usr/bin" / name).write_text("#!/bin/sh\necho hello\n")
+    (tree / "usr/bin" / name).chmod(0o755)
+    (tree / "DEBIAN/control").write_text(
+        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: test\n"
+    )
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", tree, folder / "it.deb"], check=True, stdout=subprocess.DEVNULL
+    )
+    return folder / "it.deb"
 
 
 def check_job(machine: Machine) -> None:

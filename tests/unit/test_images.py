@@ -1,14 +1,17 @@
-"""The image pool, recipes and the initramfs writer; the guest's scripts as far as they run on any machine."""
+"""The image pool and the initramfs writer; the guest's scripts as far as they run on any machine."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import os
 import stat
 import struct
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,8 @@ from vmgr.images import initramfs
 from vmgr.images.disk import boot_record
 from vmgr.images.initramfs import Archive
 from vmgr.images.pool import Image, Pool, describe, split_reference
-from vmgr.images.recipe import known_recipes, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES = REPOSITORY / "contrib" / "images"
 GUEST = REPOSITORY / "templates" / "guest" / "common"
 FACTS: dict[str, Any] = {
     "family": "micro",
@@ -209,58 +210,6 @@ def test_a_wrong_field_does_not_get_in(pool: Pool, field: str, value: object) ->
     assert list(pool.path.iterdir()) == []
 
 
-# --- recipes ---
-
-
-def test_recipes_of_the_repository_are_sound() -> None:
-    assert {"debian-12", "micro"} <= set(known_recipes(RECIPES))
-    for name in known_recipes(RECIPES):
-        recipe = load_recipe(name, RECIPES)
-        assert recipe.download_mb and recipe.disk_mb and recipe.build_disk_mb
-        assert recipe.rootfs.is_dir()
-
-
-def copy_recipe(directory: Path, **changes: Any) -> Path:
-    data = json.loads((RECIPES / "micro" / "recipe.json").read_text())
-    (directory / "micro").mkdir(parents=True)
-    (directory / "micro" / "recipe.json").write_text(json.dumps({**data, **changes}))
-    return directory
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"colour": "blue"}, "unknown key 'colour'"),
-        ({"packages": "bash"}, "packages has the wrong type"),
-        ({"packages": [1]}, "packages has the wrong type"),
-        ({"disk_mb": "1"}, "disk_mb has the wrong type"),
-        ({"min_ram_mib": True}, "min_ram_mib has the wrong type"),
-        ({"name": "mikro"}, "name is 'mikro'"),
-        ({"kind": "tape"}, "kind 'tape'"),
-        ({"version": 2}, "version"),
-    ],
-)
-def test_wrong_recipes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(VTorqueError, match=message):
-        load_recipe("micro", copy_recipe(tmp_path, **changes))
-
-
-def test_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(VTorqueError, match=r"no recipe 'mikro'.*debian-12, micro"):
-        load_recipe("mikro", RECIPES)
-
-
-def test_digest_follows_the_files(tmp_path: Path) -> None:
-    recipe = load_recipe("micro", copy_recipe(tmp_path))
-    first = recipe.digest()
-    assert recipe.digest() == first
-    script = tmp_path / "micro" / "init"
-    script.write_text("x")
-    second = recipe.digest()
-    script.chmod(0o755)
-    assert len({first, second, recipe.digest()}) == 3
-
-
 # --- initramfs ---
 
 
@@ -295,6 +244,29 @@ def make_module(directory: Path, name: str, *depends: str) -> None:
     (directory / f"{name}.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=" + ",".join(depends).encode() + b"\0x\0")
 
 
+@pytest.mark.root
+def test_archive_goes_through_a_folder_and_back(tmp_path: Path) -> None:
+    archive = Archive()
+    archive.file("/etc/mine", b"text", 0o640)
+    archive.nodes["/etc/mine"] = replace(archive.nodes["/etc/mine"], uid=7, gid=8)
+    archive.link("/bin/sh", "busybox")
+    archive.device("/dev/null", 1, 3, 0o666)
+    archive.directory("/tmp", 0o1777)
+    archive.write_to(tmp_path)
+    assert Archive.read_from(tmp_path).cpio() == archive.cpio()
+    assert archive.cpio()[:110].startswith(b"070701")
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".xz", lzma.compress), (".gz", gzip.compress)])
+def test_packed_modules(tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / f"virtio.ko{ending}").write_bytes(pack(b"\x7fELF\0depends=\0"))
+    (tmp_path / f"virtio-net.ko{ending}").write_bytes(pack(b"\x7fELF\0depends=virtio\0"))
+    (tmp_path / "virtio.ko.txt").write_text("none")
+    found = initramfs.module_closure(tmp_path, ["virtio_net"])
+    assert [initramfs.module_name(path) for path in found] == ["virtio", "virtio-net"]
+    assert initramfs.module_bytes(found[0]).startswith(b"\x7fELF")
+
+
 def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
     make_module(tmp_path, "virtio_net", "net_failover", "virtio")
     make_module(tmp_path, "net_failover", "failover")
@@ -325,41 +297,6 @@ def test_boot_record() -> None:
     boot, root = (struct.unpack("<B3xB3xII", record[446 + 16 * n : 462 + 16 * n]) for n in (0, 1))
     assert boot == (0x80, 0x0C, 2048, 63 * 2048)
     assert root == (0, 0x83, 64 * 2048, (8192 - 64) * 2048)
-
-
-@pytest.mark.root
-def test_killed_build_step_takes_everything_with_it() -> None:
-    """SIGKILL to the builder: its programs, in their own namespaces, are gone as well."""
-    code = (
-        "import pathlib, vmgr.images.sandbox as s\n"
-        "s.run(['/bin/sh', '-c', 'mount -t tmpfs none /mnt; sleep 987654 & sleep 987653'],"
-        " cwd=pathlib.Path('/'), isolated=True)\n"
-    )
-    builder = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
-    assert wait_for(lambda: sleepers() == 2)
-    builder.kill()
-    builder.wait()
-    assert wait_for(lambda: sleepers() == 0)
-    assert " /mnt tmpfs" not in Path("/proc/mounts").read_text()
-
-
-def wait_for(condition: Any, timeout_s: float = 20) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def sleepers() -> int:
-    count = 0
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            count += path.read_bytes() in (b"sleep\x00987654\x00", b"sleep\x00987653\x00")
-        except OSError:
-            continue
-    return count
 
 
 # --- guest scripts ---

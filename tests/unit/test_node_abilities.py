@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Optional
 
 import pytest
 from nodesite import a_spec
+from test_image_add import FACTS, a_pool
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Pool
 from vmgr.jobspec import Disk, GuestGroup, Iocm
-from vmgr.node.abilities import Provided, beyond_nodes, check
+from vmgr.node.abilities import Provided, beyond_nodes, check, without_software
 from vmgr.schema import check_config
 
 
@@ -98,3 +101,21 @@ def test_components_count_where_the_site_has_them() -> None:
     assert [line.partition(" ")[0] for line in lines] == ["policy.iocm.enabled", "policy.unclot.default"]
     (line,) = notes({"iocm": {"enabled": False}, "users": {"carol": {"iocm": {"enabled": True}}}}, iocm=True)
     assert line.startswith("policy.users.carol.iocm.enabled is true")
+
+
+def test_images_that_install_nothing_are_named(tmp_path: Path) -> None:
+    pool = a_pool(tmp_path)
+    with pool.staging("other") as work:
+        (work / "out").mkdir()
+        pool.publish(work / "out", "other", {**FACTS, "features": ["cloud-init"], "kernel": None, "initrd": None})
+
+    def said(**guest: Any) -> list[str]:
+        return without_software(check_config({"guest": guest})["guest"], pool)
+
+    assert said() == [] == said(packages=[], updates=False)
+    (line,) = said(packages=["gcc"])
+    assert line.startswith("guest.packages: guests of debian-12 install nothing")
+    assert said(packages=["gcc"], updates="boot")[0].startswith(
+        "guest.packages and guest.updates: guests of debian-12 "
+    )
+    assert without_software(check_config({"guest": {"updates": "boot"}})["guest"], Pool(tmp_path / "none")) == []

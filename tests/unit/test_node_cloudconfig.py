@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, TEMPLATES, a_user
 
+from vmgr.config import Software
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.cloudconfig import HEADER, KEYS, LISTS, MODULES, merge
+from vmgr.node.cloudconfig import HEADER, KEYS, LISTS, MODULES, merge, with_software
 from vmgr.node.network.plan import GuestNet
 from vmgr.node.seed import SeedPlan, seed_files
 
@@ -140,3 +141,33 @@ def test_the_seed_of_a_guest_with_it() -> None:
     assert files["vtorque/stages"] == b"final\n" and tree["runcmd"] == ["true"]
     assert tree["bootcmd"] == ours["bootcmd"] and tree["cloud_final_modules"] == ["runcmd", "scripts-user"]
     assert "vtorque/stages" not in seed_files(plan._replace(metadata={}), TEMPLATES, {})
+
+
+def test_what_the_site_has_guests_install_comes_before_the_users_own() -> None:
+    site = Software(("gcc", "make"), updates=True)
+    both = with_software({"packages": ["make", "git"], "package_upgrade": False, "runcmd": ["true"]}, site)
+    assert both == {
+        "packages": ["gcc", "make", "git"], "package_update": True, "package_upgrade": True, "runcmd": ["true"],
+    }  # fmt: skip
+    assert with_software(None, Software()) == {}
+    assert with_software(None, Software(updates=True)) == {"package_update": True, "package_upgrade": True}
+    assert with_software({"packages": ["git"]}, Software()) == {"packages": ["git"]}
+    with pytest.raises(VTorqueError, match="packages contradicts"):
+        with_software({"packages": "git"}, site)
+
+
+def test_the_seed_of_a_guest_that_installs() -> None:
+    """The stage that installs is one that the guest program waits for, and the short way is not taken."""
+    plan = SeedPlan(
+        instance="12.host-1", hostname="vn1-1", family="debian", user=a_user(), ssh_public_key="ssh-ed25519 AAAA",
+        host_key="key\n", host_key_pub="ssh-ed25519 BBBB", mounts=(),
+        network=GuestNet("52:54:00:00:00:01"), hosts=(), slots=(("vn1-1", 1),), environment={},
+        software=Software(("gcc",)),
+    )  # fmt: skip
+    files = seed_files(plan, TEMPLATES, {})
+    tree = yaml.safe_load(files["user-data"])
+    assert files["vtorque/stages"] == b"final\n" and b"guest program only" not in files["user-data"]
+    assert (tree["packages"], tree["package_update"]) == (["gcc"], True) and "package_upgrade" not in tree
+    assert tree["cloud_final_modules"] == ["package-update-upgrade-install"]
+    plain = seed_files(plan._replace(software=Software()), TEMPLATES, {})["user-data"]
+    assert b"package" not in plain and b"# vtorque: guest program only\n" in plain

@@ -216,7 +216,7 @@ STATIC = GuestNet(
 )
 
 
-@pytest.mark.parametrize("family", ["debian", "micro"])
+@pytest.mark.parametrize("family", ["debian", "micro", "redhat"])
 @pytest.mark.parametrize(
     ("network", "settings"),
     [

@@ -174,7 +174,7 @@ def test_a_copy_is_the_same(tmp_path: Path, size: int, by_kernel: bool, monkeypa
 def test_a_copy_of_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     what = a_file(tmp_path / "disk", os.urandom(3 * MIB))
     monkeypatch.setattr(copying, "_clone", lambda source, target: os.truncate(what.path, MIB))
-    monkeypatch.setattr(copying, "_data", lambda fd, size: [(0, size)])
+    monkeypatch.setattr(copying, "data_ranges", lambda fd, size: [(0, size)])
     with pytest.raises(OSError, match="ends early"):
         copied(what, tmp_path / "copy", [])
 

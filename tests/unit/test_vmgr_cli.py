@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from nodesite import REPOSITORY, Node, make_node, plain_qcow2, short_folder
+from nodesite import REPOSITORY, Node, make_node, short_folder
 from pytest_console_scripts import ScriptRunner
-from test_image_add import FACTS, a_pool, content
+from test_image_add import FACTS, a_pool
 
-import vmgr.commands.images
 from vmgr import __version__
 from vmgr.errors import Code
 from vmgr.images.pool import Pool
@@ -121,7 +120,9 @@ def test_an_empty_pool(vmgr_run: Vmgr) -> None:
 def test_configuration(vmgr_run: Vmgr) -> None:
     config = vmgr_run.node.install.config
     assert vmgr_run("config", "check") == (0, f"{config}: ok\n", "")
-    assert json.loads(vmgr_run("config", "check", "--json").stdout) == {"file": str(config), "notes": []}
+    assert json.loads(vmgr_run("config", "check", "--json").stdout) == {
+        "file": str(config), "ok": True, "error": None, "notes": [],
+    }  # fmt: skip
     assert vmgr_run("config", "compile") == (0, f"{config}: ok, compiled\n", "")
     assert config.with_name("vtorque.yaml.compiled").stat().st_mode & 0o777 == 0o644
     assert vmgr_run("config", "show", "--value", "paths.run").stdout == f"{vmgr_run.node.config.paths.run}\n"
@@ -170,10 +171,10 @@ def test_errors(vmgr_run: Vmgr) -> None:
 
 
 def test_ps_without_guests_and_with_dead_sockets(vmgr_run: Vmgr) -> None:
-    assert vmgr_run("ps").stdout.split()[0] == "JOB"
     place = vmgr_run.node.place()
     lock, listener = record.create(place, {})
     listener.close()
+    assert vmgr_run("ps").stdout.split()[0] == "JOB"
     assert json.loads(vmgr_run("ps", "--json").stdout) == []
     os.close(lock)
 
@@ -195,24 +196,6 @@ def test_reaping(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     assert vmgr_run("node", "reap", "--dry-run") == (0, said, "") and place.folder.exists()
     assert vmgr_run("node", "reap") == (0, said, "") and vmgr_run.node.left() == []
-
-
-def test_adding_an_image(vmgr_run: Vmgr, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = plain_qcow2(tmp_path / "disk.qcow2")
-    command = ["image", "add", str(disk), "--name", "mine", "--like", "debian-12"]
-    if os.geteuid() != 0:
-        assert vmgr_run.refuses(*command).startswith("VT-ACCESS: ")
-        monkeypatch.setattr(vmgr.commands.images, "need_root", lambda what: None)
-    status, out, err = vmgr_run(*command)
-    assert (status, out) == (0, "mine@1\n") and "copying" in err
-    assert pool.get("mine").virtual_size == 16 << 20
-    before = content(pool)
-    for name, like in (("mine", "nope"), ("../mine", "debian-12")):
-        assert "VT-IMAGE: " in vmgr_run("image", "add", str(disk), "--name", name, "--like", like).stderr
-    (tmp_path / "text").write_text("x" * 999)
-    status, out, err = vmgr_run("image", "add", str(tmp_path / "text"), "--name", "mine", "--like", "debian-12")
-    assert (status, out) == (2, "") and "VT-IMAGE: " in err.splitlines()[-1] and "Traceback" not in err
-    assert content(pool) == before
 
 
 def test_building_needs_root(vmgr_run: Vmgr, monkeypatch: pytest.MonkeyPatch) -> None:

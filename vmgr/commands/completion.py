@@ -87,9 +87,10 @@ def _images() -> Iterator[str]:
 
 
 def _recipes() -> Iterator[str]:
+    from vmgr.commands.images import recipe_folders
     from vmgr.images.recipe import known_recipes
 
-    yield from known_recipes(installation().recipes)
+    yield from known_recipes(recipe_folders())
 
 
 def _jobs() -> Iterator[str]:

@@ -1,36 +1,40 @@
-"""`vmgr list` and `vmgr image`."""
+"""`vmgr list`, and the `vmgr image` commands that show and build; `vmgr.commands.imagechange` has the others."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
-from typing import Callable, Optional
 
 import click
 
-from vmgr.commands.access import need_root
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
-from vmgr.images.pool import Image, Pool, describe
+from vmgr.images.pool import Pool, describe
 from vmgr.paths import installation
 
 
-def _pool() -> Pool:
+def site_pool() -> Pool:
+    """The pool of this installation."""
     return Pool(load_config(installation()).images.pool)
 
 
+def recipe_folders() -> list[Path]:
+    """The folders in which names of recipes are looked up: the site's own before those that came with vTorque."""
+    own = load_config(installation()).images.recipes
+    return [*([own] if own else []), installation().recipes]
+
+
 @click.command("list")
+@click.option("--all", "everything", is_flag=True, help="All revisions, not only the newest of each image.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def list_images(as_json: bool) -> None:
+def list_images(everything: bool, as_json: bool) -> None:
     """List the guest images.
 
-    Example: vmgr list
+    Example: vmgr list --all
     """
-    pool = _pool()
+    pool = site_pool()
     rows = []
-    for image in map(pool.get, pool.names()):
+    for image in pool.all() if everything else pool.newest():
         size, virtual = (n if as_json else _mib(n) for n in (image.size, image.virtual_size))
         rows.append((image.name, image.revision, image.family, size, virtual, image.created, image.description))
     print_rows(("name", "revision", "family", "size", "virtual_size", "added", "description"), rows, as_json=as_json)
@@ -42,22 +46,24 @@ def _mib(size: int) -> str:
 
 @click.group()
 def image() -> None:
-    """Build, add and show guest images.
+    """Build, add, show, change and delete guest images.
+
+    Where an image is named, debian-12 is its newest revision and debian-12@3 its third.
 
     Example: vmgr image show micro
     """
 
 
 @image.command()
-@click.argument("name", metavar="IMAGE")
+@click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--packages", is_flag=True, help="The packages in the image instead.")
 def show(name: str, as_json: bool, packages: bool) -> None:
-    """Show all that is known of an image.
+    """Show all that is known of an image, NAME or NAME@REVISION.
 
     Example: vmgr image show debian-12
     """
-    found = _pool().get(name)
+    found = site_pool().get(name)
     if packages:
         click.echo(found.path("packages").read_text(), nl=False)
         return
@@ -71,61 +77,3 @@ def show(name: str, as_json: bool, packages: bool) -> None:
                 click.echo(f"file: {file} {entry['size']} bytes sha256 {entry['sha256']}")
         else:
             click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
-
-
-@image.command()
-@click.argument("names", metavar="RECIPE...", nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
-@click.option(
-    "--recipes", type=click.Path(path_type=Path), help="Folder of recipes (default: those that came with vTorque)."
-)
-@click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
-def build(names: tuple[str, ...], force: bool, recipes: Optional[Path], pool: Optional[Path]) -> None:
-    """Build images from their recipes into the pool.
-
-    Example: vmgr image build micro
-    """
-    need_root("vmgr image build changes the pool, which belongs to root")
-    from vmgr.images.build import build as build_image
-
-    start = time.monotonic()
-    for name in names:
-        made = build_image(
-            name,
-            recipes=recipes or installation().recipes,
-            pool=Pool(pool) if pool else _pool(),
-            progress=_progress(start),
-            force=force,
-        )
-        click.echo(f"{made.name}@{made.revision}")
-
-
-@image.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="Name of the image in the pool.")
-@click.option(
-    "--like",
-    metavar="IMAGE",
-    required=True,
-    help="Image in the pool whose kernel, initrd and family the disk goes with.",
-)
-@click.option("--description", default="", help="What it is for.")
-def add(file: Path, name: str, like: str, description: str) -> None:
-    """Add a qcow2 disk to the pool, to be booted as another image is.
-
-    Example: vmgr image add disk.qcow2 --name my-debian --like debian-12
-    """
-    need_root("vmgr image add changes the pool, which belongs to root")
-    from vmgr.images.add import add_disk
-
-    made: Image = add_disk(
-        file, name, like=like, description=description, pool=_pool(), progress=_progress(time.monotonic())
-    )
-    click.echo(f"{made.name}@{made.revision}")
-
-
-def _progress(start: float) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        print(f"[{time.monotonic() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
-
-    return say

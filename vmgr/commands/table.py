@@ -13,6 +13,7 @@ from vmgr.errors import Code, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _STATES = {
     "failed": "red",
@@ -37,7 +38,7 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
     if as_json:
         click.echo(json.dumps([dict(zip(headings, row)) for row in rows], indent=1))
     elif sys.stdout.isatty():
-        _print_table(headings, rows)
+        terminal().print(rows_table(headings, rows))
     else:
         texts = [[heading.upper() for heading in headings], *([printable(str(cell)) for cell in row] for row in rows)]
         widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
@@ -45,7 +46,8 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, as_jso
             echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def rows_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """The table that `print_rows` prints on a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -59,7 +61,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None
             style = _STATES.get(str(cell), "") if heading == "state" else ""
             cells.append(Text(encodable(printable(str(cell))), style=style))
         table.add_row(*cells)
-    terminal().print(table)
+    return table
 
 
 def terminal(*, stderr: bool = False) -> Console:

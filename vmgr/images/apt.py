@@ -12,6 +12,9 @@ from typing import Callable
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.sandbox import run
 
+_INSTALL = re.compile(r"^Inst ([^ :]+)(?::\S+)? \((\S+) .*\[([a-z0-9-]+)\]\)", re.MULTILINE)
+_OF_EVERY_SYSTEM = ("?essential", "?priority(required)", "apt")
+
 
 @dataclass(frozen=True, order=True)
 class Package:
@@ -49,7 +52,7 @@ def candidates(names: Iterable[str], progress: Callable[[str], None]) -> list[Pa
 
 def update() -> None:
     """Read the package lists anew."""
-    run(["apt-get", "--quiet", "update"], cwd=Path("/"))
+    run(["apt-get", "--quiet", "update"], cwd=Path("/"), network=True)
     _show.cache_clear()
 
 
@@ -92,17 +95,79 @@ def download(packages: Iterable[Package], directory: Path) -> list[Path]:
         *[f"{package.name}={package.version}" for package in packages],
     ]  # fmt: skip
     try:
-        run(command, cwd=directory)
+        run(command, cwd=directory, network=True)
     except VTorqueError:
         update()
-        run(command, cwd=directory)
+        run(command, cwd=directory, network=True)
     return sorted(directory.glob("*.deb"))
 
 
 def unpack(archives: Iterable[Path], root: Path) -> None:
     """Unpack packages below `root` without running their scripts."""
-    for archive in archives:
-        run(["dpkg-deb", "--extract", str(archive), str(root)], cwd=root)
+    script = 'for archive; do dpkg-deb --extract "$archive" . || exit; done'
+    run(["sh", "-c", script, "sh", *map(str, archives)], cwd=root)
+
+
+class System:
+    """A whole Debian system that is to be installed: which packages it consists of, and a repository of just these.
+
+    Its state lies in the folder `state`, so nothing of the host's own packages and preferences counts; package lists
+    are the host's. Other repositories than Debian's that the host may have are left out.
+    """
+
+    def __init__(self, suite: str, arch: str, state: Path) -> None:
+        self.sources = debian_sources(suite)
+        self._state = state
+        self._debs = state / "debs"
+        (self._debs / "partial").mkdir(parents=True)
+        (state / "status").touch()
+        (state / "sources.list").write_text(self.sources)
+        self._options = [
+            f"--option=Dir::Etc::SourceList={state}/sources.list",
+            "--option=Dir::Etc::SourceParts=/dev/null",
+            "--option=Dir::Etc::Preferences=/dev/null",
+            "--option=Dir::Etc::PreferencesParts=/dev/null",
+            f"--option=Dir::State::Status={state}/status",
+            f"--option=Dir::Cache::Archives={self._debs}",
+            "--option=Dir::Cache::PkgCache=",
+            "--option=Dir::Cache::SrcPkgCache=",
+            f"--option=APT::Architecture={arch}",
+            f"--option=APT::Architectures={arch}",
+            "--option=APT::Sandbox::User=root",
+            "--option=APT::Get::AllowUnauthenticated=false",
+        ]
+
+    def closure(self, names: Iterable[str], progress: Callable[[str], None]) -> list[Package]:
+        """Every package of a minimal system with the packages `names`, their dependencies included, sorted.
+
+        Raises VTorqueError (VT-BUILD) with what apt says when it cannot be installed.
+        """
+        command = ["install", "--simulate", "--no-install-recommends", *_OF_EVERY_SYSTEM, *sorted(set(names))]
+        try:
+            said = self._apt_get(command)
+        except VTorqueError:
+            progress("reading the package lists (apt-get update)")
+            update()
+            said = self._apt_get(command)
+        return sorted(Package(*found) for found in _INSTALL.findall(said))
+
+    def repository(self, packages: Sequence[Package]) -> Path:
+        """A folder with these packages, as a repository: its index has the sums that Debian has signed."""
+        wanted = [f"{package.name}={package.version}" for package in packages]
+        self._apt_get(["install", "--download-only", "--no-install-recommends", "--yes", *wanted], network=True)
+        shown = run(["apt-cache", *self._options, "show", *wanted], cwd=self._state)
+        files = {(path.name.split("_")[0], path.name.split("_")[1]): path for path in self._debs.glob("*.deb")}
+        index = []
+        for number, paragraph in enumerate(shown.strip().split("\n\n")):
+            fields = dict(re.findall(r"^(Package|Version): (.*)$", paragraph, flags=re.MULTILINE))
+            archive = files[fields["Package"], fields["Version"].replace(":", "%3a")]
+            plain = archive.rename(self._debs / f"{number}.deb")
+            index.append(re.sub(r"^Filename: .*$", f"Filename: ./{plain.name}", paragraph, flags=re.MULTILINE))
+        (self._debs / "Packages").write_text("\n\n".join(index) + "\n")
+        return self._debs
+
+    def _apt_get(self, command: Sequence[str], *, network: bool = False) -> str:
+        return run(["apt-get", "--quiet", *self._options, *command], cwd=self._state, network=network)
 
 
 def debian_sources(suite: str) -> str:

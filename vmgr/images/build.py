@@ -1,67 +1,125 @@
 """Building an image from its recipe into the pool.
 
 `build` is idempotent: when the newest revision was made from the same inputs it is returned as it is. The
-inputs are hashed as the recipe's files, the builder's own sources, and the versions that apt would install
-now of every package that the recipe names (the kernel's real package in place of its meta-package). So a new
-kernel or a security update of a named package leads to a new revision; one of a package that comes in only as
-a dependency does not, because finding that out would cost half a build: use `force` for it.
+inputs are hashed as what the recipe says, its files, the builder's own sources, and the versions of all packages that
+would be installed now.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Protocol
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.images import apt
-from vmgr.images.micro import build_initramfs
 from vmgr.images.pool import Image, Pool
 from vmgr.images.recipe import Recipe, load_recipe
 
+_NO_SPACE = os.strerror(errno.ENOSPC)
+_PARTS = (
+    "apt", "build", "cage", "debian", "disk", "initramfs", "layers", "micro", "recipe", "recipeschema", "redhat",
+    "sandbox",
+)  # fmt: skip
+"""The modules that what an image is made of depends on."""
+LOG = "build.log"
+"""In an image's folder: what the programs of its last build said, whether that went well or not."""
 
-def build(name: str, *, recipes: Path, pool: Pool, progress: Callable[[str], None], force: bool = False) -> Image:
-    """The image `name`, built from `recipes`/`name` unless the pool has it; `force` builds in any case.
 
-    `progress` is given one line per step. The work happens in a temporary directory beside the revisions,
-    which goes with the build, or is swept by the next one if this one is killed. Raises VTorqueError
-    (VT-IMAGE for an unknown or wrong recipe, VT-BUILD when building fails).
+class Maker(Protocol):
+    """One kind of recipe at work: what it would install, then the image's files."""
+
+    def packages(self) -> Sequence[object]:
+        """The packages, each with its version as its text, that the image would be made of now."""
+
+    def make(self, out: Path) -> dict[str, Any]:
+        """Make the image's files in the folder `out`; gives facts for its description."""
+
+
+def build(
+    word: str, *, recipes: Sequence[Path], pool: Pool, progress: Callable[[str], None], force: bool = False
+) -> Image:
+    """The image of the recipe `word`, a name in the folders `recipes` or a path, built unless the pool has it.
+
+    `force` builds in any case. `progress` is given one line per step. The work happens in a temporary directory beside
+    the revisions, which goes with the build, or is swept by the next one if this one is killed. Raises VTorqueError
+    (VT-IMAGE and VT-CONFIG for an unknown or wrong recipe, VT-BUILD when building fails).
     """
-    recipe = load_recipe(name, recipes)
+    recipe = load_recipe(word, recipes)
     if os.geteuid() != 0:
         raise VTorqueError("images are built by root, who owns the pool", code=Code.BUILD)
-    kernel = apt.resolve_kernel(recipe.kernel, progress)
-    packages = apt.candidates([kernel, *recipe.packages], progress)
-    recipe_hash = inputs_hash(recipe, packages)
-    with pool.staging(name, progress) as staging:
-        revisions = pool.revisions(name)
-        if revisions and not force:
-            newest = pool.get(name)
-            if newest.recipe_hash == recipe_hash:
-                progress(f"{name}: revision {newest.revision} is up to date")
-                return newest
-        work, out = staging / "work", staging / "out"
-        work.mkdir()
-        out.mkdir()
-        if recipe.kind == "disk":
-            from vmgr.images.disk import build_disk
+    try:
+        with pool.staging(recipe.name, progress) as staging:
+            return _build(recipe, staging, pool, progress, force=force)
+    except (OSError, VTorqueError) as err:
+        if isinstance(err, OSError) and err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if isinstance(err, VTorqueError) and _NO_SPACE not in err.message:
+            raise
+        raise _no_room(recipe, pool.path, "ended in the middle of it") from None
 
-            facts = build_disk(recipe, packages, work, out, progress)
-        else:
-            facts = build_initramfs(recipe, packages, work, out, progress)
-        progress("publishing it in the pool")
-        image = pool.publish(out, name, {**_facts(recipe, recipe_hash), **facts})
-    progress(f"{name}: revision {image.revision}, {image.size / 1e6:.0f} MB, in {image.directory}")
+
+def _build(recipe: Recipe, staging: Path, pool: Pool, progress: Callable[[str], None], *, force: bool) -> Image:
+    work, out, log = staging / "work", staging / "out", staging / LOG
+    work.mkdir()
+    out.mkdir()
+    maker = _maker(recipe, work, log, progress)
+    recipe_hash = inputs_hash(recipe, maker.packages())
+    if pool.revisions(recipe.name) and not force:
+        newest = pool.get(recipe.name)
+        if newest.recipe_hash == recipe_hash:
+            progress(f"{recipe.name}: nothing has changed since revision {newest.revision} was built")
+            return newest
+    if shutil.disk_usage(staging).free < recipe.build_disk_mb * 1_000_000:
+        raise _no_room(recipe, pool.path, "cannot begin")
+    try:
+        facts = maker.make(out)
+    except VTorqueError as err:
+        if log.exists() and _NO_SPACE not in err.message:
+            kept = staging.parent / LOG
+            log.replace(kept)
+            raise VTorqueError(err.message, code=err.code, hint=f"all that was said is in {kept}") from None
+        raise
+    if log.exists():
+        log.replace(staging.parent / LOG)
+    progress("publishing it in the pool")
+    image = pool.publish(out, recipe.name, {**_facts(recipe, recipe_hash), **facts})
+    progress(f"{recipe.name}: revision {image.revision}, {image.size / 1e6:.0f} MB, in {image.directory}")
     return image
 
 
-def inputs_hash(recipe: Recipe, packages: list[apt.Package]) -> str:
-    """SHA-256 over everything that a build is made from, as far as it is known beforehand."""
+def _no_room(recipe: Recipe, folder: Path, what: str) -> VTorqueError:
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    return VTorqueError(
+        f"the build of {recipe.name} {what}: it takes about {recipe.build_disk_mb} MB in {folder}, where "
+        f"{free // 1_000_000} MB are free",
+        code=Code.BUILD,
+        hint="make room there, or name another folder by --pool",
+    )
+
+
+def _maker(recipe: Recipe, work: Path, log: Path, progress: Callable[[str], None]) -> Maker:
+    if recipe.kind == "apt":
+        from vmgr.images.debian import DebianMaker
+
+        return DebianMaker(recipe, work, log, progress)
+    if recipe.kind == "dnf":
+        from vmgr.images.redhat import RedHatMaker
+
+        return RedHatMaker(recipe, work, log, progress)
+    from vmgr.images.micro import InitramfsMaker
+
+    return InitramfsMaker(recipe, work, progress)
+
+
+def inputs_hash(recipe: Recipe, packages: Sequence[object]) -> str:
+    """SHA-256 over everything that a build is made from."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        if source.name != "pool.py":
-            digest.update(source.read_bytes())
+    for name in _PARTS:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     digest.update(recipe.digest().encode())
     for package in packages:
         digest.update(f"{package}\n".encode())

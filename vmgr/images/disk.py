@@ -1,4 +1,4 @@
-"""Images of kind "disk": Debian installed by mmdebstrap into a qcow2 disk that boots directly or by itself.
+"""Disks of images: a system installed in a folder becomes a qcow2 disk that boots directly or by itself.
 
 The disk has an MBR, a FAT partition with SYSLINUX, kernel and initial RAM disk, and an ext4 partition with the
 system. It is put together from files (mtools, mke2fs -d): no loop device, no mount of it.
@@ -6,18 +6,17 @@ system. It is put together from files (mtools, mke2fs -d): no loop device, no mo
 
 from __future__ import annotations
 
-import shutil
 import struct
 import uuid
 from pathlib import Path
 from typing import Any, Callable
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.images import apt
 from vmgr.images.initramfs import Archive
-from vmgr.images.micro import add_busybox, add_modules, kernel_of
+from vmgr.images.layers import apply_layers
+from vmgr.images.micro import add_busybox, add_modules, kernel_file, kernel_of
 from vmgr.images.recipe import Recipe
-from vmgr.images.sandbox import run
+from vmgr.images.sandbox import EPOCH, run
 
 ROOT_LABEL = "vtorque-root"
 _MIB = 1 << 20
@@ -26,24 +25,24 @@ _MBR_CODE = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _NAMESPACE = uuid.UUID("b5a0f5c6-9d0e-4c57-8a43-6f6c0d6e1f2a")
 
 
-def build_disk(
-    recipe: Recipe, packages: list[apt.Package], work: Path, out: Path, progress: Callable[[str], None]
+def finish_disk(
+    recipe: Recipe, root: Path, busybox: Path, work: Path, out: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.yaml."""
-    root = work / "root"
-    progress(f"installing {recipe.suite} by mmdebstrap, about {recipe.download_mb} MB to download")
-    installed = _install(recipe, packages, work, root)
-    progress("customizing it")
-    _customize(recipe, work, root)
-    (out / "packages.txt").write_text("".join(f"{line}\n" for line in installed))
+    """Make the image's files in `out` from the system that is installed below `root`; `work` is for scratch.
+
+    The recipe's files and scripts are put into it first. `busybox` is the root of an installation with BusyBox, for
+    the initial RAM disk. Returns facts for the image's description.
+    """
+    apply_layers(recipe.layers, root, progress)
     progress("writing the kernel and the initial RAM disk")
     (out / "vmlinuz").write_bytes(kernel_of(root))
     archive = Archive()
     for path in ("/dev", "/proc", "/sys", "/sysroot"):
         archive.directory(path)
-    add_busybox(archive, root)
+    add_busybox(archive, busybox)
     add_modules(archive, root, recipe.modules)
-    archive.tree(recipe.initrd)
+    if recipe.initrd is not None:
+        archive.tree(recipe.initrd)
     (out / "initrd").write_bytes(archive.cpio())
     progress("writing the disk")
     raw = work / "disk.raw"
@@ -52,65 +51,9 @@ def build_disk(
     return {"disk": "disk.qcow2", "virtual_size": recipe.disk_mib * _MIB}
 
 
-def _install(recipe: Recipe, packages: list[apt.Package], work: Path, root: Path) -> list[str]:
-    """Install the packages below `root`; returns what is installed as sorted lines `name version arch`."""
-    sources = work / "sources.list"
-    sources.write_text(apt.debian_sources(recipe.suite))
-    excludes = [f"--dpkgopt=path-exclude={path}" for path in recipe.excluded_paths]
-    run(
-        [
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=minbase",
-            "--format=directory",
-            f"--architectures={recipe.arch}",
-            f"--include={','.join(recipe.packages)}",
-            "--aptopt=Apt::Install-Recommends false",
-            "--dpkgopt=force-unsafe-io",
-            "--dpkgopt=force-confold",
-            *excludes,
-            # our own initial RAM disk takes the place of the one that the kernel's installation would make
-            "--essential-hook=mkdir -p \"$1/etc/initramfs-tools\"",
-            "--essential-hook=echo update_initramfs=no >\"$1/etc/initramfs-tools/update-initramfs.conf\"",
-            recipe.suite,
-            str(root),
-            str(sources),
-        ],
-        cwd=work,
-        isolated=True,
-        environment={"INITRD": "No", **_epoch()},
-        log=work.parent.parent / "build.log",
-    )  # fmt: skip
-    listing = run(
-        [
-            "dpkg-query",
-            f"--admindir={root}/var/lib/dpkg",
-            "--showformat=${Package} ${Version} ${Architecture}\\n",
-            "--show",
-        ],
-        cwd=work,
-    )
-    return sorted(listing.splitlines())
-
-
-def _customize(recipe: Recipe, work: Path, root: Path) -> None:
-    """Copy the recipe's files over the installed system and run its script inside."""
-    for path in sorted(recipe.rootfs.rglob("*")):
-        target = root / path.relative_to(recipe.rootfs)
-        if path.is_dir():
-            target.mkdir(mode=0o755, exist_ok=True)
-        else:
-            shutil.copyfile(path, target)
-            target.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-    if recipe.customize.is_file():
-        shutil.copyfile(recipe.customize, root / "customize")
-        run(["chroot", str(root), "/bin/sh", "/customize"], cwd=work, isolated=True, environment=_epoch())
-        (root / "customize").unlink()
-
-
 def _make_disk(recipe: Recipe, root: Path, initrd: Path, work: Path, raw: Path) -> None:
     identity = uuid.uuid5(_NAMESPACE, recipe.name)
-    (kernel,) = root.glob("boot/vmlinuz-*")
+    kernel = kernel_file(root)
     if not _MBR_CODE.exists():
         raise VTorqueError(f"{_MBR_CODE} is not there", code=Code.BUILD, hint="install syslinux-common")
     with raw.open("wb") as stream:
@@ -133,7 +76,7 @@ def _make_disk(recipe: Recipe, root: Path, initrd: Path, work: Path, raw: Path) 
             f"{recipe.disk_mib - _ROOT_AT // _MIB}M",
         ],
         cwd=work,
-        environment={"E2FSPROGS_FAKE_TIME": _epoch()["SOURCE_DATE_EPOCH"]},
+        environment={"E2FSPROGS_FAKE_TIME": EPOCH},
     )  # fmt: skip
 
 
@@ -174,8 +117,3 @@ def _make_boot_partition(recipe: Recipe, kernel: Path, initrd: Path, work: Path,
     for source, name in ((kernel, "vmlinuz"), (initrd, "initrd"), (config, "syslinux.cfg")):
         run(["mcopy", "-i", partition, "-m", str(source), f"::{name}"], cwd=work)
     run(["syslinux", "--install", "--offset", str(_BOOT_AT), str(raw)], cwd=work)
-
-
-def _epoch() -> dict[str, str]:
-    """The time that stands in files which the build itself makes: fixed, so builds can be compared."""
-    return {"SOURCE_DATE_EPOCH": "1700000000"}

@@ -1,12 +1,13 @@
 """Initial RAM file systems written without root: a cpio archive, and kernel modules made quick to load.
 
 The archive is the kernel's "newc" format (kernel documentation,
-driver-api/early-userspace/buffer-format.rst). Times are fixed, owners are root and the order is sorted, so
-the same files give the same bytes.
+driver-api/early-userspace/buffer-format.rst). Times are fixed and the order is sorted, so the same files give the same
+bytes.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import struct
@@ -16,18 +17,21 @@ from pathlib import Path
 
 _SIGNATURE_MARK = b"~Module signature appended~\n"
 _SIGNATURE_INFO = struct.Struct(">5B3xI")  # include/linux/module_signature.h; the last field is the length
+_MODULE_FILES = (".ko", ".ko.xz", ".ko.gz")
 _ELF64_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _ELF64_SECTION = struct.Struct("<IIQQQQIIQQ")
 
 
 @dataclass(frozen=True)
 class Node:
-    """One entry of the archive: `mode` with type bits, `data` (contents or link target), device numbers."""
+    """One entry of the archive: `mode` with type bits, `data` (contents or link target), device numbers, owner."""
 
     mode: int
     data: bytes = b""
     major: int = 0
     minor: int = 0
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass
@@ -64,6 +68,39 @@ class Archive:
             self.nodes.setdefault(parent.as_posix(), Node(stat.S_IFDIR | 0o755))
         self.nodes[path] = node
 
+    def write_to(self, folder: Path) -> None:
+        """Lay the entries out below the empty `folder`; needs root for devices and owners."""
+        for path, node in sorted(self.nodes.items()):
+            target = folder / path.lstrip("/")
+            if stat.S_ISDIR(node.mode):
+                target.mkdir()
+            elif stat.S_ISLNK(node.mode):
+                target.symlink_to(node.data.decode())
+            elif stat.S_ISREG(node.mode):
+                target.write_bytes(node.data)
+            else:
+                os.mknod(target, node.mode, os.makedev(node.major, node.minor))
+            os.chown(target, node.uid, node.gid, follow_symlinks=False)
+            if not stat.S_ISLNK(node.mode):
+                target.chmod(stat.S_IMODE(node.mode))
+
+    @classmethod
+    def read_from(cls, folder: Path) -> Archive:
+        """What lies below `folder`, with modes and owners; sockets are left out."""
+        archive = cls()
+        for path in sorted(folder.rglob("*")):
+            info = path.lstat()
+            data = b""
+            if stat.S_ISLNK(info.st_mode):
+                data = os.fsencode(path.readlink())
+            elif stat.S_ISREG(info.st_mode):
+                data = path.read_bytes()
+            if not stat.S_ISSOCK(info.st_mode):
+                device = (os.major(info.st_rdev), os.minor(info.st_rdev))
+                inside = "/" + path.relative_to(folder).as_posix()
+                archive.nodes[inside] = Node(info.st_mode, data, *device, info.st_uid, info.st_gid)
+        return archive
+
     def cpio(self, *, mtime: int = 0) -> bytes:
         """The archive as uncompressed newc bytes; `mtime` in seconds stands in every entry."""
         out = bytearray()
@@ -80,8 +117,8 @@ def _append(out: bytearray, number: int, name: str, node: Node, mtime: int) -> N
     fields = (
         number,
         node.mode,
-        0,
-        0,
+        node.uid,
+        node.gid,
         links,
         mtime,
         len(node.data),
@@ -105,7 +142,11 @@ def module_closure(modules_dir: Path, names: Iterable[str]) -> list[Path]:
     .modinfo), so no depmod is needed. A name that is not there is taken to be built in if modules.builtin
     lists it; else KeyError is raised with the name.
     """
-    files = {path.stem.replace("-", "_"): path for path in modules_dir.rglob("*.ko")}
+    files = {
+        module_name(path).replace("-", "_"): path
+        for ending in _MODULE_FILES
+        for path in modules_dir.rglob(f"*{ending}")
+    }
     builtin = {Path(line).stem.replace("-", "_") for line in _lines(modules_dir / "modules.builtin")}
     order: dict[str, Path] = {}
 
@@ -115,13 +156,32 @@ def module_closure(modules_dir: Path, names: Iterable[str]) -> list[Path]:
             return
         if key not in files:
             raise KeyError(name)
-        for dependency in module_dependencies(files[key].read_bytes()):
+        for dependency in module_dependencies(module_bytes(files[key])):
             visit(dependency)
         order[key] = files[key]
 
     for name in names:
         visit(name)
     return list(order.values())
+
+
+def module_name(path: Path) -> str:
+    """The name of the module in a file: `ext4` for ext4.ko and ext4.ko.xz."""
+    return path.name.partition(".ko")[0]
+
+
+def module_bytes(path: Path) -> bytes:
+    """A module as the kernel loads it, unpacked where the file is compressed by xz or gzip."""
+    data = path.read_bytes()
+    if path.suffix == ".xz":
+        import lzma
+
+        return lzma.decompress(data)
+    if path.suffix == ".gz":
+        import gzip
+
+        return gzip.decompress(data)
+    return data
 
 
 def _lines(path: Path) -> list[str]:

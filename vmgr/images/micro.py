@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images import apt
-from vmgr.images.initramfs import Archive, lean_module, module_closure, uncompressed_kernel
+from vmgr.images.initramfs import (
+    Archive,
+    lean_module,
+    module_bytes,
+    module_closure,
+    module_name,
+    uncompressed_kernel,
+)
+from vmgr.images.layers import apply_layers
 from vmgr.images.recipe import Recipe
 from vmgr.images.sandbox import run
 
@@ -28,41 +36,58 @@ _EMPTY = (
 )
 
 
-def build_initramfs(
-    recipe: Recipe, packages: list[apt.Package], work: Path, out: Path, progress: Callable[[str], None]
-) -> dict[str, Any]:
-    """Make the files of the image in `out`; `work` is for scratch. Returns facts for image.yaml."""
-    debs, root = work / "debs", work / "root"
-    debs.mkdir()
-    root.mkdir()
-    progress(f"downloading {len(packages)} packages, about {recipe.download_mb} MB")
-    archives = apt.download(packages, debs)
-    progress("unpacking them")
-    apt.unpack(archives, root)
-    progress("writing the kernel and the initial RAM disk")
-    (out / "vmlinuz").write_bytes(kernel_of(root))
-    archive = Archive()
-    for path in _EMPTY:
-        archive.directory(path)
-    for path in ("/tmp", "/var/tmp"):
-        archive.directory(path, 0o1777)
-    archive.directory("/root", 0o700)
-    add_busybox(archive, root)
-    _add_programs(archive, root, recipe.programs)
-    add_modules(archive, root, recipe.modules, recipe.modules_on_demand)
-    archive.tree(recipe.rootfs)
-    archive.file("/etc/shadow", archive.nodes["/etc/shadow"].data, 0o600)
-    (out / "initrd").write_bytes(archive.cpio())
-    (out / "packages.txt").write_text("".join(f"{package}\n" for package in packages))
-    return {"disk": None, "virtual_size": 0}
+class InitramfsMaker:
+    """Makes the files of an image; `work` is a folder for scratch."""
+
+    def __init__(self, recipe: Recipe, work: Path, progress: Callable[[str], None]) -> None:
+        self._recipe, self._work, self._progress = recipe, work, progress
+        self._packages: list[apt.Package] = []
+
+    def packages(self) -> Sequence[apt.Package]:
+        """The recipe's packages as apt knows them now; what they depend on the recipe names too, where it is needed."""
+        kernel = apt.resolve_kernel(self._recipe.kernel, self._progress)
+        self._packages = apt.candidates([kernel, *self._recipe.packages], self._progress)
+        return self._packages
+
+    def make(self, out: Path) -> dict[str, Any]:
+        """Unpack the packages that `packages` has found, and make the image's files in `out`."""
+        recipe, work = self._recipe, self._work
+        debs, root, tree = work / "debs", work / "root", work / "tree"
+        for folder in (debs, root, tree):
+            folder.mkdir()
+        self._progress(f"downloading {len(self._packages)} packages, about {recipe.download_mb} MB")
+        archives = apt.download(self._packages, debs)
+        self._progress("unpacking them")
+        apt.unpack(archives, root)
+        archive = Archive()
+        for path in _EMPTY:
+            archive.directory(path)
+        for path in ("/tmp", "/var/tmp"):
+            archive.directory(path, 0o1777)
+        archive.directory("/root", 0o700)
+        add_busybox(archive, root)
+        _add_programs(archive, root, recipe.programs)
+        add_modules(archive, root, recipe.modules, recipe.modules_on_demand)
+        archive.write_to(tree)
+        apply_layers(recipe.layers, tree, self._progress)
+        self._progress("writing the kernel and the initial RAM disk")
+        (out / "vmlinuz").write_bytes(kernel_of(root))
+        (out / "initrd").write_bytes(Archive.read_from(tree).cpio())
+        (out / "packages.txt").write_text("".join(f"{package}\n" for package in self._packages))
+        return {"disk": None, "virtual_size": 0}
+
+
+def kernel_file(root: Path) -> Path:
+    """The one kernel below `root`, in Debian's place or in that of distributions with RPM packages."""
+    kernels = sorted(root.glob("lib/modules/*/vmlinuz")) or sorted(root.glob("boot/vmlinuz-*"))
+    if len(kernels) != 1:
+        raise VTorqueError(f"expected one kernel in the image, found {len(kernels)}", code=Code.BUILD)
+    return kernels[0]
 
 
 def kernel_of(root: Path) -> bytes:
     """The one kernel below `root`/boot, uncompressed: that spares every emulated boot three seconds."""
-    kernels = sorted(root.glob("boot/vmlinuz-*"))
-    if len(kernels) != 1:
-        raise VTorqueError(f"expected one kernel, found {len(kernels)}", code=Code.BUILD)
-    image = kernels[0].read_bytes()
+    image = kernel_file(root).read_bytes()
     try:
         return uncompressed_kernel(image)
     except ValueError:
@@ -83,7 +108,7 @@ def add_busybox(archive: Archive, root: Path) -> None:
 
 def add_modules(archive: Archive, root: Path, modules: Iterable[str], on_demand: Iterable[str] = ()) -> None:
     """The modules and what they need below /lib/modules, in loading order in the files load and demand."""
-    (release,) = (root / "lib/modules").iterdir()
+    release = _modules_folder(root)
     try:
         load = module_closure(release, modules)
         demand = [path for path in module_closure(release, on_demand) if path not in load]
@@ -92,9 +117,17 @@ def add_modules(archive: Archive, root: Path, modules: Iterable[str], on_demand:
     for listed, paths in (("load", load), ("demand", demand)):
         names = []
         for path in paths:
-            names.append(f"/lib/modules/{path.name}\n")
-            archive.file(f"/lib/modules/{path.name}", lean_module(path.read_bytes()))
+            inside = f"/lib/modules/{module_name(path)}.ko"
+            names.append(f"{inside}\n")
+            archive.file(inside, lean_module(module_bytes(path)))
         archive.file(f"/lib/modules/{listed}", "".join(names).encode())
+
+
+def _modules_folder(root: Path) -> Path:
+    folders = sorted((root / "lib/modules").glob("*"))
+    if len(folders) != 1:
+        raise VTorqueError(f"expected the modules of one kernel in the image, found {len(folders)}", code=Code.BUILD)
+    return folders[0]
 
 
 def _add_programs(archive: Archive, root: Path, programs: Iterable[str]) -> None:

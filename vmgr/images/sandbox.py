@@ -5,62 +5,76 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
 
+EPOCH = "1700000000"
+"""The time that stands in files which the build itself makes: fixed, so builds can be compared."""
+
+_CAGE = Path(__file__).parent / "cage.py"
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
     "TZ": "UTC",
     "DEBIAN_FRONTEND": "noninteractive",
     "HOME": "/root",
+    "SOURCE_DATE_EPOCH": EPOCH,
+    "SYSTEMD_OFFLINE": "1",
 }
 _PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _SHOWN_LINES = 8
+_NOT_STARTED = 127
 
 
 def run(
     command: Sequence[str],
     *,
     cwd: Path,
-    isolated: bool = False,
+    network: bool = False,
+    root: Optional[Path] = None,
+    furnish: Optional[Path] = None,
     environment: Optional[Mapping[str, str]] = None,
     log: Optional[Path] = None,
 ) -> str:
-    """Run `command` and return its standard output; all that it said is left in the file `log`, if one is given.
+    """Run `command` as root and return its standard output; what it said is added to the file `log`, if one is given.
+
+    The command has mount, process, IPC and network namespaces of its own (`cage.py`), with no device but an idle
+    loopback, unless it may use the machine's `network`; with `root` it sees only that folder, as its root; `furnish` is
+    a folder that gets a /proc and a /dev for it. It and all that it started are gone when this returns or raises, and
+    when this process is killed.
 
     Raises VTorqueError (VT-BUILD) with the last of what the command said.
-
-    The command dies with us, whatever ends us (setpriv's parent-death signal). `isolated` gives it mount and
-    process namespaces of its own as well, so that what it started and mounted goes with it; that needs root.
     """
-    prefix = ["setpriv", "--pdeathsig", "KILL", "--"]
-    if isolated:
-        prefix += ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--"]
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    try:
-        done = subprocess.run(
-            [*prefix, *command],
-            cwd=cwd,
-            env={**_ENVIRONMENT, **passed_on, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except FileNotFoundError as err:
-        raise VTorqueError(f"{err.filename} is not installed", code=Code.BUILD) from err
+    options = ["--network"] if network else []
+    for option, folder in (("--root", root), ("--furnish", furnish)):
+        options += [option, os.fspath(folder)] if folder else []
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if network and name in os.environ}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", os.fspath(_CAGE), str(os.getpid()), *options, "--", *command],
+        cwd=cwd,
+        env={**_ENVIRONMENT, **passed_on, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # an interrupt from the terminal is for us alone
+    ) as process:
+        try:
+            said, complained = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
     if log is not None:
-        log.write_text(f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}")
-    if done.returncode != 0:
-        said = " | ".join((done.stderr or done.stdout).strip().splitlines()[-_SHOWN_LINES:])
-        raise VTorqueError(
-            f"{command[0]} failed with status {done.returncode}: {said}",
-            code=Code.BUILD,
-            hint=f"see {log}" if log else None,
-        )
-    return done.stdout
+        with log.open("a") as stream:
+            stream.write(f"{shlex.join(command)}\n{said}\n{complained}\n")
+    if process.returncode != 0:
+        last = " | ".join((complained or said).strip().splitlines()[-_SHOWN_LINES:])
+        what = last if process.returncode == _NOT_STARTED else f"{command[0]} ended with {process.returncode}: {last}"
+        raise VTorqueError(what, code=Code.BUILD, hint=f"see {log}" if log else None)
+    return said

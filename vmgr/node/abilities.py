@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.pool import Pool
 from vmgr.jobspec import Spec
 from vmgr.policy import LAYERS, overridden
 from vmgr.request import COMPONENTS
@@ -30,6 +31,16 @@ def check(spec: Spec) -> None:
                 code=Code.NODE,
                 hint=f"possible now: {possible}",
             )
+
+
+def without_software(guest: Mapping[str, Any], pool: Pool) -> list[str]:
+    """A line where the section `guest` of a configuration has guests install what images of the pool cannot."""
+    keys = [key for key, off in (("packages", []), ("updates", "off")) if guest[key] != off]
+    lacking = [name for name in pool.names() if "cloud-init" not in pool.get(name).features] if keys else []
+    if not lacking:
+        return []
+    which = " and ".join(f"guest.{key}" for key in keys)
+    return [f"{which}: guests of {', '.join(lacking)} install nothing, because they have no cloud-init"]
 
 
 class Provided(NamedTuple):

@@ -162,7 +162,7 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None, orders=orders_of(lambda: self.crew),
+            joined=leftovers.join if leftovers else None, orders=orders_of(lambda: self.crew, self.config),
         )  # fmt: skip
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (

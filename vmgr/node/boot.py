@@ -179,7 +179,7 @@ class _Launcher:
 
     def write_seeds(self, templates: Path) -> list[Path]:
         job, host_key = self.job, self.staged.host_key
-        common = Common(host_key, certificate(job, host_key), self.wires, self.config.network)
+        common = Common(host_key, certificate(job, host_key), self.wires, self.config.network, self.config.software)
         return [write_seed_of(job, member, common, templates, self.config.vm_hooks) for member in job.own]
 
     async def launch(self, member: Member, seed: Path, log: Optional[BinaryIO]) -> Launched:

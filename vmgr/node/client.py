@@ -105,6 +105,13 @@ class AgentLink:
                 return
             yield answer
 
+    async def drain(self) -> None:
+        """Wait until what was sent is on its way; an agent that is gone is no error here."""
+        try:
+            await self._writer.drain()
+        except OSError:
+            pass
+
     def close(self) -> None:
         self._writer.close()
         if self._closing is not None:

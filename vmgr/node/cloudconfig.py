@@ -1,4 +1,4 @@
-"""Cloud-config of the user's own, merged as data into what a guest family's user-data says.
+"""Cloud-config of the user's own and of the site's choice, merged as data into a guest family's user-data.
 
 Cloud-init acts on a key only where the key's module is in one of its lists, and the template's lists name no more
 than the guest program needs. So the modules of the user's keys are added, in the order of Debian's cloud.cfg (22.4),
@@ -8,10 +8,11 @@ to the list of the last stage, which the guest program runs itself once the netw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import yaml
 
+from vmgr.config import Software
 from vmgr.errors import Code, VTorqueError
 
 HEADER = b"#cloud-config\n"
@@ -52,6 +53,23 @@ guest's name, its way in or its life, or needs nothing but a place in cloud-init
 
 KEYS = frozenset(("bootcmd", *LISTS, *(key for keys in MODULES.values() for key in keys)))
 """The keys that a user's cloud-config may have on nodes of this version, beside those that repeat the template."""
+
+
+def with_software(metadata: Optional[Mapping[str, Any]], software: Software) -> dict[str, Any]:
+    """The user's cloud-config, if there is any, and what the site has guests install; the user may ask for more.
+
+    Raises VTorqueError (VT-SPEC) for a list of packages that is none.
+    """
+    both = dict(metadata or {})
+    if software.packages:
+        more = both.get("packages") or []
+        if not isinstance(more, list):
+            raise _conflict("packages")
+        both["packages"] = [*software.packages, *(each for each in more if each not in software.packages)]
+        both["package_update"] = True
+    if software.updates:
+        both["package_update"] = both["package_upgrade"] = True
+    return both
 
 
 class Merged(NamedTuple):

@@ -1,13 +1,50 @@
-"""The guest's console: drained as fast as is good for the node, its last lines kept for the report of a failure."""
+"""The guest's console: drained as fast as is good for the node, its last lines kept, followed by whoever asks."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Callable
 
 KEEP_BYTES = 64 * 1024
+FOLLOWER_BYTES = 256 * 1024
+"""As much may wait for one who follows; of more the oldest goes."""
 PAUSE_SECONDS = 0.02
+
+
+class Follower:
+    """One who reads along. What is not taken in time is lost, and nobody waits for it."""
+
+    def __init__(self, begin: bytes) -> None:
+        self._waiting = bytearray(begin)
+        self._lost = 0
+        self._ended = False
+        self._more = asyncio.Event()
+        self._more.set()
+
+    def add(self, data: bytes) -> None:
+        self._waiting += data
+        excess = len(self._waiting) - FOLLOWER_BYTES
+        if excess > 0:
+            del self._waiting[:excess]
+            self._lost += excess
+        self._more.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._more.set()
+
+    async def take(self, most: int) -> tuple[bytes, int]:
+        """The next bytes, at most so many, and how many were lost before them; none at the console's end."""
+        while not self._waiting and not self._ended:
+            self._more.clear()
+            await self._more.wait()
+        data, lost = bytes(self._waiting[:most]), self._lost
+        del self._waiting[:most]
+        self._lost = 0
+        return data, lost
 
 
 class Console:
@@ -19,8 +56,18 @@ class Console:
         self._sink = sink
         self._log_left = log_bytes
         self._tail = bytearray()
+        self._followers: set[Follower] = set()
+        self._ended = False
 
     async def drain(self) -> None:
+        try:
+            await self._drain()
+        finally:
+            self._ended = True
+            for follower in self._followers:
+                follower.end()
+
+    async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -30,9 +77,27 @@ class Console:
             if not data:
                 return
             self._tail = (self._tail + data)[-KEEP_BYTES:]
+            for follower in self._followers:
+                follower.add(data)
             if self._log_left > 0:
                 self._log(data[: self._log_left])
             await asyncio.sleep(PAUSE_SECONDS)  # a guest that floods its console costs the node little
+
+    @contextmanager
+    def followed(self, last: int) -> Iterator[Follower]:
+        """Read along, from at most `last` bytes before now on."""
+        follower = Follower(bytes(self._tail[-last:] if last else b""))
+        if self._ended:
+            follower.end()
+        self._followers.add(follower)
+        try:
+            yield follower
+        finally:
+            self._followers.discard(follower)
+
+    async def type(self, data: bytes) -> None:
+        """Give the guest input. Waits as long as QEMU takes none. Raises OSError when it has ended."""
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
     def _log(self, data: bytes) -> None:
         try:

@@ -14,7 +14,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.errors import VTorqueError
@@ -162,14 +162,18 @@ class Control:
     async def _carry_out(self, writer: asyncio.StreamWriter, talk: Talk) -> None:
         name = talk.request["op"]
         LOGGER.info("%s, asked for by uid %d", name, talk.peer.uid)
+        answers = self._orders[name](talk)
         try:
-            async for answer in self._orders[name](talk):
+            async for answer in answers:
                 await _send(writer, answer)
         except VTorqueError as err:
             LOGGER.warning("%s: %s", name, err)
             await _send(writer, {"error": err.detail, "code": err.code.text})
         else:
             await _send(writer, {"done": True})
+        finally:
+            if isinstance(answers, AsyncGenerator):  # also one whose caller went between two answers cleans up now
+                await answers.aclose()
 
     async def _join(self, peer: Peer) -> None:
         if self._joined is not None and peer.uid == self._owner:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Sequence
-from typing import Optional, Protocol
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Optional, Protocol, TypeVar
 
 from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
+from vmgr.logs import LOGGER
 from vmgr.node.console import Console
 from vmgr.node.guestport import Event, GuestPort, Stretch
 from vmgr.node.launch import Guest, pin_and_run
@@ -17,6 +18,7 @@ from vmgr.node.process import cpu_seconds
 from vmgr.node.shares import Shares
 from vmgr.topology.model import Placement
 
+_T = TypeVar("_T")
 CONSOLE_LINES = 5
 SERVER_SECONDS = 0.5
 
@@ -25,6 +27,12 @@ class Said(Protocol):
     """Hears what a guest says it has reached, by its name, and what took it how long until then."""
 
     def __call__(self, guest: str, name: str, stretches: Sequence[Stretch] = ..., /) -> None: ...
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Take note of a failure that nobody may wait for any more."""
+    if not task.cancelled() and task.exception() is not None:
+        LOGGER.warning("%s", task.exception())
 
 
 class RunningGuest:
@@ -48,13 +56,15 @@ class RunningGuest:
         self._shares = shares
         self._guest = guest
         self._port = port
-        self._console = console
+        self.console = console
         self._said = said
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._ended = asyncio.ensure_future(guest.ended())
         self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
+        self._hosts: tuple[tuple[str, str], ...] = ()
+        self._switching: Optional[asyncio.Future[Any]] = None
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def _end(self) -> str:
@@ -100,7 +110,8 @@ class RunningGuest:
 
     def send_hosts(self, hosts: Iterable[tuple[str, str]]) -> None:
         """Tell the guest address and name of every guest of the job."""
-        self._port.send_hosts(hosts)
+        self._hosts = tuple(hosts)
+        self._port.send_hosts(self._hosts)
 
     async def _listen(self) -> None:
         async for event in self._port.events():
@@ -126,9 +137,39 @@ class RunningGuest:
                 raise self._hook_error("prologue", event)
             if event.name == "up" and event.address is not None and not self._address.done():
                 self._address.set_result(event.address)
+            elif event.name == "up" and self._hosts:  # it has been switched on again, and waits for them
+                self._port.send_hosts(self._hosts)
             if event.name in ("booted", "prologue", "ready"):
                 self._said(self.name, event.name, event.stretches)
             self._is_ready = event.name == "ready"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the guest has said that it is ready for the job; it obeys orders since."""
+        return self._is_ready
+
+    def begin_anew(self) -> None:
+        """Forget what the guest has said: it is off, or boots once more."""
+        self._is_ready = False
+        while not self._events.empty():
+            self._events.get_nowait()
+
+    def order_shutdown(self) -> None:
+        """Order the guest to run the site's VM epilogue and to power off."""
+        self._port.send("shutdown")
+
+    async def switch(self, doing: Coroutine[Any, Any, _T]) -> _T:
+        """Do something to the guest's power, to its end even when this is cancelled; one thing at a time.
+
+        Raises VTorqueError (VT-GUEST) while another is going on, and what is raised there.
+        """
+        if self._switching is not None and not self._switching.done():
+            doing.close()
+            raise VTorqueError(f"the power of {self.name} is being switched already", code=Code.GUEST)
+        task = asyncio.ensure_future(doing)
+        task.add_done_callback(_look_at)
+        self._switching = task
+        return await asyncio.shield(task)
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""
@@ -141,8 +182,11 @@ class RunningGuest:
     async def shut_down(self, timeouts: Timeouts) -> None:
         """Run the VM epilogue and power the guest off; one that is not ready or does not obey is killed.
 
-        Raises VTorqueError (VT-HOOK) when the site's VM epilogue failed; the guest is gone then too.
+        A guest that is being switched off gets the time for that. Raises VTorqueError (VT-HOOK) when the site's VM
+        epilogue failed; the guest is gone then too.
         """
+        if self.power == "ending" and self._switching is not None:
+            await asyncio.wait([self._switching])
         if self._is_ready and not self._ended.done():
             self._port.send("shutdown")
             loop = asyncio.get_running_loop()
@@ -162,12 +206,15 @@ class RunningGuest:
         """End the guest at once, if it is still there, and give everything back that it held."""
         if not self._readers:
             return
+        if self._switching is not None:
+            self._switching.cancel()
         await self._guest.kill()
         self._address.cancel()
         readers, self._readers = [*self._readers, self._unserved], []
         for task in readers:
             task.cancel()
-        await asyncio.gather(*readers, self._ended, self._shares.kill(), return_exceptions=True)
+        switching = [] if self._switching is None else [self._switching]
+        await asyncio.gather(*readers, *switching, self._ended, self._shares.kill(), return_exceptions=True)
         await self._guest.close()
         self._port.close()
 
@@ -192,5 +239,5 @@ class RunningGuest:
         return error
 
     def _boot_error(self, text: str, code: Code = Code.BOOT) -> VTorqueError:
-        lines = self._console.last_lines(CONSOLE_LINES)
+        lines = self.console.last_lines(CONSOLE_LINES)
         return VTorqueError(text, code=code, hint="last on its console: " + " | ".join(lines) if lines else None)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -72,6 +72,26 @@ class Monitor:
             ) from None
         except QUARREL as err:
             raise VTorqueError(f"QEMU refuses {command}: {err}", code=Code.GUEST) from err
+
+    async def until(self, event: str, cause: Callable[[QMPClient], Awaitable[object]], *, timeout_s: float) -> bool:
+        """Do what leads to an event of QEMU's, and wait for that; false when it does not come in time.
+
+        The connection is read meanwhile. Raises VTorqueError (VT-GUEST) when QEMU refuses, or speaks something else.
+        """
+
+        async def wait() -> None:
+            async with self.talk() as client:
+                with client.listener(event) as listener:
+                    await cause(client)
+                    await listener.get()
+
+        try:
+            await asyncio.wait_for(wait(), timeout_s)
+            return True
+        except asyncio.TimeoutError:
+            return False
+        except QUARREL as err:
+            raise VTorqueError(f"QEMU refuses: {err}", code=Code.GUEST) from err
 
     async def close(self) -> None:
         """Give the connection back; QEMU must have ended."""

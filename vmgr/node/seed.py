@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 import jinja2
 import pycdlib
 
-from vmgr.config import Mount
+from vmgr.config import Mount, Software
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.network.plan import GuestNet
 from vmgr.node.userio import User
@@ -49,7 +49,8 @@ class SeedPlan(NamedTuple):
     `user_key` is its private half, with which the user gets from guest to guest; None leaves ssh as the image has it.
     `hosts` are address and name, `slots` name and vCPUs of every guest of the job, in the order of their ranks.
     `wait_hosts`: the addresses are not known yet; the guest tells its own (event `up`) and waits for the order `hosts`.
-    `metadata` is cloud-config of the user's own. `data`: the guest has the persistent disk.
+    `metadata` is cloud-config of the user's own, `software` what the site has guests with cloud-init install. `data`:
+    the guest has the persistent disk.
     """
 
     instance: str
@@ -69,6 +70,7 @@ class SeedPlan(NamedTuple):
     host_cert: Optional[str] = None
     wait_hosts: bool = False
     data: bool = False
+    software: Software = Software()
 
 
 def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -76,10 +78,10 @@ def seed_files(plan: SeedPlan, templates: Path, hooks: Mapping[str, bytes]) -> d
     family = templates / "guest" / plan.family
     values = _values(plan)
     files = {name: _render(family / f"{name}.j2", values) for name in ("user-data", "meta-data", "network-config")}
-    if plan.metadata:
-        from vmgr.node.cloudconfig import merge  # loads PyYAML, which few guests need
+    if plan.metadata or plan.software != Software():
+        from vmgr.node.cloudconfig import merge, with_software  # loads PyYAML, which few guests need
 
-        files["user-data"], stages = merge(files["user-data"], plan.metadata)
+        files["user-data"], stages = merge(files["user-data"], with_software(plan.metadata, plan.software))
         files["vtorque/stages"] = "".join(f"{stage}\n" for stage in stages).encode()
     common = templates / "guest" / "common"
     files.update({f"vtorque/{name}": (common / name).read_bytes() for name in ("guest", "run", "rsh")})

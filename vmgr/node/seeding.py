@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from vmgr.config import Network
+from vmgr.config import Network, Software
 from vmgr.node.guestjob import Job
 from vmgr.node.keys import HostKey, certify
 from vmgr.node.members import Member
@@ -27,6 +27,7 @@ class Common(NamedTuple):
     certificate: Optional[str]
     wires: Wires
     network: Network
+    software: Software
 
 
 def certificate(job: Job, host_key: HostKey) -> Optional[str]:
@@ -85,5 +86,6 @@ def _seed_plan(job: Job, member: Member, common: Common) -> SeedPlan:
             "VTORQUE_RAM_MIB": str(group.ram_mib),
         },
         metadata=job.spec.metadata,
+        software=common.software if "cloud-init" in job.image.features else Software(),
         data=job.spec.disk is not None and member.rank == 0,
     )

@@ -1,34 +1,123 @@
-"""`power`: a guest's reset button and switch."""
+"""`power`: a guest's reset button and its switch.
+
+QEMU is started so that a guest that reboots or powers off by itself ends it, which is a failure of the job. What is
+ordered here is none: QEMU is told beforehand to stay (`set-action`, QEMU 6.0), and the guest can be switched on again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
+from qemu.qmp import QMPClient
+
+from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.control import Order, Talk
+from vmgr.node.guest import RunningGuest
 from vmgr.node.orders.which import guest_of
 
 if TYPE_CHECKING:
     from vmgr.node.orders import CrewNow
 
-COMMANDS = {"reset": "system_reset", "off": "system_powerdown"}
-"""What each action is in QMP."""
+ACTIONS = ("reset", "off", "on")
+QMP_SECONDS = 10.0
 
 
-def order(crew: CrewNow) -> Order:
-    """The order `power`: `action` is one of COMMANDS, `rank` names the guest."""
+def order(crew: CrewNow, timeouts: Timeouts) -> Order:
+    """The order `power`: `action` is one of ACTIONS, `rank` names the guest; `now` cuts the power without a shutdown.
+
+    Answers `{"guest", "rank", "power"}` when the order is carried out, a second time when a guest that boots again is
+    ready. `wait` false leaves the second one out.
+    """
 
     async def power(talk: Talk) -> AsyncIterator[Mapping[str, Any]]:
-        action = talk.request.get("action")
-        if not isinstance(action, str) or action not in COMMANDS:
+        action, now, wait = (talk.request.get(key, default) for key, default in _REQUEST)
+        if action not in ACTIONS or type(now) is not bool or type(wait) is not bool:
             raise VTorqueError(
                 f"{action!r} is nothing that can be done to a guest's power",
                 code=Code.VALUE,
-                hint=f"possible: {', '.join(COMMANDS)}",
+                hint=f"possible: {', '.join(ACTIONS)}; now and wait are true or false",
             )
         member, guest = guest_of(crew(), talk.request)
-        await guest.monitor.execute(COMMANDS[action])
-        yield {"guest": member.name, "rank": member.rank}
+        _check(guest, str(action))
+        if action == "off":
+            clean = await guest.switch(_off(guest, timeouts, now=now))
+            yield {"guest": member.name, "rank": member.rank, "power": guest.power, "clean": clean}
+            return
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        booting = asyncio.ensure_future(guest.switch(_boot(guest, timeouts, started, was_off=action == "on")))
+        try:
+            await asyncio.wait([booting, started], return_when=asyncio.FIRST_COMPLETED)
+            if booting.done():
+                booting.result()
+            yield {"guest": member.name, "rank": member.rank, "power": guest.power}
+            if wait:
+                await booting
+                yield {"guest": member.name, "rank": member.rank, "power": guest.power}
+        finally:
+            booting.cancel()  # the guest boots on
 
     return power
+
+
+_REQUEST = (("action", None), ("now", False), ("wait", True))
+
+
+def _check(guest: RunningGuest, action: str) -> None:
+    """Refuse what makes no sense. Raises VTorqueError (VT-GUEST)."""
+    problem: Optional[str] = None
+    if action == "on" and guest.power != "off":
+        problem = "is not off"
+    elif action != "on" and guest.power == "off":
+        problem = "is off"
+    elif action == "off" and guest.power == "on" and not guest.is_ready:
+        problem = "is not ready yet: delete the job to end it"
+    if problem is not None:
+        raise VTorqueError(f"the guest {guest.name} {problem}", code=Code.GUEST, hint="`vmgr ps` shows its state")
+
+
+async def _off(guest: RunningGuest, timeouts: Timeouts, *, now: bool) -> bool:
+    """Shut the guest down, or cut its power; QEMU stays. Gives whether it has powered off by itself."""
+    clean = guest.is_ready and not now
+    await guest.monitor.execute("set-action", {"shutdown": "pause"})
+    guest.power = "ending"
+    if clean:
+
+        async def shut_down(_: QMPClient) -> None:
+            guest.order_shutdown()
+
+        limit = timeouts.vm_epilogue + timeouts.shutdown
+        clean = await guest.monitor.until("SHUTDOWN", shut_down, timeout_s=limit)
+    if not clean:
+        await guest.monitor.execute("stop")
+    guest.begin_anew()
+    guest.power = "off"
+    return clean
+
+
+async def _boot(guest: RunningGuest, timeouts: Timeouts, started: asyncio.Future[None], *, was_off: bool) -> None:
+    """Let the guest boot from the beginning, and wait until it is ready. `started` is settled when it boots."""
+
+    async def reset(client: QMPClient) -> None:
+        await client.execute("system_reset")
+
+    first_boot = not was_off and guest.power == "on" and not guest.is_ready
+    await guest.monitor.execute("set-action", {"reboot": "reset", "shutdown": "poweroff"})
+    try:
+        if not first_boot:
+            guest.begin_anew()
+        if not await guest.monitor.until("RESET", reset, timeout_s=QMP_SECONDS):
+            raise VTorqueError("QEMU does not reset the guest", code=Code.GUEST)
+    finally:
+        await guest.monitor.execute("set-action", {"reboot": "shutdown"})
+    if was_off:
+        await guest.monitor.execute("cont")
+    if not started.done():
+        started.set_result(None)
+    if first_boot:  # its agent waits for it still
+        return
+    guest.power = "booting"
+    await guest.ready(timeouts.boot)
+    guest.power = "on"

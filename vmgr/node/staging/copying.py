@@ -12,11 +12,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.images.holes import data_ranges
 from vmgr.images.pool import Image
 
 KEY = r"[0-9a-f]{64}"
@@ -89,27 +89,13 @@ def _clone(source: int, target: int) -> bool:
 def _copy(source: int, target: int, size: int, progress: Callable[[int], None]) -> None:
     os.ftruncate(target, size)
     in_kernel = True
-    for start, end in _data(source, size):
+    for start, end in data_ranges(source, size):
         at = start
         while at < end:
             done = _copy_range(source, target, at, min(_CHUNK, end - at)) if in_kernel else 0
             in_kernel = done > 0
             at += done or _copy_block(source, target, at, min(_BLOCK, end - at))
             progress(at)
-
-
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where the data of a file lies, from and to, without its holes; all of it where the file system cannot tell."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as err:
-            if err.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        yield start, at
 
 
 def _copy_range(source: int, target: int, at: int, count: int) -> int:

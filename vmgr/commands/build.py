@@ -1,0 +1,79 @@
+"""`vmgr image build`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from vmgr.commands.access import need_root
+from vmgr.commands.images import recipe_folders
+from vmgr.commands.progress import Shown
+from vmgr.config import load_config
+from vmgr.images.pool import Pool
+from vmgr.paths import installation
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Ended(BaseException):
+    """A signal that asks us to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@click.command()
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Build a new revision even when nothing has changed.")
+@click.option(
+    "--recipes",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder of recipes (default: the site's, images.recipes, then those that came with vTorque).",
+)
+@click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
+def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: Optional[Path]) -> int:
+    """Build images from their recipes into the pool.
+
+    RECIPE is a name, or the path of a recipe's file or folder. What was built from the same recipe, files and packages
+    before is not built again.
+
+    Example: vmgr image build micro
+    """
+    from vmgr.images.build import build as build_image
+
+    need_root("vmgr image build changes the pool, which belongs to root")
+    shown = Shown()
+    places, images = ([folder] if folder else recipe_folders()), Pool(pool or load_config(installation()).images.pool)
+    try:
+        with _ended_by_signals():
+            for recipe in recipes:
+                made = build_image(recipe, recipes=places, pool=images, progress=shown.line, force=force)
+                click.echo(f"{made.name}@{made.revision}")
+    except _Ended as end:
+        click.echo(f"vmgr: ended by {signal.Signals(end.number).name}; the pool is as it was", err=True)
+        return 128 + end.number
+    return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turn signals that ask us to end into an exception, the first of them alone, so that what was begun is undone."""
+
+    def end(number: int, _frame: Any) -> None:
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Ended(number)
+
+    before = {each: signal.signal(each, end) for each in _SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,29 @@
+"""`vmgr show` and `vmgr delete`: the same commands, the verb first."""
+
+from __future__ import annotations
+
+import click
+
+from vmgr.commands import config, imagechange, images
+
+
+@click.group()
+def show() -> None:
+    """Show images, one image, or the configuration.
+
+    Example: vmgr show images
+    """
+
+
+@click.group()
+def delete() -> None:
+    """Delete what is no longer needed.
+
+    Example: vmgr delete image my-debian@1
+    """
+
+
+show.add_command(images.list_images, "images")
+show.add_command(images.show, "image")
+show.add_command(config.show, "config")
+delete.add_command(imagechange.delete, "image")

@@ -1,0 +1,25 @@
+"""What the janitor would remove: many such things tell of agents that die, or epilogues that do not come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmgr.doctor.finding import Finding, Level, Node, finder
+from vmgr.node.reap import KINDS, find
+
+_find = finder("leftovers")
+
+
+def check(node: Node) -> Iterator[Finding]:
+    things, unseen = find(node.config)
+    yield from judge([thing.kind for thing in things], unseen)
+
+
+def judge(kinds: Sequence[str], unseen: Sequence[str]) -> Iterator[Finding]:
+    for line in unseen:
+        yield _find(Level.WARNING, line, "see its reason; vmgr node reap passes it over")
+    if not kinds:
+        yield _find(Level.OK, "nothing is left of jobs that have gone")
+        return
+    shown = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
+    yield _find(Level.WARNING, f"left of jobs that have gone: {shown}", "vmgr node reap; its timer runs it by itself")

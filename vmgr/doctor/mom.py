@@ -1,0 +1,149 @@
+"""The node's daemon of the batch system, TORQUE's `pbs_mom`: its hooks are ours, and its time for them is enough.
+
+Facts from `src/resmom/parse_config.c`, `prolog.c` and `src/include/mom_config.h` of TORQUE 6.1: the file `config` in
+`mom_priv` holds `$name value` a line, `#` begins a comment, and a file that others than root could write counts for
+nothing; `$prologalarm` is in whole seconds (strtol(3)), none at or below 0 is taken, 300 holds where it is not set, and
+hooks are ended ten seconds before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from vmgr.config import Timeouts
+from vmgr.doctor.finding import Finding, Level, Node, finder
+from vmgr.errors import VTorqueError
+from vmgr.trust import check_trusted
+
+DEFAULT_SECONDS = 300
+EARLY_SECONDS = 10
+HOOKS = ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel")
+MAX_BYTES = 1 << 20
+
+_find = finder("batch system")
+
+
+class Alarm(NamedTuple):
+    """`$prologalarm` in seconds, and the line that sets it; None for the default."""
+
+    seconds: int
+    line: Optional[int]
+
+
+def check(node: Node) -> Iterator[Finding]:
+    folder = place(node)
+    if not folder.is_dir():
+        yield _find(
+            Level.NOTE, f"there is no {folder} (torque.mom_priv): hooks and $prologalarm are not looked at",
+            "set torque.mom_priv where the daemon has its folder elsewhere; a front end has none",
+        )  # fmt: skip
+        return
+    for name in HOOKS:
+        yield from judge_hook(folder / name, node.install.program("vtorque-hook"))
+    if node.config.engine == "local":
+        yield _find(Level.NOTE, "the embedded batch system has its time for hooks from prologalarm_s of its settings")
+        return
+    try:
+        text = _read(folder / "config")
+        if text is not None:
+            check_trusted(folder / "config")
+    except VTorqueError as err:
+        yield _find(Level.FAILURE, f"the daemon passes over its configuration: {err.message}", err.hint)
+        text = None
+    except OSError as err:
+        yield _find(Level.WARNING, f"{folder}/config: {err.strerror}", "run vmgr doctor as root")
+        return
+    yield from judge_alarm(folder / "config", text, node.config.timeouts)
+
+
+def place(node: Node) -> Path:
+    """The daemon's private folder; the embedded batch system has one of the same make."""
+    if node.config.engine == "local":
+        return Path(node.config.local.spool) / "mom_priv"
+    return node.config.mom_priv
+
+
+def _read(path: Path) -> Optional[str]:
+    """The daemon's configuration, None where there is none. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as stream:
+        return stream.read(MAX_BYTES).decode("utf-8", "replace")
+
+
+def parse_alarm(text: Optional[str]) -> tuple[Alarm, Optional[str]]:
+    """The time that hooks have; and what is wrong with the last line that sets it, so that an earlier one holds."""
+    alarm, problem = Alarm(DEFAULT_SECONDS, None), None
+    for number, line in enumerate((text or "").splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words or words[0] != "$prologalarm":
+            continue
+        value = words[1] if len(words) > 1 else ""
+        match = re.match(r"\+?([0-9]{1,9})", value, re.ASCII)
+        if match and int(match[1]):
+            alarm, problem = Alarm(int(match[1]), number), None
+        else:
+            problem = f"line {number}: $prologalarm {value!r} is no number of seconds above 0"
+    return alarm, problem
+
+
+def judge_alarm(path: Path, text: Optional[str], timeouts: Timeouts) -> Iterator[Finding]:
+    """Hold the site's timeouts against the time that hooks have."""
+    alarm, problem = parse_alarm(text)
+    if problem is not None:
+        yield _find(Level.WARNING, f"{path} {problem}", f"write `$prologalarm {DEFAULT_SECONDS}`")
+    from_where = f"{path} line {alarm.line}" if alarm.line else "the default: it is not set"
+    limit = alarm.seconds - EARLY_SECONDS if alarm.seconds > EARLY_SECONDS else alarm.seconds
+    said = f"$prologalarm is {alarm.seconds} s ({from_where}), and fires after {limit} s"
+    worst = Level.OK
+    for key, seconds, then in (
+        ("barrier", timeouts.barrier, "a prologue that waits so long is killed, and the job is queued again"),
+        ("disk", timeouts.disk, "an epilogue that waits so long is killed"),
+    ):
+        if seconds >= limit:
+            worst = Level.FAILURE
+            yield _find(
+                worst, f"timeouts.{key} is {seconds} s: {said}: {then}",
+                f"set timeouts.{key} below {limit}, or $prologalarm above {seconds + EARLY_SECONDS}",
+            )  # fmt: skip
+    if timeouts.boot >= timeouts.barrier:
+        yield _find(
+            Level.NOTE, f"timeouts.boot ({timeouts.boot} s) is no less than timeouts.barrier ({timeouts.barrier} s): "
+            "the waiting for slow guests goes on in the job, and counts towards its walltime",
+        )  # fmt: skip
+    if worst is Level.OK:
+        yield _find(Level.OK, said)
+
+
+def judge_hook(path: Path, program: str) -> Iterator[Finding]:
+    """Whether a hook is there, root's alone, executable, and calls ours."""
+    name = f"the hook {path}"
+    try:
+        check_trusted(path)
+        mode = path.stat().st_mode
+        text = path.read_bytes()[:MAX_BYTES]
+    except (OSError, VTorqueError) as err:
+        optional = path.name == "epilogue.precancel"
+        reason = err.message if isinstance(err, VTorqueError) else str(err)
+        remedy = err.hint if isinstance(err, VTorqueError) else None
+        yield _find(
+            Level.NOTE if optional else Level.FAILURE, f"{name}: {reason}",
+            remedy or "install those of share/vtorque/mom_priv_hooks",
+        )  # fmt: skip
+        return
+    if not mode & stat.S_IXUSR:
+        yield _find(Level.FAILURE, f"{name} cannot be run", f"chmod 755 {path}")
+    elif program.encode() not in text and b"mom_priv_hooks/" not in text:
+        yield _find(
+            Level.FAILURE, f"{name} does not call {program}",
+            "call the one of share/vtorque/mom_priv_hooks in it, a prologue last, an epilogue first",
+        )  # fmt: skip
+    else:
+        yield _find(Level.OK, f"{name} calls vTorque's")
