@@ -35,8 +35,8 @@ from vmgr.report.timeline import Phase, Timeline, newest, plan
 BOTH = [an_attempt(), an_attempt("n2", 1)]
 
 
-def timeline(*attempts: dict[str, Any], now: float = BEGAN + 60) -> Timeline:
-    return plan(newest(parts_of(*attempts)), now)
+def timeline(*attempts: dict[str, Any], now: float = BEGAN + 60, alive: bool = False) -> Timeline:
+    return plan(newest(parts_of(*attempts, alive=alive)), now)
 
 
 # written by the agent
@@ -222,9 +222,18 @@ def test_without_the_guests_word_the_kernel_is_all_until_its_program() -> None:
 
 
 def test_what_goes_on_ends_now() -> None:
-    rows = timeline(until(an_attempt(), 10.0, state="running"), now=BEGAN + 11).rows
+    rows = timeline(until(an_attempt(), 10.0, state="running"), now=BEGAN + 11, alive=True).rows
     assert rows[1].bars[-1].phase is Phase.JOB and rows[1].bars[-1].open
     assert rows[1].bars[-1].end == pytest.approx(11) and not rows[0].bars[-1].open
+
+
+def test_what_nobody_heard_the_end_of_ends_with_what_was_heard() -> None:
+    cut = until(an_attempt(), 10.0, state="running")
+    rows = timeline(cut, now=BEGAN + 1e6).rows
+    assert rows[1].bars[-1].phase is Phase.JOB and not rows[1].bars[-1].open
+    assert max(bar.end for row in rows for bar in row.bars) == pytest.approx(7.9)
+    assert headline(parts_of(cut))[1].endswith("running when its agent was last heard")
+    assert headline(parts_of(cut, alive=True))[1].endswith(", running")
 
 
 def test_a_failure_ends_what_went_on() -> None:
@@ -411,7 +420,7 @@ def test_what_nodes_say_is_gathered_and_who_says_nothing_is_named() -> None:
         if node == "n3":
             return Answer(2, b"", b"motd\nVT-ACCESS: the report of job 12.host is another user's\n")
         if node == "n4":
-            return Answer(0, b"x" * (MAX_BYTES + 1), b"")
+            return Answer(0, b"x" * (MAX_BYTES + 100), b"")
         if node == "n5":
             return Answer(127, b"", b"bash: vmgr: command not found\n")
         raise VTorqueError("node n6 cannot be reached", code=Code.CONNECT)
