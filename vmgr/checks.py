@@ -86,11 +86,22 @@ class Checker:
         """Refuse a guest group that breaks the policy."""
         for key, value in zip(BOUNDED, (group.vcpus, group.ram_mib, group.per_node)):
             self.bounded(key, value)
-        self.chosen("img", group.image)
+        if group.image.startswith("/"):
+            self._own_image(group.image)
+        else:
+            self.chosen("img", group.image)
         if group.image != self.policy.default("img"):
             self.switched_on("img", group.image)
         if group.per_node != self.policy.bounds("vms_per_node").default:
             self.switched_on("vms_per_node", group.per_node)
+
+    def _own_image(self, path: str) -> None:
+        """Refuse a user's own disk where the site allows none."""
+        key = "images.allow_user_images"
+        if not self.config.images.allow_user_images:
+            raise self.refused(
+                "img", path, "is a disk of your own", f"those are not allowed ({key}, {self.config.origin(key)})"
+            )
 
     def size(self, group: GuestGroup, image: Image) -> None:
         """Refuse vCPUs and RAM that somebody chose where the site has switched that off.
@@ -238,11 +249,18 @@ def guest_features(request: Request, checker: Checker, guests: int) -> Features:
 
 def choose_image(group: GuestGroup, distro: Optional[str], arch: Optional[str], checker: Checker) -> Image:
     """The image of a group, which must exist and be what the user says it is."""
+    if group.image.startswith("/"):
+        return _own_image(group.image, distro, arch, checker)
     try:
         image = Pool(checker.config.pool).get(group.image)
     except VTorqueError as err:
         place = checker.source("img") or f" ({checker.policy.origin('img', 'default')})"
         raise VTorqueError(f"img={group.image}{place}: {err.message}", code=err.code, hint=err.hint) from None
+    _check_said(image, distro, arch, checker)
+    return image
+
+
+def _check_said(image: Image, distro: Optional[str], arch: Optional[str], checker: Checker) -> None:
     for key, said, true in (
         ("distro", distro, (image.family.lower(), image.distro.lower())),
         ("arch", arch, _names_of(image.arch)),
@@ -254,7 +272,47 @@ def choose_image(group: GuestGroup, distro: Optional[str], arch: Optional[str], 
                 code=Code.IMAGE,
                 hint=f"it is {real}; {key}= asserts, img= selects",
             )
+
+
+def _own_image(path: str, distro: Optional[str], arch: Optional[str], checker: Checker) -> Image:
+    """A user's own disk, which boots by itself. Family, features and least RAM are those of an image of the pool.
+
+    That is the site's default, or with `distro` the first of that family or distribution. What the disk holds is for
+    the node to see, with the user's rights.
+    """
+    like = _like(distro, checker)
+    folder, _, name = path.rpartition("/")
+    features = (*(feature for feature in like.features if feature not in ("direct-boot", "disk-boot")), "disk-boot")
+    image = like._replace(
+        folder=folder or "/", name=path, revision=0, description="", created="", disk=name, disk_format="qcow2",
+        virtual_size=0, kernel=None, initrd=None, cmdline="", features=features, files={}, packages=None,
+        recipe_hash="", added_by="", parent=None,
+    )  # fmt: skip
+    _check_said(image, distro, arch, checker)
     return image
+
+
+def _like(distro: Optional[str], checker: Checker) -> Image:
+    pool, default = Pool(checker.config.pool), checker.policy.default("img")
+    if distro is None and default is not None:
+        return pool.get(str(default))
+    if distro is not None:
+        for image in pool.newest(broken=lambda _problem: None):
+            if distro.lower() in (image.family.lower(), image.distro.lower()):
+                return image
+    known = sorted({image.family for image in pool.newest(broken=lambda _problem: None)})
+    raise VTorqueError(
+        f"of what family is your image{checker.source('img')}?" if distro is None
+        else f"distro={distro}{checker.source('distro')} is the family of no image here",
+        code=Code.IMAGE,
+        hint=f"distro=FAMILY says it: {', '.join(known)}",
+    )  # fmt: skip
+
+
+def check_disk_of(image: Image, fs_type: str, checker: Checker) -> None:
+    """Refuse copies of a disk of the user's own: it may change meanwhile, and has no checksum to hold them against."""
+    if image.is_own and fs_type != "overlay":
+        raise checker.refused("fs_type", fs_type, "makes a copy of a disk of your own", "fs_type=overlay does not")
 
 
 def _names_of(arch: str) -> tuple[str, ...]:
@@ -336,6 +394,7 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nod
     if spec.pinning.cpus is not None and [len(guest) for guest in spec.pinning.cpus] != [group.vcpus] * group.per_node:
         raise VTorqueError(f"{source} does not bind each vCPU of each guest", code=Code.POLICY)
     image = choose_image(group, spec.distro, spec.arch, checker)
+    check_disk_of(image, spec.fs_type, checker)
     check_room(group, image, checker)
     checker.size(group, image)
     check_shares(spec.mounts, image, checker)

@@ -16,6 +16,7 @@ from vmgr.commands import (
     config,
     console,
     doctor,
+    dump,
     guests,
     imagechange,
     images,
@@ -26,6 +27,7 @@ from vmgr.commands import (
     reached,
     reference,
     report,
+    save,
     ssh,
     table,
     topology,
@@ -48,6 +50,7 @@ def cli(context: click.Context, debug: bool) -> None:
 cli.add_command(images.list_images)
 cli.add_command(images.image)
 images.image.add_command(build.build)
+images.image.add_command(save.save)
 cli.add_command(imagechange.add)
 cli.add_command(imagechange.update)
 cli.add_command(reference.show)
@@ -59,6 +62,7 @@ cli.add_command(ssh.exec_)
 cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
+cli.add_command(dump.dump)
 cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)

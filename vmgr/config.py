@@ -67,6 +67,7 @@ class Images(NamedTuple):
     """Sizes in MiB. `recipes` is the folder of the site's own recipes, if it has one."""
 
     pool: Path
+    allow_user_images: bool
     max_virtual_size: int
     recipes: Optional[Path]
     overlays: Path
@@ -271,8 +272,8 @@ class Config:
         pool, overlays, cache = Path(images["pool"]), Path(images["overlays"]), images["cache"]
         folder = Path(cache["folder"]) if cache["folder"] else None
         recipes = Path(images["recipes"]) if images["recipes"] else None
-        most = {key: images[key] for key in ("max_virtual_size", "overlays_max", "ramdisk_max")}
-        return Images(pool=pool, recipes=recipes, overlays=overlays, cache=Cache(folder, cache["max"]), **most)
+        more = {key: images[key] for key in ("allow_user_images", "max_virtual_size", "overlays_max", "ramdisk_max")}
+        return Images(pool=pool, recipes=recipes, overlays=overlays, cache=Cache(folder, cache["max"]), **more)
 
     @cached_property
     def vm_hooks(self) -> Optional[Path]:

@@ -46,7 +46,7 @@ _SPEC_PATH = (
 class GuestGroup(NamedTuple):
     """Guests of one kind: `per_node` of them on each node, each with `vcpus` vCPUs and `ram_mib` MiB of RAM.
 
-    `image` is a name, or a name with a revision (`debian-12@3`).
+    `image` is a name, a name with a revision (`debian-12@3`), or the whole path of a disk of the user's.
     """
 
     image: str
@@ -221,6 +221,11 @@ def is_plain(value: object, depth: int = MAX_METADATA_DEPTH) -> bool:
     return value is None or isinstance(value, (str, int))
 
 
+def _is_file(value: object) -> bool:
+    """Whether this can be the whole path of a file."""
+    return isinstance(value, str) and value.startswith("/") and len(value) <= 4096 and "\x00" not in value
+
+
 def _no_constant(text: str) -> None:
     raise ValueError(text)
 
@@ -267,10 +272,11 @@ class _Reader:
 
     def _group(self, tree: Any) -> GuestGroup:
         self._keys(tree, GuestGroup._fields)
-        if not isinstance(tree["image"], str) or not re.fullmatch(_IMAGE, tree["image"]):
-            raise self._wrong("image", tree["image"])
+        image = tree["image"]
+        if not isinstance(image, str) or not (re.fullmatch(_IMAGE, image) or _is_file(image)):
+            raise self._wrong("image", image)
         counts = {key: self._count(tree, key, 1) for key in ("per_node", "vcpus", "ram_mib")}
-        return GuestGroup(image=tree["image"], **counts)
+        return GuestGroup(image=image, **counts)
 
     def _pinning(self) -> Pinning:
         tree = self.tree["pinning"]
@@ -296,8 +302,7 @@ class _Reader:
             return None
         self._keys(tree, Disk._fields)
         image, size = tree["image"], tree["size_mib"]
-        named = isinstance(image, str) and image.startswith("/") and len(image) <= 4096 and "\x00" not in image
-        if (image is None) == (size is None) or not (image is None or named):
+        if (image is None) == (size is None) or not (image is None or _is_file(image)):
             raise self._wrong("disk", tree)
         return Disk(image, None if size is None else self._count(tree, "size_mib", 1))
 

@@ -51,10 +51,14 @@ _COUNT = "a whole number"
 _SWITCH = "true, yes, on, enabled or false, no, off, disabled"
 _WORD = "a word"
 _PATH = "the path of a file"
-_IMAGE = "the name of an image, or NAME@REVISION"
+_IMAGE = "the name of an image, NAME@REVISION, or the path of a disk"
 
 KEYS = {
-    "img": Key(_text, _IMAGE, "image of the guest, NAME or NAME@REVISION; `vmgr list` shows them"),
+    "img": Key(
+        _text,
+        _IMAGE,
+        "image of the guest, NAME or NAME@REVISION, see `vmgr list`; or a qcow2 disk of your own, /PATH or ./PATH",
+    ),
     "distro": Key(_text, _WORD, "refuse unless the image is of this family or distribution"),
     "arch": Key(_text, _WORD, "refuse unless the image is for this architecture"),
     "vcpus": Key(parse_count, _COUNT, "vCPUs of a guest"),

@@ -85,8 +85,11 @@ SCHEMA: dict[str, Any] = {
     },
     "images": {
         "pool": Key(path, "/var/lib/vtorque/images", "the guest images"),
+        "allow_user_images": Key(
+            flag, False, "whether users may boot disks of their own, `-vm img=/path/of/disk.qcow2`"
+        ),
         "max_virtual_size": Key(
-            positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds"
+            positive_size, 1024 * 1024, "most that the disk of an image may hold that somebody adds or brings along"
         ),
         "recipes": Key(nullable(path), None, "folder with image recipes of the site's own; null: none"),
         "overlays": Key(path, "/var/spool/vtorque/overlays", "node-local folder for the guests' disks"),

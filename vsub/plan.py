@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional
 from vmgr.checks import (
     Checker,
     Features,
+    check_disk_of,
     check_metadata,
     check_shares,
     choose_image,
@@ -84,11 +85,13 @@ def make_plan(
     _check_interactive(options, interactive, array and array[1])
 
     policy = config.policy_for(Subject(account.name, account.group, _queue(options, config)))
+    request = _with_own_image(request)
     checker = Checker(config, policy, {key: asked.source for key, asked in request.items()})
     group = guest_group(request, checker)
     asked_of_nodes = engine.read_host_request(options)
     features = guest_features(request, checker, asked_of_nodes.nodes.number * group.per_node)
     image = choose_image(group, _text(request, "distro"), _text(request, "arch"), checker)
+    check_disk_of(image, features.fs_type, checker)
     group = with_room(group, image, request, checker)
     check_shares(features.mounts, image, checker)
     _check_nodes(asked_of_nodes, policy)
@@ -128,6 +131,16 @@ def _known_mounts(config: Config, names: tuple[str, ...], account: Account) -> t
         known["workspace"] = fill(config.workspace.folder, known)
     mounts = (mount.filled(known) for mount in config.mounts if mount.name in names)
     return tuple(mount for mount in mounts if mount.is_known)
+
+
+def _with_own_image(request: Request) -> Request:
+    """An image of the user's own, `./disk.qcow2`, by its whole path."""
+    asked = request.get("img")
+    value = str(asked.value) if asked else ""
+    if asked is None or not value.startswith(("./", "../")):
+        return request
+    path = value[2:] if value.startswith("./") else value
+    return {**request, "img": asked._replace(value=below(submission_directory(), path))}
 
 
 def _with_own_disk(features: Features, here: str) -> Features:

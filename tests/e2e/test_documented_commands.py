@@ -25,7 +25,11 @@ ELSEWHERE = {
     "./tests/run": "is what runs this test",
     "./tests/full": "runs this test, and all others, for an hour",
     "./install.sh": "installs the whole machine; the fixture `site` runs it",
-    "vmgr image add": "writes the pool of the machine; the image tests add to a pool of their own",
+    **dict.fromkeys(
+        ("vmgr image add", "vmgr image update", "vmgr image rename", "vmgr image delete"),
+        "writes the pool of the machine; tests/unit/test_vmgr_images.py runs it on a pool of its own",
+    ),
+    "vmgr image export": "writes 600 MB; tests/unit/test_vmgr_images.py exports a smaller one",
     "vmgr image build": "takes minutes; tests/run and the image tests build all images",
     ".venv/bin/python3 docs/generate": "writes into the checkout; tests/unit/test_docs.py runs it",
     ".venv/bin/python3 bench/": "measures for minutes; tests/full runs them",

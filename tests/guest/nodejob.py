@@ -197,7 +197,7 @@ class Jobs:
         files = {"script": script, **{name: fields.pop(name, None) for name in ("vm_prologue", "vm_epilogue")}}
         spec = a_spec(
             ruid=ruid,
-            groups=(GuestGroup("micro", 1, 1, 256),),
+            groups=fields.pop("groups", (GuestGroup("micro", 1, 1, 256),)),
             workdir=owner.pw_dir,
             ssh_public_key=" ".join((outer / "key.pub").read_text().split()[:2]),
             **{name: None if text is None else spec_hash(text.encode()) for name, text in files.items()},

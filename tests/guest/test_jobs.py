@@ -17,6 +17,7 @@ from guestsetup import image_or_skip
 from nodejob import Job, Jobs, account
 
 from vmgr.errors import Code
+from vmgr.metrics import store
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 PROMPT = r"\$ (\x1b\[K)?$"
@@ -85,6 +86,7 @@ exit 9
 
 
 def test_a_script_on_a_terminal(jobs: Jobs) -> None:
+    before = store.read(jobs.node.config.paths)
     with jobs.job(jobs.submit(SCRIPT, interactive=True, arguments=""" a 'b  c' "$PBS_JOBID" \\\\ *.none """)) as job:
         job.start()
         job.screen.expect(r"\[a\]\[b  c\]\[12\.host\]\[\\\]\[\*\.none\]\r\n40 100\r\nterminal\r\n")
@@ -95,6 +97,10 @@ def test_a_script_on_a_terminal(jobs: Jobs) -> None:
         job.screen.expect("read: line")
         assert job.ended()[0] == 9
     assert not job.directory.exists()
+    counted = store.read(jobs.node.config.paths)
+    assert counted.ended == before.ended + 1 and counted.failed == before.failed
+    assert counted.guests["micro"] == before.guests.get("micro", 0) + 1
+    assert 0.5 < counted.boot["micro"][-1] - before.boot.get("micro", (0.0,))[-1] < jobs.node.config.timeouts.boot
 
 
 def ready(job: Job) -> list[Any]:
@@ -133,6 +139,7 @@ def test_the_guest_dies(jobs: Jobs) -> None:
         assert job.ended()[0] == Code.GUEST.status
     result = json.loads((job.directory / "result.json").read_text())
     assert result == {"v": 1, "status": Code.GUEST.status, "code": "VT-GUEST"}
+    assert store.read(jobs.node.config.paths).failed["VT-GUEST"] == 1
 
 
 def test_the_connection_breaks(jobs: Jobs) -> None:

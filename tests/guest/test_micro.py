@@ -309,13 +309,18 @@ def test_orders(guest: Machine) -> None:
     guest.send("identify")
     event = guest.wait_for("identify")
     assert event["family"] == "micro"
-    assert event["ops"] == ["identify", "hosts", "mount", "quiesce", "shutdown"]
+    assert event["ops"] == ["identify", "hosts", "mount", "quiesce", "freeze", "thaw", "shutdown"]
     guest.send("quiesce")
     assert guest.wait_for("quiesce")["status"] == 0
     assert guest.ssh("grep -c 9p /proc/mounts").stdout == "0\n"
     guest.send("mount")
     assert guest.wait_for("mount")["status"] == 0
     assert guest.ssh("grep -c ' 9p ' /proc/mounts").stdout == "2\n"
+    guest.send("freeze")
+    frozen = guest.wait_for("freeze")
+    assert frozen["status"] and "not supported" in decode(frozen["output"]), "a guest in memory has no disk to stop"
+    guest.send("thaw")
+    assert guest.wait_for("thaw")["status"], "nothing was frozen"
     guest.send("nonsense")
     assert guest.wait_for("error")["op"] == "nonsense"
 

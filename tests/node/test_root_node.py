@@ -128,7 +128,9 @@ with open({seen!r}, "w") as stream:
 """
 
 
-def fake_probe(base: Path, monkeypatch: pytest.MonkeyPatch, does: str, *, gid: int = 0) -> tuple[accel.Kvm, float, str]:
+def fake_probe(
+    base: Path, monkeypatch: pytest.MonkeyPatch, does: str, *, gid: int = 0, kernel: Optional[str] = "/boot/vmlinuz"
+) -> tuple[accel.Kvm, float, str]:
     """What the probe finds with a fake QEMU, how long it took, and what the fake noted."""
     fake, device, seen = base / "fake-qemu", base / "kvm", base / "seen"
     seen.touch()
@@ -143,7 +145,7 @@ def fake_probe(base: Path, monkeypatch: pytest.MonkeyPatch, does: str, *, gid: i
     monkeypatch.setattr(accel, "DEVICE", device)
     config = make_node(base, hypervisor={"qemu": str(fake), "probe_seconds": 1}).config
     start = time.monotonic()
-    found = accel.probe(config, Path("/boot/vmlinuz"))
+    found = accel.probe(config, kernel and Path(kernel))
     took = time.monotonic() - start
     assert psutil.Process().children() == [] and wait_gone(int(seen.read_text().split()[0]))
     return found, took, seen.read_text()
@@ -154,6 +156,18 @@ def test_kvm_that_shows_a_kernels_first_line(base: Path, monkeypatch: pytest.Mon
     found, took, seen = fake_probe(base, monkeypatch, does, gid=4711)
     assert found.works and took < 1
     assert " 65534 " in seen and seen.endswith("[4711]"), "as nobody, with the group of the device"
+
+
+def test_kvm_that_shows_the_firmwares_first_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For guests that bring their own kernel; a kernel that was started since says more."""
+    does = "assert 'isa-debugcon' in str(sys.argv) and '-kernel' not in sys.argv; "
+    does += "os.write(fd, b'SeaBIOS (version 1)'); time.sleep(60)"
+    found, took, _ = fake_probe(base, monkeypatch, does, kernel=None)
+    assert found == accel.Kvm(True, "the firmware started under it") and took < 1
+    found, _, _ = fake_probe(base, monkeypatch, "os._exit(0)")
+    assert found == accel.Kvm(False, "QEMU ended at once"), "what the firmware shows says nothing of kernels"
+    (base / "seen").write_text("1")
+    assert accel.probe(make_node(base).config, None) == found
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,22 @@ def test_defaults(config: Config) -> None:
     assert guest_group(asked, checker(config, asked)) == GuestGroup("debian-12", 1, 8, 4096)
 
 
+def test_revisions_of_what_is_allowed(site: Site) -> None:
+    for allowed, fine, refused in (
+        ("[micro]", ("micro", "micro@1"), ("debian-12", "debian-12@1")),
+        ("[micro@1]", ("micro@1",), ("micro", "micro@2")),
+    ):
+        site.configure(f"policy: {{img: {{allowed: {allowed}}}}}\n")
+        config = load_config(site.install)
+        for name in fine:
+            checker(config).group(GROUP._replace(image=name))
+        for name in refused:
+            with pytest.raises(VTorqueError, match=f"img={name} is not allowed; allowed: micro"):
+                checker(config).group(GROUP._replace(image=name))
+    site.configure("policy: {img: {default: micro@1, allowed: [micro]}}\n")
+    assert guest_group({}, checker(load_config(site.install))).image == "micro@1"
+
+
 def test_default_features(config: Config) -> None:
     features = guest_features({}, checker(config), 1)
     assert features._asdict() == {

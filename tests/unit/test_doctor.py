@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from nodesite import FUZZ, Node, make_node, short_folder
+from nodesite import FUZZ, TEMPLATES, Node, make_node, short_folder
 from test_image_add import FACTS
 from topologies import small
 
@@ -30,6 +31,7 @@ from vmgr.doctor import (
     network,
     programs,
     rights,
+    seeds,
     settings,
     shares,
     storage,
@@ -286,14 +288,36 @@ def test_images(make: Make) -> None:
     one(images.check(patient), FAILURE, "micro@1: disk.qcow2 has 6 bytes, not 1")
     (folder / "disk.qcow2").unlink()
     one(images.check(patient), FAILURE, "disk.qcow2: No such file")
-    (folder / "image.json").unlink()
-    one(images.check(patient), FAILURE, "image.json")
+    (folder / "image.yaml").unlink()
+    one(images.check(patient), FAILURE, "image.yaml")
 
 
 def test_the_default_image() -> None:
     one(images.judge_default(None, ["a", "b"], "line 1"), WARNING, "is not set", "a, b")
     one(images.judge_default("c", ["a", "b"], "line 1"), FAILURE, "c (line 1)", "a, b")
     assert list(images.judge_default("a", ["a", "b"], "line 1")) == []
+
+
+# seeds
+
+
+def test_seeds(make: Make, tmp_path: Path) -> None:
+    patient = make(guest={"vm_hooks": str(tmp_path / "vm")})
+    one(seeds.check(patient), FAILURE, "is not there", "guest.vm_hooks")
+    (tmp_path / "vm").mkdir()
+    one(seeds.check(patient), NOTE, "no image")
+    folder = an_image(patient)
+    family = json.loads((folder / "image.yaml").read_text())["family"]
+    one(seeds.check(patient), FAILURE, f"family {family}", "No such file", str(patient.install.templates))
+    patient.install.share.mkdir(parents=True)
+    shutil.copytree(TEMPLATES, patient.install.templates)
+    for name in ("prologue", "epilogue.parallel"):
+        (tmp_path / "vm" / name).write_text("#!/bin/sh\n")
+    found = list(seeds.check(patient))
+    well(found)
+    assert f"families {family}" in found[0].what and found[1].what.endswith("prologue, epilogue.parallel")
+    (patient.install.templates / "guest" / family / "user-data.j2").write_text("{{ nonsense }}")
+    one(seeds.check(patient), FAILURE, "StrictUndefined")
 
 
 # memory
@@ -685,6 +709,7 @@ def test_clocks(make: Make) -> None:
 def test_leftovers(make: Make) -> None:
     well(leftovers.judge([], []))
     one(leftovers.judge(["overlay", "attempt", "overlay"], []), WARNING, "1 attempt, 2 overlay", "vmgr node reap")
+    one(leftovers.judge(["mark", "folder"], []), NOTE, "1 mark, 1 folder")
     one(leftovers.judge([], ["left: x"]), WARNING, "left: x")
     patient = make()
     well(leftovers.check(patient))

@@ -80,7 +80,7 @@ def test_a_check_that_hangs_is_ended_with_all_it_started(node: Node, tmp_path: P
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (VTorqueError("no topology", code=Code.NODE, hint="is /sys mounted?"), "no topology; is /sys mounted?"),
+        (VTorqueError("no topology", code=Code.NODE, hint="is /sys mounted?"), "no topology"),
         (ZeroDivisionError("oh"), "fault in the check: ZeroDivisionError: oh"),
     ],
 )
@@ -182,7 +182,8 @@ def report_of(*found: Finding) -> str:
 
 def test_the_order_of_people() -> None:
     ordered = ["10", "a", "n1", "n1b", "n2", "n10"]
-    assert sorted({*ordered}, key=fleet.natural) == ordered
+    mixed = ordered[3:] + ordered[:3]
+    assert sorted(mixed, key=fleet.natural) == ordered
 
 
 def test_lines_are_told_apart_by_node() -> None:

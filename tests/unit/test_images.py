@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import pwd
 import stat
 import struct
 import subprocess
@@ -208,6 +209,27 @@ def test_a_wrong_field_does_not_get_in(pool: Pool, field: str, value: object) ->
     with pytest.raises(VTorqueError, match=f"{field} cannot be"):
         publish(pool, **{field: value})
     assert list(pool.path.iterdir()) == []
+
+
+def test_everybody_can_read_the_pool_whatever_the_umask(pool: Pool) -> None:
+    mask = os.umask(0o077)
+    try:
+        image = publish(pool)
+    finally:
+        os.umask(mask)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (pool.path, image.directory.parent, image.directory)} == {
+        0o755
+    }
+
+
+@pytest.mark.root
+def test_who_added_it_is_who_became_root(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setenv("SUDO_UID", str(nobody.pw_uid))
+    assert publish(pool).added_by == "nobody"
+    for value in ("", "x", "4294967295", "99999999999999"):
+        monkeypatch.setenv("SUDO_UID", value)
+        assert publish(pool).added_by not in ("", "nobody")
 
 
 # --- initramfs ---

@@ -148,7 +148,7 @@ def test_a_node_with_guests(vmgr_run: Vmgr, stack: ExitStack, monkeypatch: pytes
             progress.private = {"spec": {"groups": [group]}}
             progress.state = state
             record.append(place, {"do": "overlay", "path": "/x", "reserved": 1 << 20})
-            control = Control(progress, 0, over=lambda: None, attached=lambda: None)
+            control = Control(progress, os.geteuid(), over=lambda: None, attached=lambda: None)
             servers.append((await control.serve(listener), control))
         attempt(node, "3.host", stack)
         dead = node.place("4.host")

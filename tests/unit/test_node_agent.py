@@ -7,7 +7,7 @@ import grp
 from typing import Any, Optional
 
 import pytest
-from nodesite import a_spec, a_user, make_node, short_folder
+from nodesite import a_spec, a_user, an_image, make_node, short_folder
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec, SpecPath, dump_spec, spec_hash
@@ -31,7 +31,7 @@ def specification(
 
     monkeypatch.setattr(agent, "read_file", read_file)
     monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source, nodes: subjects.append(subject))
-    monkeypatch.setattr(agent.Pool, "hold", lambda _pool, choose: (choose(), None))
+    monkeypatch.setattr(agent.Pool, "hold", lambda _pool, choose: (choose() or an_image(base), None))
     facts = {"job_id": "12.host", "user": "carol", "node_index": 0, "queue": None, **call}
 
     async def work() -> None:

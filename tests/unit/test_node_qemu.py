@@ -72,6 +72,24 @@ def test_a_guest_with_a_disk() -> None:
     assert built == [*START, PLAN.cmdline, *ADD_SEED, *IO_THREAD, *DISK, *SEED, *SHARES]
 
 
+def test_a_guest_that_boots_from_its_own_disk() -> None:
+    """Whatever else is attached, the firmware looks at that disk first."""
+    plan = PLAN._replace(kernel=None, initrd=None, cmdline="")
+    built = command_line("/usr/bin/qemu", plan, Descriptors(11, 12, 13, 14, 15, 16, data=17))
+    assert built == [
+        *START[: START.index("-kernel")], *ADD_SEED, *IO_THREAD, *DISK[:-1], f"{DISK[-1]},bootindex=0", *DATA, *SEED,
+        *SHARES,
+    ]  # fmt: skip
+    plan = PLAN._replace(initrd=None)
+    built = command_line("/usr/bin/qemu", plan, Descriptors(11, 12, 13, 14, 15, 16))
+    assert "-initrd" not in built and built[built.index("-kernel") :][:4] == [
+        "-kernel",
+        "/pool/a,b/vmlinuz",
+        "-append",
+        plan.cmdline,
+    ]
+
+
 def test_shares_of_each_kind_in_their_order() -> None:
     mounts = (
         Mount("home", "virtiofs", "/home/carol", "/home/carol", False),

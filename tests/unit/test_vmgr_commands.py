@@ -20,22 +20,21 @@ from vmgr.errors import Code
 Path = tuple[str, ...]
 
 NOTHING_TO_SHOW = {
+    "ssh": "is what runs in the guest",
+    "exec": "is what runs in the guest",
+    "cp": "copies",
+    "console": "shows what the guest prints",
     "completion": "prints a program for the shell",
     "config compile": "writes the compiled configuration",
     "image add": "says which revision it has made",
     "image build": "says which revisions it has made",
     "image delete": "says what it has removed",
     "image export": "writes a file",
-    "image gc": "says what it has removed",
     "image rename": "says what it has renamed",
     "image update": "says which revision it has made",
     "add": "as image add",
     "update": "as image update",
     "delete image": "as image delete",
-    "ssh": "is the guest's",
-    "exec": "is the guest's",
-    "cp": "copies files",
-    "console": "is the guest's",
     "metrics": "prints the format of Prometheus",
 }
 """Commands without --json, and what they do instead of showing something."""

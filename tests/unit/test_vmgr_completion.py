@@ -82,7 +82,7 @@ def site() -> Iterator[Site]:
         a_pool(node.config.images.pool)
         for recipe in ("micro", "debian-12", "bad name;*"):
             (node.install.recipes / recipe).mkdir(parents=True)
-            (node.install.recipes / recipe / "recipe.json").write_text("{}")
+            (node.install.recipes / recipe / "recipe.yaml").write_text("{}")
         logs = base / "log" / "jobs"
         logs.mkdir(parents=True)
         (logs / "11.host.log").write_text("")

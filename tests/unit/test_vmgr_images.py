@@ -161,6 +161,8 @@ def test_a_running_job_keeps_its_revision(site: Vmgr, pool: Pool, disk: Path) ->
     assert site("image", "gc", "--keep", "1")[1] == "" and pool.revisions("mine") == [1, 2]
     assert "stays: mine@1 is in use: job 12.host" in site("image", "gc", "--keep", "1").stderr
     assert "stays: mine@1: job 12.host" in site("image", "gc", "--keep", "1", "--dry-run").stderr
+    said = json.loads(site("image", "gc", "--keep", "1", "--dry-run", "--json").stdout)
+    assert said == {"gone": [], "stays": ["mine@1: job 12.host (mine@1)"]}
     assert site("image", "delete", "mine@2")[0] == 0  # the other revision is free
     with image.path("disk").open("rb") as stream:
         status, out, err = site("image", "delete", "mine@1", "--force")
@@ -210,6 +212,8 @@ def test_damage_is_found_and_named(site: Vmgr, pool: Pool, disk: Path) -> None:
     ):
         assert line.startswith(part)
     assert site("image", "verify", "debian-12") == (0, "debian-12@1: ok\n", site("image", "verify", "debian-12").stderr)
+    status, out, err = site("list", "--all")
+    assert (status, out.count("\n"), err.count("\n")) == (0, 4, 2) and "mine/4/image.yaml" in err
     assert site("image", "delete", "mine@4")[0] == 0  # a broken one can be deleted
     assert site("image", "delete", "mine")[0] == 0
 

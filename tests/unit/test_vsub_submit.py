@@ -29,6 +29,46 @@ def test_plain_job_is_a_guest_job(site: Site, vsub_run: Runner) -> None:
     assert spec.ruid == site.directory.parent.name
 
 
+def test_an_image_in_a_revision(site: Site, vsub_run: Runner) -> None:
+    site.script()
+    assert vsub_run("-vm", "img=debian-12@1", "job.sh").status == 0
+    assert site.spec.groups[0].image == "debian-12@1"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("./disk.qcow2", "{}/disk.qcow2"), ("../disk.qcow2", "{}/../disk.qcow2"), ("/a/disk", "/a/disk")]
+)
+def test_an_image_of_the_users_own(name: str, path: str, site: Site, vsub_run: Runner) -> None:
+    """By its whole path; like the site's default, or what distro= says."""
+    site.script()
+    text = site.install.config.read_text().split("policy:")[0]
+    site.install.config.write_text(
+        text.replace("images: {pool:", "images: {allow_user_images: true, pool:")
+        + "policy: {img: {default: micro}, fs_type: {allowed: [overlay, ramdisk]}, ram: {default: 256M}}\n"
+    )
+    assert vsub_run("-vm", f"img={name}", "job.sh").status == 0
+    spec = site.spec
+    assert spec.groups == (GuestGroup(path.format(site.work), 1, 1, 256),)
+    assert vsub_run("-vm", f"img={name},fs_type=ramdisk", "job.sh").stderr.startswith(
+        "vsub: VT-POLICY: fs_type=ramdisk"
+    )
+    assert "is the family of no image here; distro=FAMILY says it: debian, micro" in vsub_run(
+        "-vm", f"img={name},distro=suse", "job.sh"
+    ).stderr  # fmt: skip
+
+
+def test_an_own_image_of_another_family(site: Site, vsub_run: Runner) -> None:
+    site.script()
+    site.install.config.write_text(
+        site.install.config.read_text().replace("images: {pool:", "images: {allow_user_images: true, pool:")
+    )
+    assert vsub_run("-vm", "img=/some/disk,distro=debian,ram=256M", "job.sh").stderr.startswith(
+        "vsub: VT-POLICY: ram=256M"
+    )
+    assert vsub_run("-vm", "img=/some/disk,distro=debian", "job.sh").status == 0
+    assert (site.spec.groups[0].image, site.spec.distro) == ("/some/disk", "debian")
+
+
 def test_job_directory(site: Site, vsub_run: Runner) -> None:
     site.script()
     (site.work / "before").write_text("echo before\n")

@@ -76,11 +76,8 @@ async def _followed(guest: str, *, raw: bool, last: int, follow: bool) -> None:
         show = _shower(raw)
         rank = (reached.member or {})["rank"]
         async for answer in reached.link.order("console", rank=rank, last=last):
-            if "data" in answer:
-                show(answer)
-                if not follow:
-                    return
-            elif not follow and last == 0:
+            show(answer)
+            if not follow:
                 return
 
 
@@ -108,8 +105,7 @@ async def _attached(guest: str, *, raw: bool, last: int, follow: bool) -> None:
 async def _show(link: AgentLink, rank: int, last: int, raw: bool) -> None:
     show = _shower(raw)
     async for answer in link.order("console", rank=rank, last=last, attach=True):
-        if "data" in answer:
-            show(answer)
+        show(answer)
 
 
 async def _type(link: AgentLink) -> None:

@@ -46,6 +46,7 @@ class Where:
     def _nodes(self) -> Optional[list[str]]:
         """The nodes to ask, None for this one alone."""
         from vmgr.reach.agents import job_here, look_here
+        from vmgr.reach.shell import is_here
         from vmgr.reach.target import parse_target
         from vmgr.reach.where import all_nodes, nodes_of_job, running_jobs
 
@@ -59,6 +60,8 @@ class Where:
         if self.every:
             return all_nodes(self.config)
         if (self.config.paths.run / "jobs").exists():
+            return None
+        if any(map(is_here, all_nodes(self.config))):
             return None
         return [node for job in running_jobs(self.config) for node in job.nodes]
 

@@ -70,7 +70,7 @@ def add(file: Path, name: Optional[str], like: Optional[str], form: Optional[str
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @_options(*_CHANGES, *_DISK)
 def update(name: str, file: Optional[Path], form: Optional[str], convert: bool, **wish: Any) -> None:
@@ -122,8 +122,8 @@ def _wish(
 
 
 @image.command()
-@click.argument("old")
-@click.argument("new")
+@click.argument("old", metavar="IMAGE")
+@click.argument("new", metavar="NAME")
 def rename(old: str, new: str) -> None:
     """Give an image, all revisions of it, another name. One in use is refused.
 
@@ -140,7 +140,7 @@ def rename(old: str, new: str) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE[@REVISION]")
 @click.option("--force", is_flag=True, help="Delete it in use as well, and say what that breaks.")
 def delete(name: str, force: bool) -> None:
     """Delete one revision, NAME@REVISION, or an image with all of them, NAME. One in use is refused.
@@ -162,7 +162,7 @@ def delete(name: str, force: bool) -> None:
 
 
 @image.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="IMAGE[@REVISION]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def verify(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
@@ -186,7 +186,8 @@ def verify(context: click.Context, names: tuple[str, ...], as_json: bool) -> Non
 @image.command()
 @click.option("--keep", type=click.IntRange(min=1), default=2, show_default=True, help="Newest revisions that stay.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-def gc(keep: int, dry_run: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def gc(keep: int, dry_run: bool, as_json: bool) -> None:
     """Delete old revisions that nobody uses, and what interrupted commands left.
 
     Example: vmgr image gc --keep 3 --dry-run
@@ -198,6 +199,9 @@ def gc(keep: int, dry_run: bool) -> None:
     removed = collect(
         site_pool(), keep=keep, dry_run=dry_run, also_used_by=_uses(config), name_of=_name_of(config)
     )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"gone": removed.gone, "stays": removed.uses}, indent=1))
+        return
     for use in removed.uses:
         click.echo(f"stays: {use}", err=True)
     for each in removed.gone:
@@ -205,7 +209,7 @@ def gc(keep: int, dry_run: bool) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE[@REVISION]")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 def export(name: str, file: Path, force: bool) -> None:

@@ -34,7 +34,8 @@ def list_images(everything: bool, as_json: bool) -> None:
     """
     pool = site_pool()
     rows = []
-    for image in pool.all() if everything else pool.newest():
+    listed = pool.all if everything else pool.newest
+    for image in listed(broken=lambda problem: click.echo(str(problem), err=True)):
         size, virtual = (n if as_json else _mib(n) for n in (image.size, image.virtual_size))
         rows.append((image.name, image.revision, image.family, size, virtual, image.created, image.description))
     print_rows(("name", "revision", "family", "size", "virtual_size", "added", "description"), rows, as_json=as_json)
@@ -55,7 +56,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", metavar="IMAGE[@REVISION]")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--packages", is_flag=True, help="The packages in the image instead.")
 def show(name: str, as_json: bool, packages: bool) -> None:

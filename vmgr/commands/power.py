@@ -39,8 +39,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 def reset(guest: str, yes: bool, no_wait: bool, as_json: bool) -> None:
     """Let a guest boot from the beginning, at once, whatever it is doing.
 
-    What runs in it is lost. With the guest of rank 0, in which the job's script runs, the job ends; without any
-    other the job goes on. Of a job with several guests the rank must be said.
+    What runs in it is lost. With the guest of rank 0, in which the job's script runs, the job ends; it goes on without
+    any other. Of a job with several guests the rank must be said.
 
     Example: vmgr power reset 12:1 --yes
     """
@@ -55,8 +55,8 @@ def reset(guest: str, yes: bool, no_wait: bool, as_json: bool) -> None:
 def off(guest: str, yes: bool, now: bool, as_json: bool) -> None:
     """Shut a guest down and leave it off, until `vmgr power on` or the end of the job.
 
-    The site's VM epilogue runs first. A guest that does not obey in time loses its power. What runs in it is lost: with
-    the guest of rank 0, in which the job's script runs, the job ends; without any other it goes on.
+    The site's VM epilogue runs first. A guest that does not obey in time loses its power. What runs in it is lost; with
+    the guest of rank 0, in which the job's script runs, the job ends, and it goes on without any other.
 
     Example: vmgr power off 12:1 --yes
     """

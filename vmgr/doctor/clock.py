@@ -63,7 +63,8 @@ def judge(clocks: Clocks) -> Iterator[Finding]:
         yield _find(Level.NOTE, "the kernel's clock is not kept by NTP", remedy)
     if clocks.since_boot - clocks.awake > 60:
         slept = round(clocks.since_boot - clocks.awake)
-        yield _find(Level.NOTE, f"the node has slept for {slept} s since its boot: its guests' clocks were behind then")
+        what = f"the node has slept for {slept} s since its boot: its guests' clocks were behind then"
+        yield _find(Level.NOTE, what, "keep nodes with guests from going to sleep")
     if clocks.booted is not None and abs(clocks.date - clocks.since_boot - clocks.booted) > 5:
         yield _find(Level.NOTE, "the clock was set while the node ran", "restart what keeps times by the date")
     days = clocks.since_boot / 86400

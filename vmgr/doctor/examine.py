@@ -23,6 +23,7 @@ from vmgr.doctor import (
     network,
     programs,
     rights,
+    seeds,
     settings,
     shares,
     storage,
@@ -38,6 +39,7 @@ CHECKS: Mapping[str, Check] = {
     "hypervisor": hypervisor.check,
     "programs": programs.check,
     "images": images.check,
+    "seeds": seeds.check,
     "memory": memory.check,
     "storage": storage.check,
     "shares": shares.check,
@@ -53,6 +55,7 @@ LIMIT_SECONDS = 30.0
 """What a check may take beside `hypervisor.probe_seconds`: most take less than one."""
 
 MAX_BYTES = 1 << 20
+_REPORT = "see the reason; report it where it is a fault of vTorque's"
 
 
 def examine(node: Node, checks: Mapping[str, Check] = CHECKS, *, limit_s: float = LIMIT_SECONDS) -> list[Finding]:
@@ -93,7 +96,7 @@ def _child(check: Check, node: Node, out: int) -> None:
     try:
         answer = {"findings": [finding.as_plain() for finding in check(node)]}
     except VTorqueError as err:
-        answer = {"failed": err.detail}
+        answer = {"failed": err.message, "remedy": err.hint}
     except Exception as err:
         answer = {"failed": f"fault in the check: {type(err).__name__}: {err}"}
     with os.fdopen(out, "wb") as stream:
@@ -117,7 +120,7 @@ def _gather(subject: str, results: int, deadline: float, limit_s: float) -> list
     try:
         answer = json.loads(data)
         if "failed" in answer:
-            return [Finding(subject, Level.FAILURE, str(answer["failed"]))]
+            return [Finding(subject, Level.FAILURE, str(answer["failed"]), answer.get("remedy") or _REPORT)]
         return [from_plain(finding) for finding in answer["findings"]]
     except (ValueError, KeyError, TypeError):
         return [Finding(subject, Level.FAILURE, "the check died before its end", "is there enough memory?")]

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.node.reap import KINDS, find
 
+HARMLESS = {"mark", "folder"}
+"""What takes no room and is in nobody's way: every janitor finds some."""
+
 _find = finder("leftovers")
 
 
@@ -22,4 +25,5 @@ def judge(kinds: Sequence[str], unseen: Sequence[str]) -> Iterator[Finding]:
         yield _find(Level.OK, "nothing is left of jobs that have gone")
         return
     shown = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds)
-    yield _find(Level.WARNING, f"left of jobs that have gone: {shown}", "vmgr node reap; its timer runs it by itself")
+    level = Level.NOTE if set(kinds) <= HARMLESS else Level.WARNING
+    yield _find(level, f"left of jobs that have gone: {shown}", "vmgr node reap; its timer runs it by itself")

@@ -46,7 +46,11 @@ def check(node: Node) -> Iterator[Finding]:
     for name in HOOKS:
         yield from judge_hook(folder / name, node.install.program("vtorque-hook"))
     if node.config.engine == "local":
-        yield _find(Level.NOTE, "the embedded batch system has its time for hooks from prologalarm_s of its settings")
+        yield _find(
+            Level.NOTE,
+            "the embedded batch system has its time for hooks from prologalarm_s of its settings",
+            f"keep that more than {EARLY_SECONDS} s above timeouts.barrier ({node.config.timeouts.barrier})",
+        )
         return
     try:
         text = _read(folder / "config")
@@ -117,6 +121,7 @@ def judge_alarm(path: Path, text: Optional[str], timeouts: Timeouts) -> Iterator
         yield _find(
             Level.NOTE, f"timeouts.boot ({timeouts.boot} s) is no less than timeouts.barrier ({timeouts.barrier} s): "
             "the waiting for slow guests goes on in the job, and counts towards its walltime",
+            "lower timeouts.boot, or raise timeouts.barrier as far as $prologalarm lets it",
         )  # fmt: skip
     if worst is Level.OK:
         yield _find(Level.OK, said)

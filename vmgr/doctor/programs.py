@@ -35,10 +35,11 @@ def wanted(config: Config) -> list[Wanted]:
     found = [
         Wanted("program", "qemu-img", "guests' disks", "qemu-utils"),
         Wanted("program", "ssh", "the way of a job into its guest", "openssh-client"),
+        Wanted("program", "ssh-keygen", "the host keys of guests", "openssh-client"),
         Wanted("module", "pycdlib", SEED, ""),
         Wanted("module", "jinja2", SEED, ""),
         Wanted("module", "yaml", SEED, ""),
-        Wanted("module", "cryptography", "the keys of guests", ""),
+        Wanted("module", "cryptography", "the certificates of guests", ""),
         Wanted("module", "qemu.qmp", "the control of QEMU", ""),
         Wanted("module", "psutil", "the cleaning up after jobs", ""),
     ]

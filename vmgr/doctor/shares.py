@@ -36,7 +36,7 @@ def check(node: Node) -> Iterator[Finding]:
     if folder is not None:
         yield from judge_workspace(folder, (node.tree.text("proc/self/mounts") or "").splitlines())
     if not mounts:
-        yield _find(Level.NOTE, "guests see nothing of the node: mounts is empty")
+        yield _find(Level.NOTE, "guests see nothing of the node: mounts is empty", "see docs/shares.md")
 
 
 def _features(node: Node) -> Optional[Sequence[str]]:

@@ -101,6 +101,7 @@ def judge(place: Place, room: Room) -> Iterator[Finding]:
             "give it a larger one, or promise less",
         )  # fmt: skip
     elif room.free < place.promised:
-        yield _find(Level.NOTE, f"{name}: {free}; {place.promised} MiB are promised, what is used of it included")
+        what = f"{name}: {free}; {place.promised} MiB are promised, what is used of it included"
+        yield _find(Level.NOTE, what, "free space where others use it too, or promise less")
     else:
         yield _find(Level.OK, f"{name}: {free}")

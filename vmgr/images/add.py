@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, VTorqueError, printable
 from vmgr.images.header import FOREIGN, FORMATS, Header, check_size, refused
 from vmgr.images.holes import data_ranges
 from vmgr.images.pool import Image, Pool
@@ -86,7 +86,9 @@ def add_disk(
         )
     with _held(pool, like) as model:
         facts = _facts_of(model) if model is not None else dict(_BY_ITSELF)
-        facts["description"] = f"added from {given.file.name}" + (f", booted like {model.reference}" if model else "")
+        facts["description"] = f"added from {printable(given.file.name)}" + (
+            f", booted like {model.reference}" if model else ""
+        )
         return _make(pool, name, {**facts, **_said(wish)}, given, model, report)
 
 

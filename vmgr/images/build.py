@@ -7,6 +7,7 @@ would be installed now.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -69,10 +70,11 @@ def _build(recipe: Recipe, staging: Path, pool: Pool, progress: Callable[[str], 
     maker = _maker(recipe, work, log, progress)
     recipe_hash = inputs_hash(recipe, maker.packages())
     if pool.revisions(recipe.name) and not force:
-        newest = pool.get(recipe.name)
-        if newest.recipe_hash == recipe_hash:
-            progress(f"{recipe.name}: nothing has changed since revision {newest.revision} was built")
-            return newest
+        with contextlib.suppress(VTorqueError):  # one that cannot be read is built anew
+            newest = pool.get(recipe.name)
+            if newest.recipe_hash == recipe_hash:
+                progress(f"{recipe.name}: nothing has changed since revision {newest.revision} was built")
+                return newest
     if shutil.disk_usage(staging).free < recipe.build_disk_mb * 1_000_000:
         raise _no_room(recipe, pool.path, "cannot begin")
     try:

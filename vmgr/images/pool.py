@@ -86,8 +86,13 @@ class Image(NamedTuple):
 
     @property
     def reference(self) -> str:
-        """The image's name with its revision, `debian-12@3`."""
-        return f"{self.name}@{self.revision}"
+        """The image's name with its revision, `debian-12@3`; the path of a user's own."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is a disk of a user's, which lies in no pool: its name is its path, it has no revision."""
+        return self.revision == 0
 
     @property
     def directory(self) -> Path:
@@ -113,6 +118,13 @@ def split_reference(text: str) -> tuple[str, Optional[int]]:
             f"{text!r} names no image", code=Code.IMAGE, hint=f"NAME or NAME@REVISION is needed, a name is {NAME}"
         )
     return match[1], int(match[2]) if match[2] else None
+
+
+Broken = Callable[[VTorqueError], object]
+
+
+def _fail(problem: VTorqueError) -> None:
+    raise problem
 
 
 class Pool:
@@ -169,34 +181,41 @@ class Pool:
                     raise
             # it was deleted since it was listed: look again
 
-    def all(self) -> Iterator[Image]:
-        """Every revision of every image, by name, oldest first; those that go meanwhile are left out."""
+    def all(self, broken: Broken = _fail) -> Iterator[Image]:
+        """Every revision of every image, by name, oldest first; those that go meanwhile are left out.
+
+        `broken` gets what is wrong with one that cannot be read; unless it raises that one is left out too.
+        """
         found = ((name, revision) for name in self.names() for revision in self.revisions(name))
-        return (image for image in (self._unless_gone(*each) for each in found) if image is not None)
+        return (image for image in (self._if_readable(*each, broken) for each in found) if image is not None)
 
-    def newest(self) -> Iterator[Image]:
-        """The newest revision of every image, by name; those that go meanwhile are left out."""
-        return (image for image in (self._unless_gone(name) for name in self.names()) if image is not None)
+    def newest(self, broken: Broken = _fail) -> Iterator[Image]:
+        """The newest revision of every image, by name; else as `all`."""
+        return (
+            image for image in (self._if_readable(name, None, broken) for name in self.names()) if image is not None
+        )
 
-    def _unless_gone(self, name: str, revision: Optional[int] = None) -> Optional[Image]:
+    def _if_readable(self, name: str, revision: Optional[int], broken: Broken) -> Optional[Image]:
         try:
             return self.get(name, revision)
-        except VTorqueError:
+        except VTorqueError as err:
             left = self.revisions(name)
             if left and (revision is None or revision in left):
-                raise
+                broken(err)
             return None
 
     def hold(self, choose: Callable[[], Image]) -> tuple[Image, Optional[int]]:
         """What `choose` finds in the pool, kept from being deleted for as long as the descriptor is open, by whomever.
 
-        The descriptor is None where the file may not be opened: a file server that takes root for nobody. Raises
-        VTorqueError as `choose` does, and VT-IMAGE.
+        The descriptor is None where the file may not be opened: a file server that takes root for nobody; and for a
+        disk of a user's. Raises VTorqueError as `choose` does, and VT-IMAGE.
         """
         import fcntl  # a submission holds nothing
 
         while True:
             image = choose()
+            if image.is_own:
+                return image, None
             path = f"{image.folder}/{HOLD}"
             try:
                 held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import HOLD, Image, Pool, split_reference
+from vmgr.images.pool import HOLD, Pool, split_reference
 from vmgr.images.writing import (
     GONE,
     cannot_write,
@@ -173,7 +173,7 @@ def _locked_out(
     uses = [f"{what} ({reference})" for reference, what in also_used_by if reference in references]
     uses += [
         f"the image {image.reference} is a layer on {image.parent}"
-        for image in _readable(pool)
+        for image in pool.all(broken=lambda _problem: None)  # which is nobody's layer
         if image.parent in references and image.reference not in references
     ]
     fds: list[int] = []
@@ -193,14 +193,6 @@ def _locked_out(
     finally:
         for fd in fds:
             os.close(fd)
-
-
-def _readable(pool: Pool) -> Iterator[Image]:
-    """Every revision that can be read: a broken one is nobody's layer."""
-    for name in pool.names():
-        for revision in pool.revisions(name):
-            with contextlib.suppress(VTorqueError):
-                yield pool.get(name, revision)
 
 
 def holders_of(fd: int) -> list[int]:

@@ -60,7 +60,8 @@ def _open_locked(home: Path, name: str, progress: Optional[Callable[[str], None]
     path = home / _LOCK
     while True:
         try:
-            home.mkdir(parents=True, exist_ok=True)
+            for folder in (home.parent, home):
+                _make_folder(folder)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # the folder was removed in between
@@ -77,6 +78,13 @@ def _open_locked(home: Path, name: str, progress: Optional[Callable[[str], None]
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that everybody can read, whatever the umask; fine when it is there."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
 
 
 def cannot_write(pool: Path, err: OSError) -> VTorqueError:

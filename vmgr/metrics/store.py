@@ -17,12 +17,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from vmgr.config import Paths
 from vmgr.logs import LOGGER
-from vmgr.metrics.totals import Totals, fold, from_plain
 from vmgr.node import record
+
+if TYPE_CHECKING:
+    from vmgr.metrics.totals import Totals
 
 MAX_JOURNAL_BYTES = 256 << 10
 MAX_TOTALS_BYTES = 1 << 20
@@ -80,6 +82,8 @@ def _append(journal: Path, line: bytes) -> None:
 
 def _fold(at: Path) -> Totals:
     """The totals with the journal in them, which is gone then. The caller holds the lock."""
+    from vmgr.metrics.totals import fold  # most writers do without
+
     totals = _read_totals(at / "totals")
     journal = _read_file(at / "journal", MAX_JOURNAL_BYTES + MAX_EVENT_BYTES)
     if journal is None:
@@ -106,6 +110,8 @@ def _event(line: bytes) -> Any:
 
 
 def _read_totals(path: Path) -> Totals:
+    from vmgr.metrics.totals import Totals, from_plain  # as above
+
     data = _read_file(path, MAX_TOTALS_BYTES)
     if data is None:
         return Totals()

@@ -162,7 +162,8 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None, orders=orders_of(lambda: self.crew, self.config),
+            joined=leftovers.join if leftovers else None,
+            orders=orders_of(lambda: self.crew, lambda: self.job, self.config),
         )  # fmt: skip
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (
@@ -289,8 +290,9 @@ class Agent:
             self.learned["first_rank"] = allocation.node_index * job.group.per_node
             self.progress.private.update(
                 spec=as_plain(job.spec), directory=call.directory.directory,
-                nodes=allocation.nodes, image=f"{job.image.name}@{job.image.revision}",
+                nodes=allocation.nodes, image=job.image.reference,
             )  # fmt: skip
+            LOGGER.info("image %s", job.image.reference)
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
 
@@ -397,6 +399,10 @@ class Agent:
         image, self.image_held = Pool(self.config.pool).hold(
             lambda: check_spec(spec, self.config, subject, source, nodes=nodes)
         )
+        if image.is_own:
+            from vmgr.node.ownimage import open_image  # few jobs have one
+
+            image, self.image_held = await open_image(image, user, self.config)
         abilities.check(spec)
         per_node, names = spec.groups[0].per_node, allocation.nodes
         network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)
@@ -407,7 +413,10 @@ class Agent:
         copies = spec.fs_type == "sharedfs"
         stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key, copies=copies)
         mounts = tuple(mount.filled(stands_for._asdict()) for mount in shares)
-        return Job(self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key)
+        own_disk = self.image_held if image.is_own else None
+        return Job(
+            self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key, own_disk
+        )
 
     @contextmanager
     def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:

@@ -120,6 +120,7 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         ram_mib=job.group.ram_mib * len(job.own),
         workspace=job.stands_for.workspace,
         tell=progress.doing,
+        own_disk=job.own_disk,
     )
     staging = asyncio.ensure_future(every(
         make_host_key(job.place),
@@ -204,6 +205,7 @@ class _Launcher:
                 vhost=self._open_vhost() if tap is not None and hypervisor.vhost else None,
                 data=self.staged.data if member.rank == 0 else None,
                 shares=shares.fds,
+                parents=tuple(layer.fd for layer in disk.parents) if disk else (),
             )
             guest, qmp = start(
                 hypervisor.qemu, self._plan(member, disk), files, job.user,
@@ -231,6 +233,7 @@ class _Launcher:
             initrd=self.staged.files.initrd,
             cmdline=image.cmdline,
             disk_format=disk.backing_format if disk else image.disk_format,
+            parent_formats=tuple(layer.format for layer in disk.parents) if disk else (),
             mac=member.mac,
             mounts=job.mounts,
             hugepage_kib=self.config.hypervisor.hugepage_kib,

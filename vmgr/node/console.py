@@ -17,12 +17,11 @@ PAUSE_SECONDS = 0.02
 class Follower:
     """One who reads along. What is not taken in time is lost, and nobody waits for it."""
 
-    def __init__(self, begin: bytes) -> None:
-        self._waiting = bytearray(begin)
+    def __init__(self) -> None:
+        self._waiting = bytearray()
         self._lost = 0
         self._ended = False
         self._more = asyncio.Event()
-        self._more.set()
 
     def add(self, data: bytes) -> None:
         self._waiting += data
@@ -84,9 +83,9 @@ class Console:
             await asyncio.sleep(PAUSE_SECONDS)  # a guest that floods its console costs the node little
 
     @contextmanager
-    def followed(self, last: int) -> Iterator[Follower]:
-        """Read along, from at most `last` bytes before now on."""
-        follower = Follower(bytes(self._tail[-last:] if last else b""))
+    def followed(self) -> Iterator[Follower]:
+        """Read along from now on."""
+        follower = Follower()
         if self._ended:
             follower.end()
         self._followers.add(follower)
@@ -94,6 +93,10 @@ class Console:
             yield follower
         finally:
             self._followers.discard(follower)
+
+    def last_bytes(self, count: int) -> bytes:
+        """The last bytes before now, at most so many."""
+        return bytes(self._tail[-count:]) if count else b""
 
     async def type(self, data: bytes) -> None:
         """Give the guest input. Waits as long as QEMU takes none. Raises OSError when it has ended."""

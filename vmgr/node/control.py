@@ -24,6 +24,7 @@ from vmgr.node.state import Progress
 MAX_CLIENTS = 64
 MAX_REQUEST_BYTES = 4096
 MAX_WAITING = 16
+REFUSAL_SECONDS = 1.0
 
 
 class Peer(NamedTuple):
@@ -94,11 +95,11 @@ class Control:
         peer = _peer(writer)
         try:
             if peer.uid not in (0, self._owner):
-                await _send(writer, {"error": f"this job belongs to uid {self._owner}, you are uid {peer.uid}"})
-                return
+                text = f"this job belongs to uid {self._owner}, you are uid {peer.uid}"
+                return await _refuse(reader, writer, text)
             if peer.uid and len(self._clients) >= MAX_CLIENTS:
-                await _send(writer, {"error": f"the agent of this job serves {MAX_CLIENTS} callers already"})
-                return
+                text = f"the agent of this job serves {MAX_CLIENTS} callers already"
+                return await _refuse(reader, writer, text)
             self._clients.add(task)
             await self._converse(reader, writer, peer)
         except (OSError, ValueError, RecursionError):
@@ -185,6 +186,16 @@ class Control:
                 await _send(writer, self._progress.full())
         except OSError:
             pass
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
+    """Say why, and let the caller read it: what it has sent and nobody has read would take that away from it."""
+    await _send(writer, {"error": text})
+    writer.write_eof()
+    try:
+        await asyncio.wait_for(reader.read(MAX_REQUEST_BYTES), REFUSAL_SECONDS)
+    except asyncio.TimeoutError:
+        pass
 
 
 async def _hear(reader: asyncio.StreamReader, talk: Talk) -> None:

@@ -59,10 +59,12 @@ class RunningGuest:
         self.console = console
         self._said = said
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._asked: dict[str, asyncio.Future[Event]] = {}
         self._ended = asyncio.ensure_future(guest.ended())
         self._unserved = asyncio.ensure_future(shares.ended())
         self._readers = [asyncio.ensure_future(console.drain()), asyncio.ensure_future(self._listen())]
         self._is_ready = False
+        self._booted = asyncio.Event()
         self._hosts: tuple[tuple[str, str], ...] = ()
         self._switching: Optional[asyncio.Future[Any]] = None
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -115,7 +117,13 @@ class RunningGuest:
 
     async def _listen(self) -> None:
         async for event in self._port.events():
-            if event.name == "times":  # comes after `ready`, when nobody waits for an event
+            if event.name == "booted":
+                self._booted.set()
+            asked = self._asked.pop(event.name, None)
+            if asked is not None:
+                if not asked.done():
+                    asked.set_result(event)
+            elif event.name == "times":  # comes after `ready`, when nobody waits for an event
                 self._said(self.name, event.name, event.stretches)
             else:
                 self._events.put_nowait(event)
@@ -151,12 +159,15 @@ class RunningGuest:
     def begin_anew(self) -> None:
         """Forget what the guest has said: it is off, or boots once more."""
         self._is_ready = False
+        self._booted.clear()
         while not self._events.empty():
             self._events.get_nowait()
 
-    def order_shutdown(self) -> None:
-        """Order the guest to run the site's VM epilogue and to power off."""
-        self._port.send("shutdown")
+    async def booted(self, timeout_s: float) -> None:
+        """Wait until the guest's own program runs, the guest ends, or the time is over."""
+        booting = asyncio.ensure_future(self._booted.wait())
+        await asyncio.wait([booting, self._ended], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        booting.cancel()
 
     async def switch(self, doing: Coroutine[Any, Any, _T]) -> _T:
         """Do something to the guest's power, to its end even when this is cancelled; one thing at a time.
@@ -170,6 +181,30 @@ class RunningGuest:
         task.add_done_callback(_look_at)
         self._switching = task
         return await asyncio.shield(task)
+
+    async def ask(self, op: str, timeout_s: float) -> Optional[Event]:
+        """Order `op` of the guest and give its answer, the event of the same name; None when none comes in time.
+
+        One at a time for each `op`. What a guest sends is the user's word. Raises VTorqueError (VT-GUEST) when the
+        guest ends meanwhile.
+        """
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._asked[op] = answer
+        try:
+            self._port.send(op)
+            ends: list[asyncio.Future[Any]] = [answer, self._ended]
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if self._ended.done():
+                raise VTorqueError(f"the guest {self.name} has ended", code=Code.GUEST)
+            return None
+        finally:
+            self._asked.pop(op, None)
+
+    def tell(self, op: str) -> None:
+        """Order `op` of the guest, and do not wait for its answer."""
+        self._port.send(op)
 
     async def died(self) -> None:
         """Wait until the guest ends by itself, which is always a failure. Raises VTorqueError (VT-GUEST)."""

@@ -19,7 +19,7 @@ class Job(NamedTuple):
     """What guests are booted for on this node.
 
     `mounts` are the guests' shares; in their paths `stands_for` has been put in. `key` is the file of the job's key,
-    None where no guest needs it.
+    None where no guest needs it. `own_disk` is the open disk where the image is the user's own.
     """
 
     job_id: str
@@ -32,6 +32,7 @@ class Job(NamedTuple):
     mounts: tuple[Mount, ...]
     stands_for: JobNames
     key: Optional[bytes]
+    own_disk: Optional[int] = None
 
     @property
     def group(self) -> GuestGroup:

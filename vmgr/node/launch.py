@@ -26,7 +26,7 @@ class Files(NamedTuple):
     """What QEMU gets as open descriptors; who opened them closes them. `overlay` is on `backing`, which is read only.
 
     Both are None for a guest without a disk, `tap` is None for one on user networking, `vhost` is the kernel's device
-    that serves the tap, `data` the file of a persistent disk, `shares` are as in `Descriptors`.
+    that serves the tap, `data` the file of a persistent disk, `shares` and `parents` are as in `Descriptors`.
     """
 
     seed: int
@@ -36,6 +36,7 @@ class Files(NamedTuple):
     vhost: Optional[int] = None
     data: Optional[int] = None
     shares: tuple[Optional[int], ...] = ()
+    parents: tuple[int, ...] = ()
 
 
 class Guest:
@@ -156,7 +157,7 @@ def start(
 
 
 def _numbers(files: Files) -> list[int]:
-    return [fd for fd in (*files[:-1], *files.shares) if fd is not None]
+    return [fd for fd in (*files[:-2], *files.shares, *files.parents) if fd is not None]
 
 
 def _expose_to_oom_killer(pid: int) -> None:

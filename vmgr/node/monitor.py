@@ -56,12 +56,22 @@ class Monitor:
                 self._client.pause()
 
     async def execute(
-        self, command: str, arguments: Optional[Mapping[str, Any]] = None, *, timeout_s: float = 10.0
+        self,
+        command: str,
+        arguments: Optional[Mapping[str, Any]] = None,
+        *,
+        timeout_s: float = 10.0,
+        fd: Optional[int] = None,
     ) -> Any:
-        """The answer to one command. Raises VTorqueError (VT-GUEST) with what QEMU says, or that it says nothing."""
+        """The answer to one command; `fd` goes along with it, for those that take a descriptor (add-fd, getfd).
+
+        Raises VTorqueError (VT-GUEST) with what QEMU says, or that it says nothing.
+        """
 
         async def ask() -> Any:
             async with self.talk() as client:
+                if fd is not None:
+                    client.send_fd_scm(fd)
                 return await client.execute(command, None if arguments is None else dict(arguments))
 
         try:

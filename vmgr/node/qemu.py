@@ -18,6 +18,8 @@ from vmgr.units import parse_count
 PORT_NAME = "org.vtorque.0"
 IO_THREAD = "io0"
 """The thread that serves a guest's disks."""
+FIRST_PARENT_SET = 16
+"""The set of descriptors (`-add-fd`) of the first disk below the overlay's backing file."""
 
 
 class Descriptors(NamedTuple):
@@ -25,7 +27,8 @@ class Descriptors(NamedTuple):
 
     Without a `tap` the guest has QEMU's user networking. `vhost` is the kernel's device that serves a tap, where it is
     used. `data` is the file of a persistent disk. `shares` are the connections to the file servers of its shares, in
-    their order, None for those of other kinds than virtiofs.
+    their order, None for those of other kinds than virtiofs. `parents` are the disks that the backing file lies on in
+    turn.
     """
 
     qmp: int
@@ -38,13 +41,15 @@ class Descriptors(NamedTuple):
     vhost: Optional[int] = None
     data: Optional[int] = None
     shares: tuple[Optional[int], ...] = ()
+    parents: tuple[int, ...] = ()
 
 
 class GuestPlan(NamedTuple):
     """One guest, planned completely. `mounts` are those of the job's user, the home put in.
 
-    Its RAM lies in huge pages of `hugepage_kib` KiB where that is not None. Without a `kernel` the firmware boots it
-    from its own disk.
+    Its RAM lies in huge pages of `hugepage_kib` KiB where that is not None. `disk_format` is that of the overlay's
+    backing file, `parent_formats` those of the disks below it. Without a `kernel` the firmware boots it from its own
+    disk.
     """
 
     name: str
@@ -57,6 +62,7 @@ class GuestPlan(NamedTuple):
     mac: str
     mounts: tuple[Mount, ...]
     hugepage_kib: Optional[int] = None
+    parent_formats: tuple[str, ...] = ()
 
     @property
     def shares_memory(self) -> bool:
@@ -153,9 +159,7 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
         first = ",bootindex=0" if plan.kernel is None else ""
         arguments += [
             "-add-fd", f"set=2,fd={fds.overlay}",
-            "-add-fd", f"set=3,fd={fds.backing}",
-            "-blockdev", "driver=file,node-name=backing-file,filename=/dev/fdset/3,read-only=on",
-            "-blockdev", f"driver={plan.disk_format},node-name=backing,file=backing-file,read-only=on",
+            *_backing(fds.backing, plan.disk_format, tuple(zip(fds.parents, plan.parent_formats))),
             "-blockdev", "driver=file,node-name=overlay-file,filename=/dev/fdset/2",
             "-blockdev", "driver=qcow2,node-name=overlay,file=overlay-file,backing=backing,discard=unmap",
             "-device", f"virtio-blk-pci,drive=overlay,serial=vtorque-root,werror=report,iothread={IO_THREAD}{first}",
@@ -173,6 +177,24 @@ def _disks(plan: GuestPlan, fds: Descriptors) -> list[str]:
         "-blockdev", "driver=raw,node-name=seed,file=seed-file,read-only=on",
         "-device", "virtio-blk-pci,drive=seed,serial=vtorque-seed",
     ]  # fmt: skip
+
+
+def _backing(backing: int, disk_format: str, parents: Sequence[tuple[int, str]]) -> list[str]:
+    """The node `backing` that the overlay lies on, and below it those of its parents, the last of which stands alone.
+
+    No header says what a disk lies on: the chain is the one spelled out here.
+    """
+    layers = [(3, "backing", backing, disk_format)]
+    layers += [(FIRST_PARENT_SET + number, f"parent{number}", *each) for number, each in enumerate(parents)]
+    arguments, below = [], ""
+    for number, node, fd, kind in reversed(layers):
+        arguments += [
+            "-add-fd", f"set={number},fd={fd}",
+            "-blockdev", f"driver=file,node-name={node}-file,filename=/dev/fdset/{number},read-only=on",
+            "-blockdev", f"driver={kind},node-name={node},file={node}-file,read-only=on{below}",
+        ]  # fmt: skip
+        below = f",backing={node}"
+    return arguments
 
 
 def _network(plan: GuestPlan, fds: Descriptors) -> list[str]:

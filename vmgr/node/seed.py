@@ -111,7 +111,15 @@ def site_hooks(folder: Path, rank: int) -> dict[str, bytes]:
 
 
 def write_seed(files: Mapping[str, bytes], target: Path) -> None:
-    """Pack `files` into the ISO 9660 image `target` (label `cidata`, Rock Ridge and Joliet; root, 0600).
+    """Write the seed with `files` to `target` (root, 0600)."""
+    packed = pack_seed(files)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(packed)
+
+
+def pack_seed(files: Mapping[str, bytes]) -> memoryview:
+    """An ISO 9660 image with `files` (label `cidata`, Rock Ridge and Joliet).
 
     In the guest the files are root's alone, too.
     """
@@ -131,9 +139,7 @@ def write_seed(files: Mapping[str, bytes], target: Path) -> None:
     packed = io.BytesIO()
     iso.write_fp(packed)
     iso.close()
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(packed.getbuffer())
+    return packed.getbuffer()
 
 
 def _values(plan: SeedPlan) -> dict[str, Any]:

@@ -162,10 +162,26 @@ async def open_file(
 
     Raises VTorqueError with `code` and `hint`, saying what is wrong with `path`.
     """
+    fd, _ = await open_and_look(user, lambda: (opens(), b""), path, timeout_s=timeout_s, code=code, hint=hint)
+    return fd
+
+
+async def open_and_look(
+    user: User,
+    opens: Callable[[], tuple[int, bytes]],
+    path: str,
+    *,
+    timeout_s: float,
+    code: Code,
+    hint: Optional[str] = None,
+) -> tuple[int, bytes]:
+    """As `open_file`, with what `opens` has seen in the file, up to 4000 bytes."""
 
     def work(out: int) -> None:
+        fd, seen = opens()
         with socket.socket(fileno=os.dup(out)) as way:
-            socket.send_fds(way, [b"\0"], [opens()])
+            socket.send_fds(way, [b"\0"], [fd])
+        write_all(out, seen[:4000])
 
     pid, results = _start(user, work, passes_files=True)
     try:
@@ -179,8 +195,9 @@ async def open_file(
         os.close(results)
         reap_later(pid)
     try:
-        _judge(data.rpartition(b"\0")[2], path, code, hint)
-        return files.pop()
+        seen, _, verdict = data.rpartition(b"\0")
+        _judge(verdict, path, code, hint)
+        return files.pop(), seen[1:]
     finally:
         for fd in files:
             os.close(fd)

@@ -40,8 +40,13 @@ class GuestRow(NamedTuple):
 
 
 def guest_rows(snapshots: Iterable[Mapping[str, Any]]) -> list[GuestRow]:
-    """The guests that snapshots tell of, by job, rank and node."""
+    """The guests that snapshots tell of, by job, rank and node.
+
+    Only the mother superior knows that the job runs: guests of other nodes, which are ready, run with it.
+    """
     rows = [row for snapshot in snapshots for row in _rows(snapshot)]
+    running = {row.job for row in rows if row.state == "running"}
+    rows = [row._replace(state="running") if row.state == "ready" and row.job in running else row for row in rows]
     return sorted(rows, key=lambda row: (_number(row.job), row.job, -1 if row.rank is None else row.rank, row.node))
 
 

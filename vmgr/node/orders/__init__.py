@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Callable, Optional
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Callable, Optional
 
 from vmgr.config import Config
-from vmgr.node.control import Order
+from vmgr.node.control import Order, Talk
 from vmgr.node.crew import Crew
+from vmgr.node.guestjob import Job
 from vmgr.node.orders import console, power
 
 CrewNow = Callable[[], Optional[Crew]]
 """The node's guests, None while there are none."""
 
 
-def orders_of(crew: CrewNow, config: Config) -> Mapping[str, Order]:
+JobNow = Callable[[], Optional[Job]]
+"""What the node's guests are booted for, None before that is known."""
+
+
+def orders_of(crew: CrewNow, job: JobNow, config: Config) -> Mapping[str, Order]:
     """The orders that an agent carries out, by the name of their operation."""
-    return {"power": power.order(crew, config.timeouts), "console": console.order(crew)}
+
+    def save() -> Order:
+        from vmgr.node.orders import save  # few guests are saved
+
+        return save.order(crew, job, config)
+
+    def dump() -> Order:
+        from vmgr.node.orders import dump  # likewise
+
+        return dump.order(crew, job, config)
+
+    return {
+        "power": power.order(crew, config.timeouts),
+        "console": console.order(crew),
+        "save": _once_wanted(save),
+        "dump": _once_wanted(dump),
+    }
+
+
+def _once_wanted(make: Callable[[], Order]) -> Order:
+    """An order whose module is loaded when it is given for the first time."""
+    made: list[Order] = []
+
+    async def order(talk: Talk) -> AsyncIterator[Mapping[str, Any]]:
+        if not made:
+            made.append(make())
+        answers = made[0](talk)
+        try:
+            async for answer in answers:
+                yield answer
+        finally:
+            if isinstance(answers, AsyncGenerator):
+                await answers.aclose()
+
+    return order

@@ -25,8 +25,9 @@ INPUT_BYTES = 2048
 def order(crew: CrewNow) -> Order:
     """The order `console`: `rank` names the guest, `last` says how many bytes of before are wanted.
 
-    Answers are `data` (base64) and `lost`, the bytes that were skipped before them, until the guest ends or the caller
-    goes. With `attach` the caller's requests `input` (`data` in base64) are typed at the guest.
+    Answers are `data` (base64), first those of before, then what comes, and `lost`, the bytes that were skipped before
+    them, until the guest ends or the caller goes. With `attach` the caller's requests `input` (`data` in base64) are
+    typed at the guest.
     """
 
     async def console(talk: Talk) -> AsyncIterator[Mapping[str, Any]]:
@@ -34,10 +35,11 @@ def order(crew: CrewNow) -> Order:
         if type(last) is not int or not 0 <= last <= MOST_LAST_BYTES or type(attach) is not bool:
             raise VTorqueError(f"last is 0 to {MOST_LAST_BYTES}, attach true or false", code=Code.VALUE)
         member, guest = guest_of(crew(), talk.request)
-        yield {"guest": member.name, "rank": member.rank}
         typing = asyncio.ensure_future(_type(talk, guest.console, attach))
         try:
-            with guest.console.followed(last) as follower:
+            with guest.console.followed() as follower:
+                before = base64.b64encode(guest.console.last_bytes(last)).decode()
+                yield {"guest": member.name, "rank": member.rank, "data": before}
                 while True:
                     taking = asyncio.ensure_future(follower.take(CHUNK_BYTES))
                     try:

@@ -86,7 +86,7 @@ async def _off(guest: RunningGuest, timeouts: Timeouts, *, now: bool) -> bool:
     if clean:
 
         async def shut_down(_: QMPClient) -> None:
-            guest.order_shutdown()
+            guest.tell("shutdown")
 
         limit = timeouts.vm_epilogue + timeouts.shutdown
         clean = await guest.monitor.until("SHUTDOWN", shut_down, timeout_s=limit)
@@ -98,26 +98,30 @@ async def _off(guest: RunningGuest, timeouts: Timeouts, *, now: bool) -> bool:
 
 
 async def _boot(guest: RunningGuest, timeouts: Timeouts, started: asyncio.Future[None], *, was_off: bool) -> None:
-    """Let the guest boot from the beginning, and wait until it is ready. `started` is settled when it boots."""
+    """Let the guest boot from the beginning, and wait until it is ready. `started` is settled when it boots.
+
+    The firmware (SeaBIOS on q35, observed) answers a reset with one of its own: it is let do so until the guest's own
+    program says that it runs.
+    """
 
     async def reset(client: QMPClient) -> None:
         await client.execute("system_reset")
 
-    first_boot = not was_off and guest.power == "on" and not guest.is_ready
+    first_boot = guest.power == "on" and not guest.is_ready
     await guest.monitor.execute("set-action", {"reboot": "reset", "shutdown": "poweroff"})
     try:
-        if not first_boot:
-            guest.begin_anew()
+        guest.begin_anew()
         if not await guest.monitor.until("RESET", reset, timeout_s=QMP_SECONDS):
             raise VTorqueError("QEMU does not reset the guest", code=Code.GUEST)
+        if was_off:
+            await guest.monitor.execute("cont")
+        if not first_boot:  # else its agent waits for it still
+            guest.power = "booting"
+        if not started.done():
+            started.set_result(None)
+        await guest.booted(timeouts.boot)
     finally:
         await guest.monitor.execute("set-action", {"reboot": "shutdown"})
-    if was_off:
-        await guest.monitor.execute("cont")
-    if not started.done():
-        started.set_result(None)
-    if first_boot:  # its agent waits for it still
-        return
-    guest.power = "booting"
-    await guest.ready(timeouts.boot)
-    guest.power = "on"
+    if not first_boot:
+        await guest.ready(timeouts.boot)
+        guest.power = "on"

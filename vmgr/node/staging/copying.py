@@ -62,8 +62,8 @@ def copy_image(source: int, target: int, what: Original, tell: Callable[[str], N
         raise _altered(what, f"{found} bytes, not {what.size}")
     shares = _clone(source, target)
     if not shares:
-        _copy(source, target, what.size, _percent("copying", what.size, tell))
-    digest = _digest(target, _percent("checking", what.size, tell))
+        copy_data(source, target, what.size, percent("copying", what.size, tell))
+    digest = _digest(target, percent("checking", what.size, tell))
     if digest != what.sha256:
         raise _altered(what, f"the SHA-256 {digest[:16]}…, not {what.sha256[:16]}…")
     return shares
@@ -86,7 +86,8 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _copy(source: int, target: int, size: int, progress: Callable[[int], None]) -> None:
+def copy_data(source: int, target: int, size: int, progress: Callable[[int], None]) -> None:
+    """Make the empty file `target` the first `size` bytes of `source`; `progress` gets how many there are by now."""
     os.ftruncate(target, size)
     in_kernel = True
     for start, end in data_ranges(source, size):
@@ -111,7 +112,7 @@ def _copy_range(source: int, target: int, at: int, count: int) -> int:
 def _copy_block(source: int, target: int, at: int, count: int) -> int:
     block = os.pread(source, count, at)
     if not block:
-        raise OSError(errno.EIO, "the pool's file ends early")
+        raise OSError(errno.EIO, "the file ends early")
     return os.pwrite(target, block, at)
 
 
@@ -127,7 +128,7 @@ def _digest(fd: int, progress: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def _percent(verb: str, size: int, tell: Callable[[str], None]) -> Callable[[int], None]:
+def percent(verb: str, size: int, tell: Callable[[str], None]) -> Callable[[int], None]:
     """What tells how far something has come, now and then."""
     following = 0.0
 

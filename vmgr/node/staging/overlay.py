@@ -48,15 +48,20 @@ def write_overlay(path: str, empty: bytes, *, folder: Optional[int] = None) -> i
     """Make the overlay `path` (0600, below the open `folder` where one is given); gives it open. Raises OSError."""
     fd = os.open(path, CREATE, 0o600, dir_fd=folder)
     try:
-        os.ftruncate(fd, len(empty))
-        for at in range(0, len(empty), _BLOCK):
-            block = empty[at : at + _BLOCK]
-            if block.strip(b"\0"):
-                os.pwrite(fd, block, at)
+        fill_overlay(fd, empty)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def fill_overlay(fd: int, empty: bytes) -> None:
+    """Make an open, empty file the overlay. Raises OSError."""
+    os.ftruncate(fd, len(empty))
+    for at in range(0, len(empty), _BLOCK):
+        block = empty[at : at + _BLOCK]
+        if block.strip(b"\0"):
+            os.pwrite(fd, block, at)
 
 
 def reserve_overlays(config: Config, place: record.Place, image: Image, names: Sequence[str]) -> list[Path]:

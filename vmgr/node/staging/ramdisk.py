@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
+from vmgr.node.staging.chain import names_of
 from vmgr.node.staging.child import Channel, in_child
 from vmgr.node.staging.copying import copy_image, original
-from vmgr.node.staging.model import Disk, StageRequest
+from vmgr.node.staging.model import Disk, Source, StageRequest, disk_of
 from vmgr.node.staging.overlay import CREATE, MIB, reserved, write_overlay
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,28 +30,21 @@ _TABLES = 4096
 """A qcow2 file takes for its tables 8 bytes of each cluster's 64 KiB, and 2 for its references: less than this part."""
 
 
-async def stage_ramdisk(request: StageRequest, source: int, empty: bytes) -> list[Disk]:
+async def stage_ramdisk(request: StageRequest, sources: Sequence[Source], empty: bytes) -> list[Disk]:
     """The disks, their files in memory. Raises VTorqueError (VT-STAGE)."""
-    image = request.image
-    disk = original(image, "disk")
-    size = ramdisk_bytes(disk.size, image.virtual_size, len(request.names))
+    copied = sum(original(source.image, "disk").size for source in sources)
+    size = ramdisk_bytes(copied, request.image.virtual_size, len(request.names))
     _reserve(request, size)
     fds: list[int] = []
     mount = _tmpfs(size)
+    copies = names_of([source.image for source in sources])
     try:
-        copy = os.open("image", CREATE, 0o600, dir_fd=mount)
-        try:
-
-            def fill(channel: Channel) -> None:
-                copy_image(source, copy, disk, channel.tell)
-
-            silence_s = request.config.timeouts.boot
-            await in_child(request.place, None, fill, keep=[source, copy], tell=request.tell, silence_s=silence_s)
-        finally:
-            os.close(copy)
-        for name in request.names:
-            fds.append(write_overlay(f"{name}.qcow2", empty, folder=mount))
-            fds.append(os.open("image", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=mount))
+        for source, name in zip(sources, copies):
+            await _copy(request, source, mount, name)
+        for guest in request.names:
+            fds.append(write_overlay(f"{guest}.qcow2", empty, folder=mount))
+            for name in copies:
+                fds.append(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=mount))
     except BaseException as err:
         for fd in fds:
             os.close(fd)
@@ -58,7 +53,22 @@ async def stage_ramdisk(request: StageRequest, source: int, empty: bytes) -> lis
         raise
     finally:
         os.close(mount)
-    return [Disk(*pair, image.disk_format) for pair in zip(fds[::2], fds[1::2])]
+    each = 1 + len(sources)
+    return [disk_of(fds[at : at + each], sources) for at in range(0, len(fds), each)]
+
+
+async def _copy(request: StageRequest, source: Source, mount: int, name: str) -> None:
+    """One disk of the chain into the ramdisk, by a child."""
+    copy = os.open(name, CREATE, 0o600, dir_fd=mount)
+    try:
+
+        def fill(channel: Channel) -> None:
+            copy_image(source.fd, copy, original(source.image, "disk"), channel.tell)
+
+        silence_s = request.config.timeouts.boot
+        await in_child(request.place, None, fill, keep=[source.fd, copy], tell=request.tell, silence_s=silence_s)
+    finally:
+        os.close(copy)
 
 
 def ramdisk_bytes(copy: int, virtual_size: int, guests: int) -> int:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
+from vmgr.node.staging.chain import names_of
 from vmgr.node.staging.child import Channel, in_child
 from vmgr.node.staging.copying import Original, copy_image, original
-from vmgr.node.staging.model import Disk, StageRequest
+from vmgr.node.staging.model import Disk, Source, StageRequest, disk_of
 from vmgr.node.staging.overlay import CREATE, MIB, write_overlay
 
-_COPY = "image"
 
-
-async def stage_shared(request: StageRequest, source: int, empty: bytes) -> list[Disk]:
+async def stage_shared(request: StageRequest, sources: Sequence[Source], empty: bytes) -> list[Disk]:
     """The disks, their files in a new folder of the workspace. Raises VTorqueError (VT-STAGE)."""
-    disk, user = original(request.image, "disk"), request.user
+    originals, user = [original(source.image, "disk") for source in sources], request.user
     if request.workspace is None:
         raise VTorqueError(
             "fs_type=sharedfs needs a workspace on a shared file system, and this site has none",
@@ -34,33 +34,47 @@ async def stage_shared(request: StageRequest, source: int, empty: bytes) -> list
     outcome = await in_child(
         request.place,
         user,
-        lambda channel: _fill(channel, request, source, disk, folder, empty),
-        keep=[source],
+        lambda channel: _fill(channel, request, sources, originals, folder, empty),
+        keep=[source.fd for source in sources],
         tell=request.tell,
         silence_s=request.config.timeouts.boot,
     )
-    fds = outcome.descriptors
-    return [Disk(*pair, request.image.disk_format) for pair in zip(fds[::2], fds[1::2])]
+    fds, each = outcome.descriptors, 1 + len(sources)
+    return [disk_of(fds[at : at + each], sources) for at in range(0, len(fds), each)]
 
 
-def _fill(channel: Channel, request: StageRequest, source: int, disk: Original, folder: str, empty: bytes) -> None:
-    """In the child: the copy, the overlays, and all of them opened."""
-    what = folder
+def _fill(
+    channel: Channel,
+    request: StageRequest,
+    sources: Sequence[Source],
+    originals: Sequence[Original],
+    folder: str,
+    empty: bytes,
+) -> None:
+    """In the child: the copies, the overlays, and all of them opened."""
+    what, copies = folder, names_of([source.image for source in sources])
     try:
         os.mkdir(folder, 0o700)  # noqa: PTH102
         at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        what = f"{folder}/{_COPY}"
-        copy = os.open(_COPY, CREATE, 0o600, dir_fd=at)
-        copy_image(source, copy, disk, channel.tell)
-        for name in request.names:
-            what = f"{folder}/{name}.qcow2"
-            overlay = write_overlay(f"{name}.qcow2", empty, folder=at)
-            channel.give(overlay, os.open(_COPY, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at))
-            os.close(overlay)
+        for source, disk, name in zip(sources, originals, copies):
+            what = f"{folder}/{name}"
+            copy = os.open(name, CREATE, 0o600, dir_fd=at)
+            copy_image(source.fd, copy, disk, channel.tell)
+            os.close(copy)
+        for guest in request.names:
+            what = f"{folder}/{guest}.qcow2"
+            _give(channel, write_overlay(f"{guest}.qcow2", empty, folder=at))
+            for name in copies:
+                _give(channel, os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at))
     except OSError as err:
-        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+        full, size = err.errno in (errno.ENOSPC, errno.EDQUOT), sum(disk.size for disk in originals)
         raise VTorqueError(
             f"cannot write {what}: {err.strerror}",
             code=Code.STAGE,
-            hint=f"the copy of the image takes {-(-disk.size // MIB)} MiB there on each node" if full else None,
+            hint=f"the copy of the image takes {-(-size // MIB)} MiB there on each node" if full else None,
         ) from err
+
+
+def _give(channel: Channel, fd: int) -> None:
+    channel.give(fd)
+    os.close(fd)
