@@ -103,6 +103,35 @@ def test_an_attempt_is_written_down(tmp_path: Path) -> None:
     assert kernel.start is not None and kernel.t - kernel.start == pytest.approx(0.5, abs=0.002)
 
 
+def test_what_comes_together_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = keep_module.write
+
+    def count(path: Path, reader: int, attempts: list[Any]) -> None:
+        written.append(len(attempts[-1]["stages"]))
+        write(path, reader, attempts)
+
+    monkeypatch.setattr(keep_module, "write", count)
+
+    async def live() -> None:
+        progress = Progress(started(), facts())
+        writing = asyncio.ensure_future(keep(progress, tmp_path / "12.host.log", os.getuid(), {"user": "alice"}))
+        for n in range(50):
+            progress.stage(f"stage {n}")
+            await asyncio.sleep(0.001)
+        while not written:
+            await asyncio.sleep(0.01)
+        progress.stage("last")
+        await asyncio.sleep(0)
+        progress.stage("gone", "ended")
+        began = asyncio.get_running_loop().time()
+        await asyncio.wait_for(writing, 5)
+        assert asyncio.get_running_loop().time() - began < keep_module.SETTLE_SECONDS, "the end is not put off"
+
+    asyncio.run(live())
+    assert written == [50, 52]
+
+
 def test_attempts_of_a_job_are_kept_and_not_too_many(tmp_path: Path) -> None:
     for _ in range(MAX_ATTEMPTS + 3):
         parts = kept(tmp_path / "12.host.log")
