@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from vmgr.report.parts import read_parts
+from vmgr.report.timeline import Phase, Timeline, newest, plan
+
 from .conftest import CONFIG, Site, User, eventually, installed
 
 NODES = ("n1", "n2", "n3")
@@ -109,6 +112,19 @@ def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
     for node in ("n1", "n2"):
         assert cluster.reached(node, done.job_id, "gone"), "its agent has ended by itself, not by the epilogue"
     assert not (user.home / ".vtorque").exists() or not list((user.home / ".vtorque").iterdir())
+    rows = timeline(cluster, done.job_id).rows
+    assert [(row.name, row.rank) for row in rows] == [
+        ("n1", None), ("vn1-1", 0), ("vn1-2", 1), ("n2", None), ("vn2-1", 2), ("vn2-2", 3),
+    ]  # fmt: skip
+    jobs = [bar for row in rows for bar in row.bars if bar.phase is Phase.JOB]
+    assert len(jobs) == 4 and max(bar.start for bar in jobs) - min(bar.start for bar in jobs) < 0.5
+
+
+def timeline(cluster: Cluster, job_id: str) -> Timeline:
+    """What the two nodes of a job have kept of it, put together."""
+    vmgr = str(cluster.prefix / "bin" / "vmgr")
+    told = [cluster.enter(node, vmgr, "report", "--here", "--json", job_id) for node in ("n1", "n2")]
+    return plan(newest([part for text in told for part in read_parts(text.encode())]), time.time())
 
 
 def test_the_barrier_has_little_slack(cluster: Cluster, user: User) -> None:

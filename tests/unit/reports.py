@@ -83,5 +83,7 @@ def file_of(*attempts: dict[str, Any]) -> bytes:
     return json.dumps({"v": 1, "attempts": list(attempts)}).encode()
 
 
-def parts_of(*attempts: dict[str, Any]) -> list[Part]:
-    return read_parts(file_of(*attempts))
+def parts_of(*attempts: dict[str, Any], alive: bool = False) -> list[Part]:
+    """What each of several nodes says of one attempt."""
+    told = [read_parts(json.dumps({"v": 1, "alive": alive, "attempts": [attempt]}).encode()) for attempt in attempts]
+    return [part for parts in told for part in parts]

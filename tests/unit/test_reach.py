@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -19,7 +20,7 @@ from nodesite import FUZZ, short_folder
 from vmgr.config import Paths
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.client import AgentLink
-from vmgr.reach import login, shell, where
+from vmgr.reach import agents, login, shell, where
 from vmgr.reach.agents import GREETING, job_here, look_here, member_of, members, open_program, ssh_port
 from vmgr.reach.target import Target, parse_remote_path, parse_target
 from vsub.engines import PlacedJob
@@ -382,3 +383,35 @@ def test_what_an_agent_says_of_its_guests(value: object) -> None:
             ssh_port({"name": "vn1-1", "port": 2222, "power": power})
     with pytest.raises(VTorqueError, match="VT-VALUE"):
         member_of({"members": [{"rank": 0, "name": "vn1-1"}]}, 1)
+
+
+def test_all_nodes_at_once_and_no_longer_than_so(monkeypatch: pytest.MonkeyPatch, paths: Paths) -> None:
+    """Nodes that hang, fail or answer: those that answer are shown, the others named, and nobody waits for long."""
+    hung = threading.Event()
+
+    def look_on(_: object, node: str, __: Optional[str]) -> list[dict[str, Any]]:
+        if node == "hangs":
+            hung.wait(20)
+        if node == "away":
+            raise VTorqueError("node away cannot be reached", code=Code.CONNECT)
+        return [{"job_id": "1.a", "node": node}]
+
+    monkeypatch.setattr(agents, "_look_on", look_on)
+
+    class Config:
+        class timeouts:
+            reach = 0.2
+
+    Config.paths = paths  # type: ignore[attr-defined]
+    nodes = ["hangs", "away", *(f"n{number}" for number in range(30)), "localhost"]
+    start = time.monotonic()
+    try:
+        seen = asyncio.run(agents.look(Config, nodes))  # type: ignore[arg-type]
+    finally:
+        hung.set()
+    assert time.monotonic() - start < 5
+    assert [snapshot["node"] for snapshot in seen.snapshots] == [f"n{number}" for number in range(30)]
+    assert sorted(str(problem) for problem in seen.problems) == [
+        "VT-CONNECT: node away cannot be reached",
+        f"VT-CONNECT: node hangs was not heard within {3 * 0.2} s",
+    ]

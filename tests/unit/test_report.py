@@ -35,8 +35,8 @@ from vmgr.report.timeline import Phase, Timeline, newest, plan
 BOTH = [an_attempt(), an_attempt("n2", 1)]
 
 
-def timeline(*attempts: dict[str, Any], now: float = BEGAN + 60) -> Timeline:
-    return plan(newest(parts_of(*attempts)), now)
+def timeline(*attempts: dict[str, Any], now: float = BEGAN + 60, alive: bool = False) -> Timeline:
+    return plan(newest(parts_of(*attempts, alive=alive)), now)
 
 
 # written by the agent
@@ -101,6 +101,35 @@ def test_an_attempt_is_written_down(tmp_path: Path) -> None:
     assert [each.name for each in first.moments] == names, "`ready` of one guest is no stage of its node"
     kernel = first.moments[-1]
     assert kernel.start is not None and kernel.t - kernel.start == pytest.approx(0.5, abs=0.002)
+
+
+def test_what_comes_together_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = keep_module.write
+
+    def count(path: Path, reader: int, attempts: list[Any]) -> None:
+        written.append(len(attempts[-1]["stages"]))
+        write(path, reader, attempts)
+
+    monkeypatch.setattr(keep_module, "write", count)
+
+    async def live() -> None:
+        progress = Progress(started(), facts())
+        writing = asyncio.ensure_future(keep(progress, tmp_path / "12.host.log", os.getuid(), {"user": "alice"}))
+        for n in range(50):
+            progress.stage(f"stage {n}")
+            await asyncio.sleep(0.001)
+        while not written:
+            await asyncio.sleep(0.01)
+        progress.stage("last")
+        await asyncio.sleep(0)
+        progress.stage("gone", "ended")
+        began = asyncio.get_running_loop().time()
+        await asyncio.wait_for(writing, 5)
+        assert asyncio.get_running_loop().time() - began < keep_module.SETTLE_SECONDS, "the end is not put off"
+
+    asyncio.run(live())
+    assert written == [50, 52]
 
 
 def test_attempts_of_a_job_are_kept_and_not_too_many(tmp_path: Path) -> None:
@@ -222,9 +251,18 @@ def test_without_the_guests_word_the_kernel_is_all_until_its_program() -> None:
 
 
 def test_what_goes_on_ends_now() -> None:
-    rows = timeline(until(an_attempt(), 10.0, state="running"), now=BEGAN + 11).rows
+    rows = timeline(until(an_attempt(), 10.0, state="running"), now=BEGAN + 11, alive=True).rows
     assert rows[1].bars[-1].phase is Phase.JOB and rows[1].bars[-1].open
     assert rows[1].bars[-1].end == pytest.approx(11) and not rows[0].bars[-1].open
+
+
+def test_what_nobody_heard_the_end_of_ends_with_what_was_heard() -> None:
+    cut = until(an_attempt(), 10.0, state="running")
+    rows = timeline(cut, now=BEGAN + 1e6).rows
+    assert rows[1].bars[-1].phase is Phase.JOB and not rows[1].bars[-1].open
+    assert max(bar.end for row in rows for bar in row.bars) == pytest.approx(7.9)
+    assert headline(parts_of(cut))[1].endswith("running when its agent was last heard")
+    assert headline(parts_of(cut, alive=True))[1].endswith(", running")
 
 
 def test_a_failure_ends_what_went_on() -> None:
@@ -411,7 +449,7 @@ def test_what_nodes_say_is_gathered_and_who_says_nothing_is_named() -> None:
         if node == "n3":
             return Answer(2, b"", b"motd\nVT-ACCESS: the report of job 12.host is another user's\n")
         if node == "n4":
-            return Answer(0, b"x" * (MAX_BYTES + 1), b"")
+            return Answer(0, b"x" * (MAX_BYTES + 100), b"")
         if node == "n5":
             return Answer(127, b"", b"bash: vmgr: command not found\n")
         raise VTorqueError("node n6 cannot be reached", code=Code.CONNECT)

@@ -378,7 +378,8 @@ def test_lines_of_one_record_stay_together() -> None:
     assert [record.text for record in merged([one, two])] == ["no time", "a", "b", "more", "c", "d"]
 
 
-def test_what_is_going_on_now(vmgr_run: Vmgr, kept: Kept) -> None:
+def test_what_is_going_on_now(vmgr_run: Vmgr, kept: Kept, agent: threading.Event) -> None:
     kept.report(until(an_attempt(nodes=["n1"], began=time.time() - 14), 14.0, state="running"))
     out = vmgr_run("report", "12.host", "--here").stdout
-    assert "running" in out.splitlines()[1] and "JOB" in out and "END" not in out
+    assert out.splitlines()[1].endswith(", running") and "JOB" in out and "END" not in out
+    assert json.loads(vmgr_run("report", "12.host", "--here", "--json").stdout)["alive"] is True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from vmgr.errors import VTorqueError
@@ -104,6 +104,10 @@ class Progress:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def changed(self) -> Awaitable[object]:
+        """What returns at the next change after this call."""
+        return self._changed.wait()
 
     async def changes(self) -> AsyncIterator[None]:
         """Yield at once and after every change, several changes as one when the caller is slow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +11,17 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from vmgr.config import Config
+from vmgr.config import Config, Paths
 from vmgr.errors import Code, VTorqueError, printable
 from vmgr.logs import jobs_folder
+from vmgr.node.record import newest_socket
 from vmgr.paths import installation
 from vmgr.report.parts import BEGINNING, MAX_BYTES, SUFFIX, Part, read_parts
 from vmgr.topology.allowed import names_a_folder
 
 AT_ONCE = 64
 """So many nodes are asked at the same time."""
+ALIVE = b'"alive": true, '
 ALL_TIMES = 3
 """So many times as long as one of them all may take."""
 
@@ -84,10 +87,20 @@ def open_kept(path: Path, job_id: str, what: str) -> int:
 
 
 def read_here(config: Config, job_id: str) -> bytes:
-    """The file with this node's part. Raises VTorqueError as `job_file` and `open_kept` do."""
+    """This node's part, as `parts.read_parts` takes it. Raises VTorqueError as `job_file` and `open_kept` do."""
     path = job_file(config, job_id, SUFFIX)
     with open(open_kept(path, job_id, "report"), "rb") as stream:
-        return stream.read(MAX_BYTES + 1)
+        data = stream.read(MAX_BYTES + 1)
+    if _agent_lives(config.paths, job_id) and data.startswith(BEGINNING):
+        return BEGINNING + ALIVE + data[len(BEGINNING) :]
+    return data
+
+
+def _agent_lives(paths: Paths, job_id: str) -> bool:
+    """Whether somebody listens at the socket of the job's newest attempt on this node."""
+    path = newest_socket(paths, job_id)
+    with socket.socket(socket.AF_UNIX) as probe:
+        return path is not None and probe.connect_ex(os.fspath(path)) == 0
 
 
 def found_here(config: Config, job_id: str) -> list[Part]:
@@ -103,7 +116,7 @@ def found_here(config: Config, job_id: str) -> list[Part]:
 def understood(data: bytes, where: str) -> list[Part]:
     """The attempts in what a node has said. Raises VTorqueError (VT-AGENT) for what is none of it."""
     try:
-        if len(data) > MAX_BYTES:
+        if len(data) > MAX_BYTES + len(ALIVE):
             raise ValueError(f"it is larger than {MAX_BYTES} bytes")
         return read_parts(data)
     except ValueError as err:

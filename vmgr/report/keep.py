@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -13,29 +14,51 @@ from vmgr.logs import LOGGER, open_for
 from vmgr.node.state import Progress
 from vmgr.report.parts import MAX_ATTEMPTS, MAX_BYTES, SUFFIX, VERSION
 
+SETTLE_SECONDS = 0.3
+"""So long after something new what comes with it is waited for."""
+
 
 async def keep(progress: Progress, log: Path, reader: int, facts: dict[str, Any]) -> None:
     """Keep the report beside the job's log current, until the stage `gone` stands in it. The user `reader` may read it.
 
     `facts` are members of the part that the agent learns as it goes on: `user`, `key`, `node_index`, `nodes`,
-    `first_rank`. It is not to be cancelled, as `state.publish` is not.
+    `first_rank`. What comes quickly one after the other is written at once, so that it does not hold up the boot. It is
+    not to be cancelled, as `state.publish` is not.
     """
     path = log.with_suffix(SUFFIX)
     older = earlier_attempts(path, reader)
     began = round(time.time() - progress.seconds, 3)
     told: Optional[tuple[object, ...]] = None
     async for _ in progress.changes():
-        news = (len(progress.stages), progress.state, sum(map(len, progress.guests.values())), progress.job_status)
-        if news == told:  # how far a copy is, is none
+        if _news(progress) == told:  # how far a copy is, is none
             continue
-        told = news
+        await _settle(progress)
+        told = _news(progress)
         attempt = {**as_part(progress, facts), "began": began, "reader": reader}
         try:
             write(path, reader, [*older, attempt])
         except OSError as err:
             LOGGER.debug("the report is not written: %s", err)
-        if any(stage["name"] == "gone" for stage in progress.stages[-1:]):
+        if _is_over(progress):
             return
+
+
+def _news(progress: Progress) -> tuple[object, ...]:
+    return len(progress.stages), progress.state, sum(map(len, progress.guests.values())), progress.job_status
+
+
+def _is_over(progress: Progress) -> bool:
+    return any(stage["name"] == "gone" for stage in progress.stages[-1:])
+
+
+async def _settle(progress: Progress) -> None:
+    """Wait a moment for what else comes, unless nothing can."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + SETTLE_SECONDS
+    while not _is_over(progress) and loop.time() < deadline:
+        waiting = asyncio.ensure_future(progress.changed())
+        await asyncio.wait([waiting], timeout=deadline - loop.time())
+        waiting.cancel()
 
 
 def as_part(progress: Progress, learned: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,8 +122,10 @@ def _facts(parts: Sequence[Part], timeline: Timeline) -> Iterator[tuple[str, str
 def _mood(parts: Sequence[Part]) -> str:
     if any(part.code for part in parts):
         return "bad"
-    status = parts[0].job_status
-    return "going" if status is None and not parts[0].is_over else "good" if not status else "odd"
+    lead = parts[0]
+    if lead.job_status is None and lead.alive:
+        return "going"
+    return "good" if lead.job_status == 0 else "odd"
 
 
 def _at(t: float, timeline: Timeline) -> float:

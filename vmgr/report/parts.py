@@ -43,7 +43,7 @@ class Part(NamedTuple):
     """One attempt on one node, number `node_index` of the job (0: the mother superior, which alone names all `nodes`).
 
     `key` is the attempt's on all nodes, empty when the node has not got so far. `began` is when its prologue hook
-    started, in seconds since 1970 by the node's clock.
+    started, in seconds since 1970 by the node's clock. `alive`: its agent lives, so more will come.
     """
 
     job_id: str
@@ -62,22 +62,29 @@ class Part(NamedTuple):
     job_status: Optional[int]
     stages: tuple[Moment, ...]
     guests: tuple[GuestPart, ...]
+    alive: bool = False
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come: the agent has said its last word."""
+        """Whether the agent has said its last word."""
         return any(stage.name == "gone" for stage in self.stages)
 
 
 def read_parts(data: bytes) -> list[Part]:
-    """The attempts in a file, oldest first. Raises ValueError for what is no such file, saying what is wrong."""
+    """The attempts in a file, oldest first. Raises ValueError for what is no such file, saying what is wrong.
+
+    What a node says has `alive` beside the attempts: whether the agent of the last one lives.
+    """
     try:
         tree = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(tree, dict) or tree.get("v") != VERSION:
         raise ValueError(f"it is not of version {VERSION}")
-    return [_part(_mapping(entry)) for entry in _list(tree.get("attempts"), MAX_ATTEMPTS)]
+    parts = [_part(_mapping(entry)) for entry in _list(tree.get("attempts"), MAX_ATTEMPTS)]
+    if parts and tree.get("alive") is True:
+        parts[-1] = parts[-1]._replace(alive=True)
+    return parts
 
 
 def _part(entry: Mapping[str, Any]) -> Part:

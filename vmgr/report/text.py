@@ -43,7 +43,7 @@ def outcome(parts: Sequence[Part]) -> str:
         return f"failed ({failed})"
     if lead.job_status is not None:
         return f"ended with status {lead.job_status}"
-    return lead.state
+    return lead.state if lead.alive or lead.is_over else f"{lead.state} when its agent was last heard"
 
 
 def scale(seconds: float, room: int) -> list[float]:

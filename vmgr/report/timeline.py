@@ -124,9 +124,8 @@ def _rows(part: Part, job: _Job, origin: float, now: float) -> Iterator[Row]:
     over = _at(part, "gone")
     failed = _at(part, "failed")
     last = max([stage.t for stage in part.stages], default=0.0)
-    end = over if over is not None else failed if failed is not None else max(last, now - part.began)
-    end = max(end, 0.0)
-    goes_on = over is None and failed is None
+    goes_on = over is None and part.alive
+    end = max(0.0, over if over is not None else max(last, now - part.began) if goes_on else last)
     ending = _at(part, "job ended")
     if ending is None and failed is not None:
         ending = failed
