@@ -53,6 +53,10 @@ def test_a_real_qemu_answers_again_and_again() -> None:
         assert caught.value.code is Code.GUEST
         both = await asyncio.gather(monitor.execute("query-version"), monitor.execute("query-name"))
         assert "qemu" in both[0] and both[1] == {}
+        assert await monitor.until("RESET", lambda client: client.execute("system_reset"), timeout_s=10)
+        assert not await monitor.until("SHUTDOWN", lambda client: client.execute("query-name"), timeout_s=0.2)
+        with pytest.raises(VTorqueError, match=r"QEMU refuses: .*dance"):
+            await monitor.until("RESET", lambda client: client.execute("dance"), timeout_s=10)
         with pytest.raises(VTorqueError):
             await monitor.execute("quit")
             await monitor.execute("query-status")
