@@ -98,8 +98,8 @@ class FakeGuest:
         self.monitor = FakeMonitor()
         self.orders: list[str] = []
 
-    def order_shutdown(self) -> None:
-        self.orders.append("shutdown")
+    def tell(self, op: str) -> None:
+        self.orders.append(op)
 
     def begin_anew(self) -> None:
         self.is_ready = False
