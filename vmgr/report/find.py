@@ -62,8 +62,10 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
         found = found.with_parts_of(found.nodes[:1], config)
     if found.lead is not None and found.lead.nodes:
         return found._replace(nodes=found.lead.nodes)
-    here = [os.uname().nodename] if known_here else []
-    return found._replace(nodes=found.nodes or tuple([node] if node else here))
+    nodes = found.nodes or tuple([node] if node else [os.uname().nodename] if known_here else [])
+    if not nodes:
+        raise VTorqueError(f"the nodes of job {found.job_id} are not known", code=Code.VALUE, hint=HINT)
+    return found._replace(nodes=nodes)
 
 
 def _placed(config: Config, found: Found, *, known: bool) -> Found:
