@@ -96,8 +96,12 @@ class Checker:
             self.switched_on("vms_per_node", group.per_node)
 
     def _own_image(self, path: str) -> None:
-        """Refuse a user's own disk where the site allows none."""
+        """Refuse a user's own disk where the site allows none, and a path that is more than a line."""
         key = "images.allow_user_images"
+        if not path.isprintable():
+            raise VTorqueError(
+                f"img={path}{self.source('img')} holds control characters", code=Code.VALUE, hint="rename the file"
+            )
         if not self.config.images.allow_user_images:
             raise self.refused(
                 "img", path, "is a disk of your own", f"those are not allowed ({key}, {self.config.origin(key)})"

@@ -273,7 +273,7 @@ class _Reader:
     def _group(self, tree: Any) -> GuestGroup:
         self._keys(tree, GuestGroup._fields)
         image = tree["image"]
-        if not isinstance(image, str) or not (re.fullmatch(_IMAGE, image) or _is_file(image)):
+        if not isinstance(image, str) or not (re.fullmatch(_IMAGE, image) or (_is_file(image) and image.isprintable())):
             raise self._wrong("image", image)
         counts = {key: self._count(tree, key, 1) for key in ("per_node", "vcpus", "ram_mib")}
         return GuestGroup(image=image, **counts)

@@ -290,7 +290,9 @@ def uptime(hand: Hand, guest: str) -> float:
 def test_the_job_ends_with_its_first_guest(hand: Hand) -> None:
     done = hand.vmgr("power", "off", f"{hand.job}:0", "--yes", "--now")
     assert done.returncode == 0 and f"job {hand.job} ends" in done.stdout, done
-    assert hand.cluster.wait(hand.job) == 79
+    assert hand.cluster.wait(hand.job) == 76
+    said = hand.user.output(f"job.sh.e{hand.job.partition('.')[0]}")
+    assert "VT-GUEST: the guest vn1-1, in which the job's script runs, was switched off by uid" in said
     hand.cluster.assert_clean()
     gone = hand.vmgr("ssh", hand.job, "true")
     assert gone.returncode == 78 and gone.stderr.startswith(f"VT-AGENT: job {hand.job} has no nodes"), gone

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from debs import index, make_deb
 from guestmachine import QEMU_MAC, Machine, decode
 from guestsetup import MakeSetup
 
@@ -82,6 +82,21 @@ def test_debian_boots_by_cloud_init(setup_for: MakeSetup) -> None:
         assert machine.ended()
 
 
+@pytest.mark.slow
+def test_the_template_of_red_hats_family_works_with_cloud_init(setup_for: MakeSetup) -> None:
+    """In Debian's guest: what is Red Hat's own about a guest of that family is not in the template."""
+    setup = setup_for("debian-12", vcpus=2, ram_mib=1024, hostname="guest-4")
+    setup.image = setup.image._replace(family="redhat")
+    with Machine(setup) as machine:
+        machine.wait_for("ready")
+        done = machine.ssh("hostname; cat /run/vtorque/family; systemctl is-active cloud-init-local cloud-final")
+        assert done.stdout.split() == ["guest-4", "redhat", "active", "inactive"]
+        check_job(machine)
+        machine.send("shutdown")
+        machine.wait_for("epilogue")
+        assert machine.ended()
+
+
 METADATA = {
     "bootcmd": ["echo early >/run/early"],
     "write_files": [
@@ -137,21 +152,17 @@ def test_cloud_config_that_fails_ends_the_job_with_the_reason(setup_for: MakeSet
 @pytest.mark.slow
 def test_packages_of_the_sites_choice_are_installed_before_the_job(setup_for: MakeSetup, tmp_path: Path) -> None:
     """From a repository in the guest itself."""
-    archive = a_package(tmp_path, "vtorque-hello")
-    index = (
-        subprocess.run(["dpkg-deb", "--field", archive], check=True, capture_output=True, text=True).stdout
-        + f"Filename: ./hello.deb\nSize: {archive.stat().st_size}\n"
-        + f"SHA256: {hashlib.sha256(archive.read_bytes()).hexdigest()}\n"
-    )
-    deb = {"path": "/srv/repo/hello.deb", "encoding": "b64", "content": base64.b64encode(archive.read_bytes()).decode()}
+    archive = make_deb(tmp_path, "vtorque-hello", {"usr/bin/vtorque-hello": b"#!/bin/sh\necho hello\n"})
+    packed = base64.b64encode(archive.read_bytes()).decode()
+    deb = {"path": f"/srv/repo/{archive.name}", "encoding": "b64", "content": packed}
     setup = setup_for(
         "debian-12",
         vcpus=2,
         ram_mib=1024,
         hostname="guest-3",
         metadata={
-            "write_files": [deb, {"path": "/srv/repo/Packages", "content": index}],
-            "apt": {"sources_list": "deb [trusted=yes] file:/srv/repo ./\n"},
+            "write_files": [deb, {"path": "/srv/repo/Packages", "content": index(archive)}],
+            "apt": {"preserve_sources_list": False, "sources_list": "deb [trusted=yes] file:/srv/repo ./\n"},
         },
         software=Software(("vtorque-hello",), updates=True),
         prologue="#!/bin/sh\nvtorque-hello; cloud-init schema --system; cat /var/log/apt/history.log\n",
@@ -165,22 +176,6 @@ def test_packages_of_the_sites_choice_are_installed_before_the_job(setup_for: Ma
         machine.send("shutdown")
         machine.wait_for("epilogue")
         assert machine.ended()
-
-
-def a_package(folder: Path, name: str) -> Path:
-    """A Debian package with a program of that name."""
-    tree = folder / name
-    (tree / "usr/bin").mkdir(parents=True)
-    (tree / "DEBIAN").mkdir(mode=0o755)
-    (tree / "usr/bin" / name).write_text("#!/bin/sh\necho hello\n")
-    (tree / "usr/bin" / name).chmod(0o755)
-    (tree / "DEBIAN/control").write_text(
-        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: Nobody <nobody@example.org>\nDescription: test\n"
-    )
-    subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "--build", tree, folder / "it.deb"], check=True, stdout=subprocess.DEVNULL
-    )
-    return folder / "it.deb"
 
 
 def check_job(machine: Machine) -> None:

@@ -13,14 +13,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Optional
 
 import psutil
 import pytest
 from nodesite import REPOSITORY, make_node, wait_gone
+from test_doctor import an_image
 
 from vmgr.doctor import hypervisor, kvm, network
 from vmgr.doctor.examine import CHECKS, examine
 from vmgr.doctor.finding import Level, Node
+from vmgr.errors import VTorqueError
+from vmgr.images.pool import Pool
 from vmgr.node import accel
 from vmgr.node.network import nft
 
@@ -34,9 +38,14 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def a_node(base: Path, **hypervisor: object) -> Node:
-    made = make_node(base, hypervisor=hypervisor, images={"pool": str(POOL)}, policy={"img": {"default": "micro"}})
-    return Node(made.install, made.config)
+def a_node(base: Path, *, pool: Optional[Path] = None, **hypervisor: object) -> Node:
+    """A node with an image that none can boot, or with the images of the pool that is named."""
+    images = {} if pool is None else {"pool": str(pool)}
+    made = make_node(base, hypervisor=hypervisor, images=images, policy={"img": {"default": "micro"}})
+    node = Node(made.install, made.config)
+    if pool is None:
+        an_image(node)
+    return node
 
 
 def program(path: Path, text: str) -> str:
@@ -50,11 +59,12 @@ CONSOLE = "console = int(re.search(r'fd=([0-9]+)', ' '.join(sys.argv))[1])\n"
 
 @pytest.fixture
 def with_images() -> None:
-    if not (POOL / "micro").is_dir():
-        pytest.skip("needs the image micro")
+    try:
+        Pool(POOL).get("micro")
+    except VTorqueError as err:
+        pytest.skip(f"needs the image micro: {err}")
 
 
-@pytest.mark.usefixtures("with_images")
 @pytest.mark.parametrize(
     ("does", "level", "said"),
     [
@@ -73,7 +83,7 @@ def test_kvm_is_tried(base: Path, monkeypatch: pytest.MonkeyPatch, does: str, le
 
 def test_kvm_here(base: Path, with_images: None) -> None:
     """With the real QEMU, whatever this machine can: the same answer as a guest's start would get."""
-    node = a_node(base, probe_seconds=5)
+    node = a_node(base, pool=POOL, probe_seconds=5)
     kernel = kvm._kernel(node)
     assert kernel is not None and kernel.is_file() and "micro" in str(kernel)
     (found,) = kvm.check(node)
@@ -113,7 +123,7 @@ def test_nothing_is_changed(base: Path) -> None:
     assert not [each for each in found if "fault" in each.what or "did not end" in each.what]
 
 
-def test_a_killed_doctor_leaves_nothing(base: Path, with_images: None) -> None:
+def test_a_killed_doctor_leaves_nothing(base: Path) -> None:
     node = a_node(base, qemu=program(base / "qemu", "time.sleep(60)\n"), probe_seconds=60)
     python = node.install.root / "venv" / "bin" / "python3"
     doctor = psutil.Popen([sys.executable, "-c", RUN, str(python), "doctor"], stdout=subprocess.DEVNULL)
@@ -136,7 +146,7 @@ def test_a_killed_doctor_leaves_nothing(base: Path, with_images: None) -> None:
     assert all(wait_gone(pid) for pid in children)
 
 
-def test_as_a_program(base: Path, with_images: None) -> None:
+def test_as_a_program(base: Path) -> None:
     node = a_node(base, probe_seconds=2, allow_emulation=True)
     python = node.install.root / "venv" / "bin" / "python3"
     done = subprocess.run([sys.executable, "-c", RUN, str(python), "doctor", "--json"], capture_output=True, text=True)
@@ -181,7 +191,7 @@ def ssh_nodes(base: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.skipif(not SSHD.exists() or shutil.which("pdsh") is None, reason="needs sshd and pdsh")
-def test_nodes_over_ssh(base: Path, with_images: None) -> None:
+def test_nodes_over_ssh(base: Path) -> None:
     """All the way: pdsh, ssh, sshd, and the doctor itself on each node; one of them has an unknown host key."""
     node = a_node(base, probe_seconds=1, allow_emulation=True)
     python = node.install.root / "venv" / "bin" / "python3"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodesite import FUZZ, make_node, short_folder, wait_gone
+from nodesite import FUZZ, REPOSITORY, make_node, short_folder, wait_gone
 from test_vmgr_cli import Vmgr
 from test_vmgr_cli import vmgr_run as vmgr_run  # the fixture
 
@@ -236,7 +239,7 @@ import os, sys, time
 host = next(word for word in sys.argv[1:] if word.startswith("n"))
 if host == "n2":
     sys.exit("ssh: connect to host n2 port 22: No route to host")
-if host == "n3":
+if host in ("n3", "n30"):
     time.sleep(60)
 if host == "n4":
     print("motd: welcome")
@@ -270,6 +273,38 @@ def test_many_nodes(cluster: Vmgr) -> None:
     assert lines[1].split() == ["n1", "warning", "memory", "little", "add", "some"]
     assert "No route to host" in lines[2] and "timeout" in lines[3] and "no answer" in lines[4]
     assert lines[-1] == "no answer from 3 of 5 nodes: n2, n3, n4"
+
+
+@needs_pdsh
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_nothing_runs_on_when_it_is_ended(cluster: Vmgr, tmp_path: Path, sig: signal.Signals) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
+        f"sys.executable = {str(cluster.node.install.root / 'venv' / 'bin' / 'python3')!r}\n"
+        "from vmgr.cli import main\nsys.exit(main(['doctor', '--nodes', 'n3,n30']))"
+    )
+    doctor = psutil.Popen([str(Path(sys.prefix) / "bin" / "python3"), "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 20
+
+    def reached() -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return [each for each in doctor.children(recursive=True) if str(tmp_path / "bin" / "ssh") in each.cmdline()]
+        return []
+
+    while len(reached()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started = doctor.children(recursive=True)
+    assert len(reached()) == 2
+    doctor.send_signal(sig)
+    assert doctor.wait(10) in (128 + sig, 130)
+    assert all(wait_gone(each.pid) for each in started)
+
+
+@needs_pdsh
+def test_when_pdsh_itself_takes_too_long(cluster: Vmgr) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    done = fleet._pdsh(["-R", "ssh", "-w", "n3", "true"], limit_s=0.5)
+    assert done.stdout == b"" and set(psutil.Process().children(recursive=True)) == before
 
 
 @needs_pdsh

@@ -186,6 +186,10 @@ HOSTILE: dict[str, tuple[Hostile, str]] = {
     "vmdk": (lambda good, path: _foreign("vmdk", path), "of format vmdk; --convert"),
     "vmdk of several files": (_descriptor, "keeps its data in other files"),
     "vmdk without capacity": (lambda good, path: path.write_bytes(b"KDMV" + bytes(1020)), "keeps its data in other"),
+    "vmdk with a far descriptor": (
+        lambda good, path: path.write_bytes(b"KDMV" + b"\xff" * 44 + bytes(976)),
+        "of format vmdk; --convert",
+    ),
     "fifo": (lambda good, path: os.mkfifo(path), "not a regular file"),
     "directory": (lambda good, path: path.mkdir(), "not a regular file"),
     "symbolic link": (_link, "symbolic link"),

@@ -77,7 +77,7 @@ def test_published_image_comes_back_read_only(pool: Pool) -> None:
     assert image.path("kernel").read_text() == "vmlinuz"
     assert stat.S_IMODE(image.directory.stat().st_mode) == 0o755
     for path in image.directory.iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) == (0o400 if path.name == ".hold" else 0o444)
+        assert stat.S_IMODE(path.stat().st_mode) == (0o600 if path.name == ".hold" else 0o444)
         assert path.stat().st_uid == os.geteuid()
     assert set(image.files) == {"vmlinuz", "initrd", "packages.txt"}
     assert image.size == sum(path.stat().st_size for path in image.directory.iterdir() if path.name in image.files)

@@ -106,6 +106,7 @@ def changed(**values: Any) -> bytes:
         {"groups": [{"image": "micro"}]},
         {"groups": [{"image": "micro@0", "per_node": 1, "vcpus": 1, "ram_mib": 1}]},
         {"groups": [{"image": "micro@1@1", "per_node": 1, "vcpus": 1, "ram_mib": 1}]},
+        {"groups": [{"image": "/x\nVTORQUE_RANK=7", "per_node": 1, "vcpus": 1, "ram_mib": 1}]},
         {"groups": [{"image": "/x\0", "per_node": 1, "vcpus": 1, "ram_mib": 1}]},
         {"groups": [{"image": "/" + "x" * 4096, "per_node": 1, "vcpus": 1, "ram_mib": 1}]},
         {"groups": [{"image": "../x", "per_node": 1, "vcpus": 1, "ram_mib": 1}]},

@@ -74,6 +74,13 @@ def test_what_an_attempt_has_left_is_named(node: Node) -> None:
     assert [failure.partition(":")[0] for failure in failures] == ["overlay"], "the step that is none"
 
 
+def test_what_is_the_users_is_named_unseen() -> None:
+    steps = [{"do": kind, "path": f"/home/carol/{kind}"} for kind in ("workspace", "shared", "partial")]
+    assert list(janitor._holds(steps, ())) == [
+        "workspace /home/carol/workspace", "workspace /home/carol/shared", "file /home/carol/partial",
+    ]  # fmt: skip
+
+
 def everything(node: Node) -> dict[str, Path]:
     """One of each thing that files show, under the name that the janitor has for it."""
     overlays, (spool, run) = node.config.images.overlays, node.config.paths

@@ -65,6 +65,7 @@ def test_an_own_image_of_another_family(site: Site, vsub_run: Runner) -> None:
     assert vsub_run("-vm", "img=/some/disk,distro=debian,ram=256M", "job.sh").stderr.startswith(
         "vsub: VT-POLICY: ram=256M"
     )
+    assert "holds control characters" in vsub_run("-vm", "img=/a\nb", "job.sh").stderr
     assert vsub_run("-vm", "img=/some/disk,distro=debian", "job.sh").status == 0
     assert (site.spec.groups[0].image, site.spec.distro) == ("/some/disk", "debian")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -92,7 +95,8 @@ def _fleet(nodes: str, rcmd: str, timeout: int, least: Level, show_all: bool, as
     from vmgr.doctor.fleet import ask, expand
 
     command = [f"{installation().prefix}/bin/vmgr", "doctor", "--json"]
-    reports = ask(expand(nodes, rcmd), command, rcmd=rcmd, timeout_s=timeout)
+    with _ending_in_order():
+        reports = ask(expand(nodes, rcmd), command, rcmd=rcmd, timeout_s=timeout)
     if as_json:
         click.echo(json.dumps({"nodes": {report.node: _plain(report) for report in reports}}, indent=1))
     else:
@@ -102,6 +106,19 @@ def _fleet(nodes: str, rcmd: str, timeout: int, least: Level, show_all: bool, as
             click.echo(f"no answer from {len(silent)} of {len(reports)} nodes: {', '.join(silent)}")
     bad = any(report.problem is not None or worst(report.findings) >= least for report in reports)
     return int(bad)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let signals end this program as an exception does, so that what pdsh has started ends with it."""
+    before = {
+        sig: signal.signal(sig, lambda number, _: sys.exit(128 + number)) for sig in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
 
 
 def _plain(report: Report) -> dict[str, Any]:

@@ -84,7 +84,7 @@ async def _order(target: Target, action: str, yes: bool, as_json: bool, members:
 
     async with agent_of(load_config(installation()), target) as reached:
         rank = _the_one(target, reached)
-        ends = rank == 0 and action != "on" and reached.snapshot.get("state") == "running"
+        ends = rank == 0 and action != "on" and reached.snapshot.get("state") in ("ready", "running")
         if not yes:
             _confirm(target, action, ends)
         if ends and members.get("wait"):

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Optional
 
 from vmgr.doctor.finding import Finding, from_plain
@@ -20,7 +21,8 @@ from vmgr.node.process import dies_with
 
 CONNECT_SECONDS = 10
 FANOUT = 64
-MAX_NODES = 10_000
+MAX_NODES = 4000
+"""Their names are one argument of pdsh's, which the kernel bounds to 128 KiB."""
 MAX_NODE_BYTES = 1 << 20
 """So much of what one node says is read."""
 
@@ -137,14 +139,24 @@ def _pdsh(arguments: Sequence[str], *, limit_s: float = 20.0) -> subprocess.Comp
     try:
         out, complaints = child.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        child.terminate()  # which ends what it has started
-        try:
-            out, complaints = child.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            out, complaints = child.communicate()
+        _end(child)
+        out, complaints = child.communicate()
     except BaseException:
-        child.kill()
-        child.wait()
+        _end(child)
+        child.communicate()
         raise
     return subprocess.CompletedProcess(child.args, child.returncode, out, complaints)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End pdsh with what it has started: each is in a session of its own, and outlives pdsh (seen on 2.34)."""
+    import psutil
+
+    try:
+        started = psutil.Process(child.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        started = []
+    child.kill()
+    for each in started:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()

@@ -13,6 +13,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.sandbox import run
 
 _INSTALL = re.compile(r"^Inst ([^ :]+)(?::\S+)? \((\S+) .*\[([a-z0-9-]+)\]\)", re.MULTILINE)
+_NOTHING_INSTALLED = "--option=Dir::State::Status=/dev/null"
+"""What the host has installed is no candidate for an image."""
 _OF_EVERY_SYSTEM = ("?essential", "?priority(required)", "apt")
 
 
@@ -69,7 +71,7 @@ def _shown(names: Sequence[str]) -> dict[str, Package]:
 def _show(names: tuple[str, ...]) -> str:
     """What apt knows of packages, empty when it does not know one of them. Asked once: each time costs apt a second."""
     try:
-        return run(["apt-cache", "show", "--no-all-versions", *names], cwd=Path("/"))
+        return run(["apt-cache", _NOTHING_INSTALLED, "show", "--no-all-versions", *names], cwd=Path("/"))
     except VTorqueError:
         return ""
 
@@ -90,7 +92,8 @@ def download(packages: Iterable[Package], directory: Path) -> list[Path]:
     command = [
         "apt-get",
         "--quiet",
-        "--option", "APT::Sandbox::User=root",
+        _NOTHING_INSTALLED,
+        "--option=APT::Sandbox::User=root",
         "download",
         *[f"{package.name}={package.version}" for package in packages],
     ]  # fmt: skip
@@ -120,14 +123,13 @@ class System:
         self._state = state
         self._debs = state / "debs"
         (self._debs / "partial").mkdir(parents=True)
-        (state / "status").touch()
         (state / "sources.list").write_text(self.sources)
         self._options = [
             f"--option=Dir::Etc::SourceList={state}/sources.list",
             "--option=Dir::Etc::SourceParts=/dev/null",
             "--option=Dir::Etc::Preferences=/dev/null",
             "--option=Dir::Etc::PreferencesParts=/dev/null",
-            f"--option=Dir::State::Status={state}/status",
+            _NOTHING_INSTALLED,
             f"--option=Dir::Cache::Archives={self._debs}",
             "--option=Dir::Cache::PkgCache=",
             "--option=Dir::Cache::SrcPkgCache=",

@@ -21,6 +21,7 @@ from vmgr.images.pool import Image, Pool
 from vmgr.images.recipe import Recipe, load_recipe
 
 _NO_SPACE = os.strerror(errno.ENOSPC)
+_LEAST_FREE = 1 << 20
 _PARTS = (
     "apt", "build", "cage", "debian", "disk", "initramfs", "layers", "micro", "recipe", "recipeschema", "redhat",
     "sandbox",
@@ -55,11 +56,7 @@ def build(
     try:
         with pool.staging(recipe.name, progress) as staging:
             return _build(recipe, staging, pool, progress, force=force)
-    except (OSError, VTorqueError) as err:
-        if isinstance(err, OSError) and err.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        if isinstance(err, VTorqueError) and _NO_SPACE not in err.message:
-            raise
+    except _Full:
         raise _no_room(recipe, pool.path, "ended in the middle of it") from None
 
 
@@ -77,20 +74,33 @@ def _build(recipe: Recipe, staging: Path, pool: Pool, progress: Callable[[str], 
                 return newest
     if shutil.disk_usage(staging).free < recipe.build_disk_mb * 1_000_000:
         raise _no_room(recipe, pool.path, "cannot begin")
+    kept = staging.parent / LOG
     try:
         facts = maker.make(out)
-    except VTorqueError as err:
-        if log.exists() and _NO_SPACE not in err.message:
-            kept = staging.parent / LOG
-            log.replace(kept)
-            raise VTorqueError(err.message, code=err.code, hint=f"all that was said is in {kept}") from None
-        raise
+        progress("publishing it in the pool")
+        image = pool.publish(out, recipe.name, {**_facts(recipe, recipe_hash), **facts})
+    except (OSError, VTorqueError) as err:
+        if _is_full(err, staging):
+            raise _Full from None
+        if not isinstance(err, VTorqueError) or not log.exists():
+            raise
+        log.replace(kept)
+        raise VTorqueError(err.message, code=err.code, hint=f"all that was said is in {kept}") from None
     if log.exists():
-        log.replace(staging.parent / LOG)
-    progress("publishing it in the pool")
-    image = pool.publish(out, recipe.name, {**_facts(recipe, recipe_hash), **facts})
+        log.replace(kept)
     progress(f"{recipe.name}: revision {image.revision}, {image.size / 1e6:.0f} MB, in {image.directory}")
     return image
+
+
+class _Full(Exception):
+    """There is no room left for a build."""
+
+
+def _is_full(err: Exception, folder: Path) -> bool:
+    """Whether a step failed for want of room; not every program says so, and some do not even notice."""
+    if isinstance(err, OSError):
+        return err.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _NO_SPACE in str(err) or shutil.disk_usage(folder).free < _LEAST_FREE
 
 
 def _no_room(recipe: Recipe, folder: Path, what: str) -> VTorqueError:

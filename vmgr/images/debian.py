@@ -36,6 +36,8 @@ class DebianMaker:
         repository = self._system.repository(self._packages)
         self._progress("installing them by mmdebstrap")
         _install(recipe, repository, self._packages, work, root, self._log)
+        for left in (root / "etc/apt/sources.list.d").iterdir():  # mmdebstrap's note of the repository here
+            left.unlink()
         (root / "etc/apt/sources.list").write_text(self._system.sources)
         listing = run(
             [

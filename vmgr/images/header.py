@@ -102,8 +102,10 @@ def _check_vmdk(disk: BinaryIO, start: bytes, shown_as: str) -> None:
     capacity, _, at, sectors = struct.unpack_from("<QQQQ", start.ljust(SECTOR, b"\0"), 12)
     if start[:4] != b"KDMV" or not capacity:
         raise refused(shown_as, "a VMDK that keeps its data in other files", "make it one file: qemu-img convert")
-    disk.seek(min(at, 1 << 40) * SECTOR)
-    descriptor = disk.read(min(sectors * SECTOR, _MAX_DESCRIPTOR)) if at else b""
+    descriptor = b""
+    if 0 < at * SECTOR < os.fstat(disk.fileno()).st_size:
+        disk.seek(at * SECTOR)
+        descriptor = disk.read(min(sectors * SECTOR, _MAX_DESCRIPTOR))
     parent = re.search(rb"parentCID\s*=\s*([0-9a-fA-F]+)", descriptor)
     if b"parentFileNameHint" in descriptor or (parent and int(parent[1], 16) != 0xFFFFFFFF):
         raise refused(shown_as, "a VMDK on top of another", _FLATTEN)

@@ -16,7 +16,7 @@ from vmgr.images.initramfs import (
     module_name,
     uncompressed_kernel,
 )
-from vmgr.images.layers import apply_layers
+from vmgr.images.layers import apply_layers, inside
 from vmgr.images.recipe import Recipe
 from vmgr.images.sandbox import run
 
@@ -96,7 +96,7 @@ def kernel_of(root: Path) -> bytes:
 
 def add_busybox(archive: Archive, root: Path) -> None:
     """BusyBox, a link for each of its programs, and the device files that the first program needs."""
-    busybox = root / "bin/busybox"
+    busybox = _of_a_package(root, "/bin/busybox")
     archive.file("/bin/busybox", busybox.read_bytes(), 0o755)
     for name in run([str(busybox), "--list"], cwd=root).split():
         if name != "busybox":
@@ -131,13 +131,21 @@ def _modules_folder(root: Path) -> Path:
 
 
 def _add_programs(archive: Archive, root: Path, programs: Iterable[str]) -> None:
-    libraries: set[str] = {"/" + LOADER}
+    libraries: set[str] = set()
     for program in programs:
-        path = root / program.lstrip("/")
+        path = _of_a_package(root, program)
         archive.file(program, path.read_bytes(), 0o755)
-        libraries |= _libraries(root, path)
+        libraries |= {"/" + LOADER} | _libraries(root, path)
     for library in sorted(libraries):
-        archive.file(library, (root / library.lstrip("/")).read_bytes(), 0o755)
+        archive.file(library, _of_a_package(root, library).read_bytes(), 0o755)
+
+
+def _of_a_package(root: Path, path: str) -> Path:
+    """The image's `path` below `root`. Raises VTorqueError (VT-BUILD) where none of the packages has it."""
+    place = inside(root, path)
+    if not place.is_file():
+        raise VTorqueError(f"no package of the recipe has {path}", code=Code.BUILD, hint="add one that has it")
+    return place
 
 
 def _libraries(root: Path, program: Path) -> set[str]:

@@ -104,6 +104,8 @@ class RedHatMaker:
                 f"--releasever={self._recipe.release}",
                 f"--setopt=reposdir={self._home}",
                 f"--setopt=varsdir={self._home}",
+                "--disableplugin=*",  # one of them keeps packages on the host, and takes them from there unchecked
+                "--enableplugin=download",
                 verb,
                 *words,
             ],

@@ -25,7 +25,8 @@ _ENVIRONMENT = {
     "SOURCE_DATE_EPOCH": EPOCH,
     "SYSTEMD_OFFLINE": "1",
 }
-_PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_PASSED_ON = ("APT_CONFIG", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""What a build takes from the environment: the way out, and an apt.conf(5) of the site's own for builds."""
 _SHOWN_LINES = 8
 _NOT_STARTED = 127
 
@@ -52,7 +53,7 @@ def run(
     options = ["--network"] if network else []
     for option, folder in (("--root", root), ("--furnish", furnish)):
         options += [option, os.fspath(folder)] if folder else []
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if network and name in os.environ}
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if root is None and name in os.environ}
     with subprocess.Popen(
         [sys.executable, "-I", "-S", os.fspath(_CAGE), str(os.getpid()), *options, "--", *command],
         cwd=cwd,

@@ -183,11 +183,11 @@ def _publish(
     }
     # not escaped: YAML has no surrogates
     (directory / SIDECAR).write_text(json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (directory / HOLD).touch(0o400)
+    (directory / HOLD).touch(0o600)
     for path in directory.iterdir():
         if os.geteuid() == 0:
             os.chown(path, 0, 0)
-        path.chmod(0o400 if path.name == HOLD else 0o444)
+        path.chmod(0o600 if path.name == HOLD else 0o444)
         _flush(path)
     directory.chmod(0o755)
     lock = os.open(pool / name / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

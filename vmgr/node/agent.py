@@ -163,7 +163,7 @@ class Agent:
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
             joined=leftovers.join if leftovers else None,
-            orders=orders_of(lambda: self.crew, lambda: self.job, self.config),
+            orders=orders_of(lambda: self.crew, lambda: self.job, self.config, self.progress.fail),
         )  # fmt: skip
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (

@@ -90,7 +90,7 @@ def find(config: Config) -> tuple[list[Thing], list[str]]:
         tables, links = tables_of(config.paths.spool), signed_links(config.paths.spool)
     except OSError as err:
         said.append(f"left: {err}")
-    overlays = [path for path in record.listed(config.images.overlays) if path.suffix == ".qcow2"]
+    overlays = [path for path in record.listed(config.images.overlays) if path.suffix in (".qcow2", ".copy")]
     sockets = [path for job in record.listed(config.paths.run / "jobs") for path in record.listed(job)]
     copies = _unfinished(config)
     places = record.places(config.paths)
@@ -134,8 +134,8 @@ def _holds(steps: Iterable[dict[str, Any]], tables: Collection[tuple[str, str]])
             elif kind in ("overlay", "socket", "filling"):
                 if os.path.lexists(str(step["path"])):
                     yield f"{'copy' if kind == 'filling' else kind} {step['path']}"
-            elif kind in ("workspace", "shared"):
-                yield f"workspace {step['path']}"
+            elif kind in ("workspace", "shared", "partial"):
+                yield f"{'file' if kind == 'partial' else 'workspace'} {step['path']}"
             elif kind == "network":
                 yield from (f"link {name}" for name in step["links"] if _is_link(str(name)))
                 named = [(str(family), str(name)) for family, name in step["tables"]]

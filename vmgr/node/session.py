@@ -70,11 +70,11 @@ class GuestSession:
     async def run(self, described: str, script: Path, arguments: str = "") -> int:
         """Run `script` in the guest as the batch system would run it; gives its exit status.
 
-        `described` is what `run_file` made, `arguments` text for the job's shell. Raises VTorqueError (VT-CONNECT)
-        when the connection fails.
+        `described` is what `run_file` made, `arguments` text for the job's shell. `ssh` is gone, and has said what it
+        says by itself, when this returns or is given up. Raises VTorqueError (VT-CONNECT) when the connection fails.
         """
         self._describe(described, script, arguments)
-        self._child = await asyncio.create_subprocess_exec(
+        self._child = child = await asyncio.create_subprocess_exec(
             *self._command("-T", f"{RUNNER} {self._words()}"),
             stdin=asyncio.subprocess.PIPE,
             # a session of its own: the batch system signals the job's, and the guest is told by us
@@ -82,9 +82,10 @@ class GuestSession:
             preexec_fn=dies_with(os.getpid()),
         )
         try:
-            return self._ended(await self._child.wait())
+            return self._ended(await child.wait())
         finally:
             self._child = None
+            await _end(child)
 
     async def run_on_terminal(self, described: str, script: Optional[Path], arguments: str, terminal: Terminal) -> int:
         """Run `script`, or a login shell, on `terminal`; gives its exit status.

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Callable, Optional
 
 from vmgr.config import Config
+from vmgr.errors import VTorqueError
 from vmgr.node.control import Order, Talk
 from vmgr.node.crew import Crew
 from vmgr.node.guestjob import Job
@@ -13,13 +14,13 @@ from vmgr.node.orders import console, power
 
 CrewNow = Callable[[], Optional[Crew]]
 """The node's guests, None while there are none."""
-
-
 JobNow = Callable[[], Optional[Job]]
 """What the node's guests are booted for, None before that is known."""
+Lost = Callable[[VTorqueError], None]
+"""Told that the job cannot go on, and why, when an order ends the guest in which its script runs."""
 
 
-def orders_of(crew: CrewNow, job: JobNow, config: Config) -> Mapping[str, Order]:
+def orders_of(crew: CrewNow, job: JobNow, config: Config, lost: Lost) -> Mapping[str, Order]:
     """The orders that an agent carries out, by the name of their operation."""
 
     def save() -> Order:
@@ -33,7 +34,7 @@ def orders_of(crew: CrewNow, job: JobNow, config: Config) -> Mapping[str, Order]
         return dump.order(crew, job, config)
 
     return {
-        "power": power.order(crew, config.timeouts),
+        "power": power.order(crew, config.timeouts, lost),
         "console": console.order(crew),
         "save": _once_wanted(save),
         "dump": _once_wanted(dump),

@@ -19,14 +19,16 @@ from vmgr.node.guest import RunningGuest
 from vmgr.node.orders.which import guest_of
 
 if TYPE_CHECKING:
-    from vmgr.node.orders import CrewNow
+    from vmgr.node.orders import CrewNow, Lost
 
 ACTIONS = ("reset", "off", "on")
 QMP_SECONDS = 10.0
 
 
-def order(crew: CrewNow, timeouts: Timeouts) -> Order:
+def order(crew: CrewNow, timeouts: Timeouts, lost: Lost) -> Order:
     """The order `power`: `action` is one of ACTIONS, `rank` names the guest; `now` cuts the power without a shutdown.
+
+    Without the guest of rank 0, in which its script runs, the job fails (`lost`); without any other it goes on.
 
     Answers `{"guest", "rank", "power"}` when the order is carried out, a second time when a guest that boots again is
     ready. `wait` false leaves the second one out.
@@ -42,6 +44,10 @@ def order(crew: CrewNow, timeouts: Timeouts) -> Order:
             )
         member, guest = guest_of(crew(), talk.request)
         _check(guest, str(action))
+        if member.rank == 0 and guest.is_ready:
+            how = "reset" if action == "reset" else "switched off"
+            text = f"the guest {member.name}, in which the job's script runs, was {how} by uid {talk.peer.uid}"
+            lost(VTorqueError(text, code=Code.GUEST))
         if action == "off":
             clean = await guest.switch(_off(guest, timeouts, now=now))
             yield {"guest": member.name, "rank": member.rank, "power": guest.power, "clean": clean}
