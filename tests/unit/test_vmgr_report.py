@@ -123,6 +123,30 @@ def test_a_report_from_a_front_end(
     assert sorted(asked[0] for asked in elsewhere.asked) == ["m1", "m2"]
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_report_from_a_sister(
+    answers: bool,
+    vmgr_run: Vmgr,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """She knows the mother superior, who knows all; the batch system need not know the job any more."""
+    kept.report(an_attempt("n2", 1, nodes=["m1"]))
+    others = {
+        "m1": file_of(an_attempt("m1", nodes=["m1", "n2", "m3"])),
+        "m3": file_of(an_attempt("m3", 2, nodes=["m1"])),
+    }
+    Elsewhere(monkeypatch, [], others if answers else {})
+    for place in (vmgr.reach.shell, vmgr.report.find):
+        monkeypatch.setattr(place, "is_here", lambda node: node in ("n2", os.uname().nodename))
+    tree = json.loads(vmgr_run("report", "12.host", "--json").stdout)
+    if answers:
+        assert [part["node"] for part in tree["parts"]] == ["m1", "n2", "m3"] and tree["missing"] == {}
+    else:
+        assert [part["node"] for part in tree["parts"]] == ["n2"]
+        assert tree["missing"] == {"m1": "node m1 cannot be reached"}
+
+
 def test_a_report_of_a_job_that_nobody_knows(
     vmgr_run: Vmgr,
     kept: Kept,

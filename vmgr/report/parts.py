@@ -40,8 +40,9 @@ class GuestPart(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One attempt on one node, number `node_index` of the job (0: the mother superior, which alone names all `nodes`).
+    """One attempt on one node, number `node_index` of the job: 0 is the mother superior.
 
+    `nodes` are those of the job, the mother superior first; only she names all of them, a sister only her.
     `key` is the attempt's on all nodes, empty when the node has not got so far. `began` is when its prologue hook
     started, in seconds since 1970 by the node's clock. `alive`: its agent lives, so more will come.
     """
