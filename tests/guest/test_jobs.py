@@ -5,32 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from guestsetup import holders, image_or_skip
-from nodejob import Job, Jobs, account
+from guestsetup import holders
+from nodejob import Job, Jobs
 
 from vmgr.errors import Code
 from vmgr.metrics import store
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 PROMPT = r"\$ (\x1b\[K)?$"
-
-
-@pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: adds a user, starts hypervisors")
-    image_or_skip("micro")
-    with tempfile.TemporaryDirectory(prefix="vt-", dir="/tmp") as base, account() as owner:
-        Path(base).chmod(0o755)
-        yield Jobs(Path(base), owner)
 
 
 def test_an_interactive_session(jobs: Jobs) -> None:
