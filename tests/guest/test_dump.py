@@ -35,7 +35,7 @@ echo "went on with ${{#needle}}"
         out, err = capsys.readouterr()
         assert out == f"{file}: {file.stat().st_size} bytes\n" and "writing down the memory of" in err
         assert main(["dump", "12.host:3", str(file)]) == 2
-        assert "VT-VALUE: rank 3 is not on this node; here: 0" in capsys.readouterr().err
+        assert "VT-VALUE: job 12.host has no guest of rank 3" in capsys.readouterr().err
         assert main(["image", "save", "12.host", "--to", f"{file}.disk"]) == 2
         assert "micro has no disk" in capsys.readouterr().err
         (Path(jobs.owner.pw_dir) / "go").touch()
