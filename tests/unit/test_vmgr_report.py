@@ -305,6 +305,18 @@ def test_another_users_job_is_refused(vmgr_run: Vmgr, kept: Kept) -> None:
                 assert done.stderr.startswith("VT-ACCESS: ") and "another user's" in done.stderr
 
 
+def test_a_folder_that_the_site_has_closed(vmgr_run: Vmgr, kept: Kept) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be another user")
+    vmgr_run.node.base.chmod(0o755)
+    kept.report(an_attempt(nodes=["n1"]))
+    kept.folder.chmod(0o700)
+    python, path = str(vmgr_run.node.install.root / "venv" / "bin" / "python3"), ":".join(filter(None, sys.path))
+    argv = [PYTHON, "-I", "-c", _AS_OTHER, python, path, "48211", "report", "12.host", "--here"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=60)
+    assert done.returncode == 2 and done.stderr == f"VT-CONFIG: {kept.folder} is closed to you; ask the administrator\n"
+
+
 class Follower(NamedTuple):
     child: subprocess.Popen[bytes]
 
