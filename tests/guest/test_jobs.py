@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from guestsetup import image_or_skip
+from guestsetup import holders, image_or_skip
 from nodejob import Job, Jobs, account
 
 from vmgr.errors import Code
@@ -120,12 +120,14 @@ def ready(job: Job) -> list[Any]:
 def test_the_job_is_deleted(jobs: Jobs) -> None:
     with jobs.job(jobs.submit(SCRIPT, interactive=True, keep=True, vm_epilogue="#!/bin/sh\necho epi\n")) as job:
         before = ready(job)
+        assert job.agent in holders("micro")
         started = time.monotonic()
         os.kill(job.wrapper, signal.SIGTERM)
         job.screen.expect("vtorque: the session was ended by SIGTERM\r\n")
         assert job.screen.state() == before
         status, said = job.ended()
         assert (status, said) == (128 + 15, "epi\r\n") and time.monotonic() - started < 30
+    assert job.agent not in holders("micro")
     assert json.loads((job.directory / "result.json").read_text()) == {"v": 1, "status": 143, "code": None}
 
 

@@ -193,7 +193,9 @@ class GuestSite:
         self.program = FakeProgram(theirs)
         self.program.serving = asyncio.ensure_future(self.program.serve())
         console = Console(guest.console, len, log_bytes=0)
-        running = RunningGuest("n1-1", guest, await GuestPort.open(ours), console, lambda name, what: None, Shares(()))
+        running = RunningGuest(
+            "n1-1", guest, await GuestPort.open(ours), console, lambda name, what, stretches: None, Shares(())
+        )
         await guest.monitor.connect(qmp)
         self.qemu = guest.child
         await running.ready(10)

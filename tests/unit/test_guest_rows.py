@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Optional
 
+import pexpect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodesite import FUZZ
+from nodesite import FUZZ, REPOSITORY
 
 from vmgr.commands.guests import HEADINGS, WIDE, cells
 from vmgr.errors import VTorqueError
@@ -72,6 +75,51 @@ def test_strange_agents(snapshots: list[dict[str, Any]]) -> None:
         assert len(cells(row, wide=True)) == len(WIDE)
 
 
+TOP = """\
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from vmgr.commands import guests
+from vmgr.errors import Code, VTorqueError
+from vmgr.reach.rows import guest_rows
+looks = []
+def look(self):
+    looks.append(1)
+    snapshot = {"job_id": "12.host", "node": "n1", "state": "running", "age_s": 10.0 * len(looks)}
+    busy = [{"rank": rank, "name": f"vn1-{rank + 1}", "cpu_s": 5.0 * rank * len(looks)} for rank in (0, 1)]
+    return guest_rows([{**snapshot, "members": busy}]), [VTorqueError("node n9 is away", code=Code.CONNECT)]
+guests.Where.look = look
+guests.load_config = lambda _: None
+guests.top.main(args=sys.argv[2:], prog_name="top")
+"""
+
+
+def top(*arguments: str) -> pexpect.spawn[str]:
+    path = ":".join([str(REPOSITORY), *filter(None, sys.path)])
+    argv = ["-I", "-c", TOP, path, *arguments]
+    return pexpect.spawn(sys.executable, argv, dimensions=(24, 120), encoding="utf-8", timeout=30)
+
+
+def test_top_on_a_terminal_goes_on_until_ctrl_c() -> None:
+    child = top("--interval", "0.2")
+    for _ in range(2):
+        child.expect(r"2 guests.*RANK.*\b1\b.*50%.*\b0\b.*0%.*VT-CONNECT: node n9 is away")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0 and "\x1b[?1049l" in child.before, "the terminal shows again what it showed"
+
+
+def test_top_in_a_pipe_is_a_table_and_an_end() -> None:
+    path = ":".join([str(REPOSITORY), *filter(None, sys.path)])
+    for words, lines in (([], 3), (["--count", "2", "--interval", "0.2"], 7)):
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", TOP, path, *words], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0 and len(done.stdout.splitlines()) == lines, done
+        assert done.stdout.splitlines()[1].split()[:2] == ["12.host", "1"], "the busiest first"
+        assert done.stderr.splitlines()[0] == "VT-CONNECT: node n9 is away"
+
+
 # --- power
 
 
@@ -98,8 +146,8 @@ class FakeGuest:
         self.monitor = FakeMonitor()
         self.orders: list[str] = []
 
-    def order_shutdown(self) -> None:
-        self.orders.append("shutdown")
+    def tell(self, op: str) -> None:
+        self.orders.append(op)
 
     def begin_anew(self) -> None:
         self.is_ready = False

@@ -64,6 +64,7 @@ def test_the_first_failure_counts() -> None:
         first.output = "said\n"
         progress.fail(first)
         progress.fail(VTorqueError("later", code=Code.BOOT))
+        progress.stage("job ended", "ending")
         told = progress.public()
         assert (told["state"], told["code"], told["reason"], told["output"]) == (
             "failed",

@@ -260,7 +260,10 @@ def test_programs_that_do_not_end_or_say_too_much() -> None:
     [
         ("echo welcome to the site; printf '%s' '{greeting}'; cat", None),
         ("echo 'VT-AGENT: no node agent serves job 1' >&2; exit 78", "VT-AGENT: no node agent"),
-        ("echo 'This account is currently not available.'; exit 1", "VT-CONNECT: this node has not answered"),
+        (
+            "echo 'This account is currently not available.'; exit 1",
+            "has not answered as vTorque does: This account is currently not available",
+        ),
         ("yes | head -c 100000", "VT-CONNECT: something else than vTorque"),
         ("sleep 60", "VT-CONNECT: the program on the node says nothing"),
     ],
@@ -360,7 +363,7 @@ def test_a_hostile_agent(data: bytes) -> None:
 
 
 def test_somebody_elses_socket(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmgr.node.client._listener", lambda _: 4711)
+    monkeypatch.setattr("vmgr.node.client.listener_of", lambda _: 4711)
     answering(paths, "1.a", lambda _: b'{"job_id": "1.a"}\n')
     with pytest.raises(PermissionError, match="uid 4711 listens"):
         asyncio.run(AgentLink.connect(paths.run / "jobs" / "1.a" / "1-1-1.sock"))
@@ -374,5 +377,8 @@ def test_what_an_agent_says_of_its_guests(value: object) -> None:
     with pytest.raises(VTorqueError):
         ssh_port({"name": "vn1-1", "port": value if not isinstance(value, int) else -1})
     assert ssh_port({"name": "vn1-1", "port": 2222}) == 2222
+    for power, says in (("off", "vn1-1 is off"), ("booting", "vn1-1 is not ready")):
+        with pytest.raises(VTorqueError, match=says):
+            ssh_port({"name": "vn1-1", "port": 2222, "power": power})
     with pytest.raises(VTorqueError, match="VT-VALUE"):
         member_of({"members": [{"rank": 0, "name": "vn1-1"}]}, 1)

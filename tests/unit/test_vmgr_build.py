@@ -12,6 +12,7 @@ from nodesite import Node, make_node, short_folder
 from test_image_recipes import TINY, write
 
 import vmgr.commands.build
+import vmgr.commands.images
 from vmgr.commands.build import build
 from vmgr.errors import Code, VTorqueError
 
@@ -24,7 +25,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         own = write(base / "own", {**TINY, "name": "mine"})
         node = make_node(base, images={"recipes": str(own)})
         write(node.install.recipes, TINY)
-        monkeypatch.setattr(vmgr.commands.build, "installation", lambda: node.install)
+        for module in (vmgr.commands.build, vmgr.commands.images):
+            monkeypatch.setattr(module, "installation", lambda: node.install)
         yield node
 
 

@@ -15,7 +15,7 @@ import click
 
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.client import no_agent
+from vmgr.node.client import listener_of, no_agent
 from vmgr.node.record import newest_socket
 from vmgr.paths import installation
 from vmgr.reach.target import parse_target
@@ -68,7 +68,8 @@ def _to_agent(config: Config, job_id: str) -> socket.socket:
     try:
         if path is not None:
             connection.connect(str(path))
-            return connection
+            if listener_of(connection) in (0, os.geteuid()):
+                return connection
     except OSError:
         pass
     connection.close()

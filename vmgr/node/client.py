@@ -49,10 +49,10 @@ class AgentLink:
     async def connect(cls, path: Path) -> AgentLink:
         """Connect to the agent that listens at `path`. Raises OSError, also when it is somebody else who listens."""
         reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_ANSWER_BYTES)
-        listener = _listener(writer.get_extra_info("socket"))
-        if listener not in (0, os.geteuid()):
+        uid = listener_of(writer.get_extra_info("socket"))
+        if uid not in (0, os.geteuid()):
             writer.close()
-            raise PermissionError(f"uid {listener} listens at {path}, not a node agent")
+            raise PermissionError(f"uid {uid} listens at {path}, not a node agent")
         return cls(reader, writer)
 
     @classmethod
@@ -118,7 +118,7 @@ class AgentLink:
             self._closing()
 
 
-def _listener(connection: socket.socket) -> int:
+def listener_of(connection: socket.socket) -> int:
     """Whose process listens at the other end, by the kernel's word (SO_PEERCRED, unix(7))."""
     given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     return int(struct.unpack("iII", given)[1])

@@ -62,11 +62,11 @@ class Progress:
             self.job_status = status
 
     def stage(self, name: str, state: Optional[str] = None) -> None:
-        """Note that `name` is done, and the state that this leads to."""
+        """Note that `name` is done, and the state that this leads to; what has failed stays so."""
         self.stages.append({"name": name, "t": round(process.seconds_since(self._start), 3)})
         LOGGER.info("%s after %.3f s", name, self.stages[-1]["t"])
         self.facts["doing"] = None
-        if state:
+        if state and self.error is None:
             self.state = state
         self._wake()
 

@@ -138,7 +138,7 @@ def _look_on(config: Config, node: str, job: Optional[str]) -> list[dict[str, An
     done = run_on(node, argv, timeout_s=config.timeouts.reach)
     _, greeting, answer = done.out.partition(GREETING)
     if not greeting or done.status:
-        raise _unlike(node, done.err)
+        raise _unlike(node, done.err.strip() or done.out[-1000:])
     try:
         snapshots = [json.loads(line) for line in answer.splitlines()]
     except (ValueError, RecursionError):
@@ -182,7 +182,7 @@ def _take_greeting(stream: Stream) -> None:
             raise VTorqueError(f"the program on the node says nothing: {err}", code=Code.CONNECT) from None
         if not data:
             stream.wait()
-            raise stream.failure()
+            raise stream.failure(bytes(seen))
         seen += data
         if len(seen) > MAX_BEFORE_BYTES:
             raise VTorqueError("something else than vTorque answers on the node", code=Code.CONNECT)
@@ -248,7 +248,11 @@ def member_of(snapshot: Optional[dict[str, Any]], rank: int) -> dict[str, Any]:
 def ssh_port(member: dict[str, Any]) -> int:
     """The port of the node's 127.0.0.1 that leads to a guest's SSH. Raises VTorqueError (VT-GUEST)."""
     port = member.get("port")
-    if type(port) is not int or not 0 < port < 65536:
+    if member.get("power") in ("off", "ending"):
+        raise VTorqueError(
+            f"the guest {member['name']} is off", code=Code.GUEST, hint="`vmgr power on` switches it on again"
+        )
+    if type(port) is not int or not 0 < port < 65536 or member.get("power") == "booting":
         raise VTorqueError(
             f"the guest {member['name']} is not ready", code=Code.GUEST, hint="`vmgr ps` shows how far it is"
         )

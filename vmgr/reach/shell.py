@@ -120,9 +120,12 @@ class Stream:
         """The beginning of what the program has printed on standard error; complete when it has ended."""
         return bytes(self._errors)
 
-    def failure(self) -> VTorqueError:
-        """Why the program has ended, from its last line on standard error: its own failure, or words of the site's."""
-        lines = self.errors().decode(errors="replace").strip().splitlines()
+    def failure(self, printed: bytes) -> VTorqueError:
+        """Why the program has ended, from its last line on standard error, else of what it has `printed`.
+
+        That is its own failure, or words of the site's, as those of a login shell that lets nobody in.
+        """
+        lines = (self.errors().strip() or printed).decode(errors="replace").strip().splitlines()
         code, colon, text = (lines[-1] if lines else "").partition(": ")
         known = Code.named(code) if colon else Code.INTERNAL
         if known is not Code.INTERNAL:
