@@ -277,7 +277,7 @@ sys.exit(main(sys.argv[4:]))
 
 
 def test_another_users_job_is_refused(vmgr_run: Vmgr, kept: Kept) -> None:
-    from vmgr.logs import open_for
+    from vmgr.logs import _readers, open_for
 
     if os.geteuid() != 0:
         pytest.skip("needs root, to be other users")
@@ -290,7 +290,10 @@ def test_another_users_job_is_refused(vmgr_run: Vmgr, kept: Kept) -> None:
     ):
         fd = open_for(kept.folder / name, 48211)
         os.write(fd, data)
+        listed = _readers(fd)
         os.close(fd)
+        if not listed:
+            pytest.skip("the file system has no access control lists")
     python, path = str(vmgr_run.node.install.root / "venv" / "bin" / "python3"), ":".join(filter(None, sys.path))
     for uid in (48211, 48212):
         for words in (["logs", "12.host", "--here"], ["logs", "12.host"], ["report", "12.host", "--here"]):
