@@ -58,7 +58,7 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
     job_id = job_here(config.paths, job) or job
     found = Found(job_id, (), found_here(config, job_id)).with_parts_of([node] if node else [], config)
     folder = jobs_folder(config.logging)
-    known_here = bool(found.parts) or (folder is not None and (folder / f"{job_id}.log").exists())
+    known_here = bool(found.parts) or (folder is not None and os.access(folder / f"{job_id}.log", os.F_OK))
     if found.lead is None:  # a sister knows whose it is
         found = found.with_parts_of([part.nodes[0] for part in newest(found.parts)[:1] if part.nodes], config)
     if found.lead is None:
