@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from .conftest import PATIENCE_S, User, account, eventually, installed
+from .terminal import SHELL, terminal
 from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -219,8 +220,10 @@ def test_reports_and_logs_from_a_front_end(hand: Hand) -> None:
 
 
 def test_into_guests(hand: Hand) -> None:
-    shell = hand.vmgr("ssh", f"{hand.job.partition('.')[0]}:1", given="hostname\nexit 5\n")
-    assert (shell.returncode, shell.stdout.strip()) == (5, "vn2-1"), shell
+    with terminal(hand.user, str(hand.cluster.vmgr), "ssh", f"{hand.job.partition('.')[0]}:1") as shell:
+        shell.expect(SHELL)
+        shell.run("tty; hostname; exit 5", r"/dev/pts/\d+\r\nvn2-1\r\n")
+        assert shell.end() == 5
     assert hand.on("n1", "ssh", f"{hand.job}:0", "hostname", user=hand.user.name).stdout.strip() == "vn1-1"
     as_root = hand.on("n1", "exec", hand.job, "--", "id", "-un")
     assert as_root.stdout.strip() == hand.user.name, as_root
@@ -272,6 +275,7 @@ def test_the_console(hand: Hand) -> None:
         for child in (follower, typist):
             child.kill()
             child.wait()
+    eventually(lambda: not hand.cluster.processes("agent-link"), "nothing of them is left on the node", limit_s=20)
 
 
 # --- its power
@@ -287,8 +291,11 @@ def test_power(hand: Hand) -> None:
         done = hand.vmgr("power", *words)
         assert done.returncode != 0 and done.stderr.startswith(says), done
     start = time.monotonic()
-    done = hand.vmgr("power", "reset", second, "--yes")
-    assert (done.returncode, done.stdout) == (0, "vn2-1 is booting\nvn2-1 is ready\n"), done
+    with terminal(hand.user, str(hand.cluster.vmgr), "power", "reset", second) as asked:
+        asked.expect(r"power reset of .*: what runs in it is lost\. Go on\?")
+        asked.type("y\r")
+        asked.expect(r"vn2-1 is booting\r\nvn2-1 is ready\r\n")
+        assert asked.end() == 0
     uptime = float(hand.vmgr("exec", second, "cat", "/proc/uptime").stdout.split()[0])
     assert uptime < time.monotonic() - start + 1, "it has booted anew"
     done = hand.vmgr("power", "off", second, "--yes")

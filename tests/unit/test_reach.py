@@ -7,8 +7,10 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -19,11 +21,13 @@ from nodesite import FUZZ, short_folder
 from vmgr.config import Paths
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.client import AgentLink
-from vmgr.reach import login, shell, where
+from vmgr.reach import agents, login, shell, where
 from vmgr.reach.agents import GREETING, job_here, look_here, member_of, members, open_program, ssh_port
 from vmgr.reach.target import Target, parse_remote_path, parse_target
+from vsub.batch import _answer
 from vsub.engines import PlacedJob
 from vsub.engines.listing import known_nodes, parse_jobs, parse_pbsnodes, placed_job
+from vsub.engines.torque import Torque
 
 PBSNODES = """\
 n1.cluster
@@ -93,6 +97,50 @@ def test_hostile_listings(lines: list[str]) -> None:
         assert job.nodes and all(node.isascii() and not node.startswith("-") for node in job.nodes)
     for node in parse_pbsnodes(text):
         assert node.isascii() and " " not in node and not node.startswith("-") and "/" not in node
+
+
+def torque(folder: Path, qstat: str, pbsnodes: str = "exit 1") -> Torque:
+    """TORQUE with commands that are scripts."""
+    paths = {"qsub": "/usr/bin/false"}
+    for name, script in (("qstat", qstat), ("pbsnodes", pbsnodes)):
+        paths[name] = str(folder / name)
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return Torque(SimpleNamespace(submit=SimpleNamespace(**paths)))  # type: ignore[arg-type]
+
+
+def test_what_torque_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text(QSTAT)
+    (tmp_path / "nodes").write_text(PBSNODES)
+    asked = f'case "$*" in "-f -t" | "-f 12") cat {tmp_path}/jobs ;; *) echo "qstat: $2" >&2; exit 153 ;; esac'
+    batch = torque(tmp_path, asked, f"cat {tmp_path}/nodes")
+    assert batch.nodes(10) == ("n1.cluster", "n2.cluster")
+    assert batch.placed(None, 10) == batch.placed("12", 10) == parse_jobs(QSTAT)
+    assert batch.placed("99", 10) == ()
+    jobs = _answer(batch, ["jobs"], 10)
+    assert jobs == [
+        {"job": "12.server.example.org", "owner": "carol", "nodes": ["n1.cluster", "n2.cluster"]},
+        {"job": "13[2].server.example.org", "owner": "dave", "nodes": []},
+    ], "a node that the batch system does not list is none"
+    for words in ([], ["job"], ["job", "-x"], ["nodes", "all"], ["rm"]):
+        with pytest.raises(VTorqueError, match="VT-USAGE"):
+            _answer(batch, words, 10)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo 'Communication failure' >&2; exit 1", "pbsnodes ended with status 1: Communication failure"),
+        ("exec sleep 60", r"pbsnodes has not answered within 0\.3 s"),
+    ],
+)
+def test_a_torque_that_does_not_answer(tmp_path: Path, script: str, says: str) -> None:
+    batch = torque(tmp_path, "exit 1", script)
+    with pytest.raises(VTorqueError, match=rf"^VT-ENGINE: .*{says}"):
+        batch.nodes(0.3)
+    (tmp_path / "pbsnodes").unlink()
+    with pytest.raises(VTorqueError, match=r"^VT-ENGINE: cannot run .*pbsnodes.*set submit\.pbsnodes"):
+        batch.nodes(0.3)
 
 
 JSON = st.recursive(
@@ -382,3 +430,35 @@ def test_what_an_agent_says_of_its_guests(value: object) -> None:
             ssh_port({"name": "vn1-1", "port": 2222, "power": power})
     with pytest.raises(VTorqueError, match="VT-VALUE"):
         member_of({"members": [{"rank": 0, "name": "vn1-1"}]}, 1)
+
+
+def test_all_nodes_at_once_and_no_longer_than_so(monkeypatch: pytest.MonkeyPatch, paths: Paths) -> None:
+    """Nodes that hang, fail or answer: those that answer are shown, the others named, and nobody waits for long."""
+    hung = threading.Event()
+
+    def look_on(_: object, node: str, __: Optional[str]) -> list[dict[str, Any]]:
+        if node == "hangs":
+            hung.wait(20)
+        if node == "away":
+            raise VTorqueError("node away cannot be reached", code=Code.CONNECT)
+        return [{"job_id": "1.a", "node": node}]
+
+    monkeypatch.setattr(agents, "_look_on", look_on)
+
+    class Config:
+        class timeouts:
+            reach = 0.2
+
+    Config.paths = paths  # type: ignore[attr-defined]
+    nodes = ["hangs", "away", *(f"n{number}" for number in range(30)), "localhost"]
+    start = time.monotonic()
+    try:
+        seen = asyncio.run(agents.look(Config, nodes))  # type: ignore[arg-type]
+    finally:
+        hung.set()
+    assert time.monotonic() - start < 5
+    assert [snapshot["node"] for snapshot in seen.snapshots] == [f"n{number}" for number in range(30)]
+    assert sorted(str(problem) for problem in seen.problems) == [
+        "VT-CONNECT: node away cannot be reached",
+        f"VT-CONNECT: node hangs was not heard within {3 * 0.2} s",
+    ]
