@@ -165,7 +165,7 @@ class GuestSite:
         )  # fmt: skip
         self._control = Control(
             Progress(0, {}), self.user.uid, over=lambda: None, attached=lambda: None,
-            orders=orders_of(lambda: self.crew, lambda: self.job, self.node.config),
+            orders=orders_of(lambda: self.crew, lambda: self.job, self.node.config, lambda err: None),
         )  # fmt: skip
         self._server = await self._control.serve(self._held[1])
         return self
