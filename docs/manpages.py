@@ -79,7 +79,7 @@ def _paragraphs(command: click.Command) -> list[str]:
         if lines:
             lines.append(".PP")
         if example:
-            lines += ["Example:", ".PP", ".RS 4", bold(example[1]), ".RE"]
+            lines += ["Example:", ".PP", ".RS 4", ".nf", bold(example[1]), ".fi", ".RE"]
         elif paragraph.startswith("\b\n"):
             lines += [".nf", escape(paragraph[2:]), ".fi"]
         else:

@@ -172,6 +172,7 @@ def drop_oldest(folder: Path, *, keep: int) -> None:
     logs = sorted((_modified(log), log) for log in folder.glob("*.log"))
     for _, log in logs[: max(0, len(logs) - max(keep - 1, 0))]:
         beside = [log.with_suffix(suffix) for suffix in (".console", ".report.json")]
+        beside.append(log.with_name(f".{log.stem}.report.json"))  # of an agent that was killed while it wrote
         for path in (log, *beside, *folder.glob(f"{escape(log.stem)}.[0-9]*.console")):
             path.unlink(missing_ok=True)
 

@@ -183,7 +183,7 @@ def test_a_node_whose_key_is_not_known(hand: Hand) -> None:
 
 def test_others_are_refused(hand: Hand) -> None:
     assert json.loads(hand.as_user(hand.other, "ps", "--json").stdout) == []
-    for words in (["ps", "--job"], ["ssh"], ["console"], ["power", "on"]):
+    for words in (["ps", "--job"], ["ssh"], ["console"], ["power", "on"], ["report"], ["logs"]):
         done = hand.as_user(hand.other, *words, hand.job)
         assert done.returncode == 2 and done.stderr.startswith("VT-ACCESS: "), (words, done)
     for words in (["ssh"], ["console"], ["power", "reset", "--yes"]):
@@ -191,6 +191,29 @@ def test_others_are_refused(hand: Hand) -> None:
         assert done.returncode == 2 and "this job belongs to uid" in done.stderr, (words, done)
     assert json.loads(hand.on("n1", "ps", "--json", user=hand.other.name).stdout) == []
     assert hand.states() == {0: "running", 1: "running"}
+
+
+# --- what is kept of the job
+
+
+def test_reports_and_logs_from_a_front_end(hand: Hand) -> None:
+    told = hand.vmgr("report", hand.job.partition(".")[0], "--json")
+    assert (told.returncode, told.stderr) == (0, ""), told
+    report = json.loads(told.stdout)
+    assert [(part["node"], part["alive"]) for part in report["parts"]] == [("n1", True), ("n2", True)]
+    assert report["job_id"] == hand.job and report["missing"] == {} and report["parts"][0]["state"] == "running"
+    shown = hand.vmgr("report", hand.job).stdout
+    assert "vn2-1 (1)" in shown and shown.splitlines()[1].endswith(", running")
+    lines = hand.vmgr("logs", hand.job).stdout.splitlines()
+    assert {line.partition(" ")[0] for line in lines} == {"n1:", "n2:"}
+    assert [line.split()[1:3] for line in lines] == sorted(line.split()[1:3] for line in lines)
+    assert "job started after" in hand.vmgr("logs", hand.job, "--node", "n1").stdout
+    console = hand.vmgr("logs", hand.job, "--console", "1")
+    assert "Hello from vn2-1" in console.stdout and "\x1b" not in console.stdout, console
+    for command in ("report", "logs"):
+        assert hand.on("n1", command, hand.job, "--here", user=hand.user.name).returncode == 0
+        refused = hand.on("n1", command, hand.job, "--here", user=hand.other.name)
+        assert refused.returncode == 2 and "another user's" in refused.stderr, refused
 
 
 # --- in a guest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))  # debs
 
-from guestsetup import MakeSetup, make_setup
+from guestsetup import MakeSetup, image_or_skip, make_setup
+from nodejob import Jobs, account
 
 
 @pytest.fixture
@@ -24,3 +26,14 @@ def setup_for(tmp_path: Path) -> Iterator[MakeSetup]:
         yield lambda name, **options: make_setup(base, name, **options)
     finally:
         shutil.rmtree(base)
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    """A node of a module's own, and a user who runs jobs on it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: adds a user, starts hypervisors")
+    image_or_skip("micro")
+    with tempfile.TemporaryDirectory(prefix="vt-", dir="/tmp") as base, account() as owner:
+        Path(base).chmod(0o755)
+        yield Jobs(Path(base), owner)

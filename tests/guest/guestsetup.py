@@ -11,7 +11,8 @@ import pytest
 from guestmachine import Mount, Setup, User, make_key
 
 from vmgr.errors import VTorqueError
-from vmgr.images.pool import Image, Pool
+from vmgr.images.pool import HOLD, Image, Pool
+from vmgr.images.removing import holders_of
 
 POOL = Path(os.environ.get("VTORQUE_TEST_POOL", "/var/lib/vtorque/images"))
 
@@ -25,6 +26,12 @@ def image_or_skip(name: str) -> Image:
         return Pool(POOL).get(name)
     except VTorqueError as err:
         pytest.skip(f"no image {name} to boot: {err}")
+
+
+def holders(name: str) -> list[int]:
+    """The processes that keep the newest revision of an image in the pool."""
+    with (image_or_skip(name).directory / HOLD).open("rb") as stream:
+        return holders_of(stream.fileno())
 
 
 def make_setup(directory: Path, name: str, **options: object) -> Setup:

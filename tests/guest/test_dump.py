@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import stat
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guestsetup import image_or_skip
-from nodejob import Jobs, account
+from nodejob import Jobs
 
 from vmgr.cli import main
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
-
-
-@pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: adds a user, starts hypervisors")
-    image_or_skip("micro")
-    with tempfile.TemporaryDirectory(prefix="vt-", dir="/tmp") as base, account() as owner:
-        Path(base).chmod(0o755)
-        yield Jobs(Path(base), owner)
 
 
 def test_what_a_job_has_in_memory_is_in_the_dump_and_the_job_goes_on(
@@ -49,7 +35,7 @@ echo "went on with ${{#needle}}"
         out, err = capsys.readouterr()
         assert out == f"{file}: {file.stat().st_size} bytes\n" and "writing down the memory of" in err
         assert main(["dump", "12.host:3", str(file)]) == 2
-        assert "VT-VALUE: rank 3 is not on this node; here: 0" in capsys.readouterr().err
+        assert "VT-VALUE: job 12.host has no guest of rank 3" in capsys.readouterr().err
         assert main(["image", "save", "12.host", "--to", f"{file}.disk"]) == 2
         assert "micro has no disk" in capsys.readouterr().err
         (Path(jobs.owner.pw_dir) / "go").touch()

@@ -5,32 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from guestsetup import image_or_skip
-from nodejob import Job, Jobs, account
+from guestsetup import holders
+from nodejob import Job, Jobs
 
 from vmgr.errors import Code
 from vmgr.metrics import store
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 PROMPT = r"\$ (\x1b\[K)?$"
-
-
-@pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: adds a user, starts hypervisors")
-    image_or_skip("micro")
-    with tempfile.TemporaryDirectory(prefix="vt-", dir="/tmp") as base, account() as owner:
-        Path(base).chmod(0o755)
-        yield Jobs(Path(base), owner)
 
 
 def test_an_interactive_session(jobs: Jobs) -> None:
@@ -120,12 +107,14 @@ def ready(job: Job) -> list[Any]:
 def test_the_job_is_deleted(jobs: Jobs) -> None:
     with jobs.job(jobs.submit(SCRIPT, interactive=True, keep=True, vm_epilogue="#!/bin/sh\necho epi\n")) as job:
         before = ready(job)
+        assert job.agent in holders("micro")
         started = time.monotonic()
         os.kill(job.wrapper, signal.SIGTERM)
         job.screen.expect("vtorque: the session was ended by SIGTERM\r\n")
         assert job.screen.state() == before
         status, said = job.ended()
         assert (status, said) == (128 + 15, "epi\r\n") and time.monotonic() - started < 30
+    assert job.agent not in holders("micro")
     assert json.loads((job.directory / "result.json").read_text()) == {"v": 1, "status": 143, "code": None}
 
 

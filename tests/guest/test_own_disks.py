@@ -101,6 +101,7 @@ def test_a_disk_of_the_users_boots_by_itself(jobs: Jobs, disk: Path) -> None:
     assert disk.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_image_of_the_pool_that_boots_by_itself(jobs: Jobs, disk: Path) -> None:
     """Added without kernel and initrd, asked for by its revision, and held by the agent as long as the job lives."""
     pool = Pool(jobs.node.base / "own")

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guestsetup import image_or_skip
-from nodejob import Jobs, account
+from nodejob import Jobs
 
 from vmgr.report.parts import Part, read_parts
 from vmgr.report.timeline import Phase, plan
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 SCRIPT = "#!/bin/sh\necho hello\nsleep 1\nexit 4\n"
-
-
-@pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: adds a user, starts hypervisors")
-    image_or_skip("micro")
-    with tempfile.TemporaryDirectory(prefix="vt-", dir="/tmp") as base, account() as owner:
-        Path(base).chmod(0o755)
-        yield Jobs(Path(base), owner)
 
 
 def kept_of(jobs: Jobs, job_id: str) -> dict[str, Path]:
@@ -57,7 +43,7 @@ def test_a_report_tells_the_whole_life(part: Part, jobs: Jobs) -> None:
         Phase.FIRMWARE, Phase.KERNEL, Phase.SYSTEM, Phase.SETUP, Phase.WAIT, Phase.JOB, Phase.END,
     ]  # fmt: skip
     took = row.took
-    assert 1.0 <= took[Phase.JOB] < 30 and took[Phase.KERNEL] > 0.1
+    assert 0.5 < took[Phase.JOB] < 30 and took[Phase.KERNEL] > 0.1
     assert all(before.end == after.start for before, after in zip(row.bars, row.bars[1:]))
 
 

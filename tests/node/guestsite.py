@@ -165,7 +165,7 @@ class GuestSite:
         )  # fmt: skip
         self._control = Control(
             Progress(0, {}), self.user.uid, over=lambda: None, attached=lambda: None,
-            orders=orders_of(lambda: self.crew, lambda: self.job, self.node.config),
+            orders=orders_of(lambda: self.crew, lambda: self.job, self.node.config, lambda err: None),
         )  # fmt: skip
         self._server = await self._control.serve(self._held[1])
         return self
@@ -193,7 +193,9 @@ class GuestSite:
         self.program = FakeProgram(theirs)
         self.program.serving = asyncio.ensure_future(self.program.serve())
         console = Console(guest.console, len, log_bytes=0)
-        running = RunningGuest("n1-1", guest, await GuestPort.open(ours), console, lambda name, what: None, Shares(()))
+        running = RunningGuest(
+            "n1-1", guest, await GuestPort.open(ours), console, lambda name, what, stretches: None, Shares(())
+        )
         await guest.monitor.connect(qmp)
         self.qemu = guest.child
         await running.ready(10)

@@ -186,9 +186,9 @@ def test_an_agent_that_is_killed_meanwhile(
             asyncio.run(work())
         finally:
             os._exit(1)
+    os.close(write_end)
     qemu = int(os.read(read_end, 4096))
     os.close(read_end)
-    os.close(write_end)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert wait_gone(qemu)

@@ -41,7 +41,7 @@ def an_attempt(node: str = "n1", index: int = 0, **fields: Any) -> dict[str, Any
         stages.insert(-3, ("job started", 7.9))
     return {
         "user": "alice", "key": "0123456789abcdef", "job_id": "12.host", "attempt": "1", "node": node,
-        "node_index": index, "nodes": [] if index else ["n1", "n2"], "image": "debian-12@3", "vcpus": 2,
+        "node_index": index, "nodes": ["n1"] if index else ["n1", "n2"], "image": "debian-12@3", "vcpus": 2,
         "ram_mib": 1024, "state": "ended", "code": None, "reason": None,
         "job_status": None if index else 0, "stages": [moment(name, t) for name, t in stages],
         "guests": [

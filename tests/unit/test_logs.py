@@ -312,7 +312,7 @@ def test_without_access_control_lists_it_stays_roots(tmp_path: Path, monkeypatch
 
 
 def test_what_lies_beside_a_log_goes_with_it(tmp_path: Path) -> None:
-    for name in ("1.log", "1.console", "1.2.console", "1.report.json", "11.log", "11.report.json"):
+    for name in ("1.log", "1.console", "1.2.console", "1.report.json", ".1.report.json", "11.log", "11.report.json"):
         (tmp_path / name).touch()
     os.utime(tmp_path / "1.log", (1, 1))
     drop_oldest(tmp_path, keep=2)

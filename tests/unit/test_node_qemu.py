@@ -90,6 +90,21 @@ def test_a_guest_that_boots_from_its_own_disk() -> None:
     ]
 
 
+def test_a_disk_that_is_a_layer_on_others() -> None:
+    plan = PLAN._replace(parent_formats=("qcow2", "raw"))
+    built = command_line("/usr/bin/qemu", plan, Descriptors(11, 12, 13, 14, 15, 16, parents=(21, 22)))
+    layers = shlex.split("""\
+        -add-fd set=17,fd=22 -blockdev driver=file,node-name=parent1-file,filename=/dev/fdset/17,read-only=on
+        -blockdev driver=raw,node-name=parent1,file=parent1-file,read-only=on
+        -add-fd set=16,fd=21 -blockdev driver=file,node-name=parent0-file,filename=/dev/fdset/16,read-only=on
+        -blockdev driver=qcow2,node-name=parent0,file=parent0-file,read-only=on,backing=parent1
+        -add-fd set=3,fd=16
+    """)
+    at = built.index("set=2,fd=15") + 1
+    assert built[at : at + len(layers)] == layers
+    assert "driver=qcow2,node-name=backing,file=backing-file,read-only=on,backing=parent0" in built
+
+
 def test_shares_of_each_kind_in_their_order() -> None:
     mounts = (
         Mount("home", "virtiofs", "/home/carol", "/home/carol", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from click.testing import CliRunner
 from nodesite import Node, make_node, short_folder
 from test_image_recipes import TINY, write
 
-import vmgr.commands.build
 from vmgr.commands.build import build
 from vmgr.errors import Code, VTorqueError
 
@@ -24,7 +24,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         own = write(base / "own", {**TINY, "name": "mine"})
         node = make_node(base, images={"recipes": str(own)})
         write(node.install.recipes, TINY)
-        monkeypatch.setattr(vmgr.commands.build, "installation", lambda: node.install)
+        # the installation is found from the interpreter
+        monkeypatch.setattr(sys, "executable", str(node.install.root / "venv" / "bin" / "python3"))
         yield node
 
 

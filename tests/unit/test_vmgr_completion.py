@@ -117,6 +117,7 @@ WANTED = [
     ("vmgr image sh", ["show"]),
     ("vmgr image show ", ["debian-12"]),
     ("vmgr image show x", []),
+    ("vmgr image show debian-12@", ["debian-12@1"]),
     ("vmgr image add --like deb", ["debian-12"]),
     ("vmgr image build ", ["debian-12", "micro"]),
     ("vmgr topology --job 1", ["11.host", "12[3].host", "13.host"]),
@@ -128,6 +129,12 @@ WANTED = [
 @pytest.mark.parametrize(("line", "offered"), WANTED, ids=[line for line, _ in WANTED])
 def test_bash(site: Site, line: str, offered: list[str]) -> None:
     assert bash(site, line) == offered
+
+
+def test_files_are_left_to_the_shell(site: Site) -> None:
+    environment = {"COMP_WORDS": "vmgr report 1 --html x", "COMP_CWORD": "4", "_VMGR_COMPLETE": "bash_complete"}
+    told = site.run("/usr/bin/env", *(f"{name}={value}" for name, value in environment.items()), site.program)
+    assert told == "file,x\n"
 
 
 def test_bash_on_a_terminal(site: Site) -> None:
@@ -195,7 +202,7 @@ from vmgr.commands.completion import _jobs
 sys.executable = sys.argv[1]
 if sys.argv[3] == "other":
     os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-print(*sorted(_jobs()))
+print(*sorted(_jobs("")))
 """
     base, python = site.node.base, str(site.node.install.root / "venv" / "bin" / "python3")
     base.chmod(0o755)

@@ -153,3 +153,12 @@ def test_progress_that_breaks_off_gives_the_terminal_back() -> None:
     text = on_terminal(_PROGRESS, "fail", columns=100)
     assert text.rstrip().endswith("it broke") and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     assert in_pipe(_PROGRESS, "fail").returncode == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    code = 'import sys\nsys.path[:0] = sys.argv[1].split(":")\nfrom vmgr.cli import main\nsys.exit(main(["errors"]))'
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-I", "-c", code, PATH], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

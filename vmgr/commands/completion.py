@@ -1,7 +1,7 @@
 """`vmgr completion`, and what shells may complete: images, recipes, the caller's jobs on this node.
 
 An argument or option is completed by what it is called: one whose metavar starts with IMAGE (`IMAGE[@REVISION]`),
-RECIPE or JOB (`JOB[:RANK]`), or that is named so, takes those.
+RECIPE, JOB (`JOB[:RANK]`), FILE or DIR, or that is named so, takes those.
 """
 
 from __future__ import annotations
@@ -56,23 +56,26 @@ def complete_names(group: click.Group) -> None:
         if isinstance(command, click.Group):
             complete_names(command)
         for parameter in command.params:
-            source = _SOURCES.get(_kind(parameter))
-            if source is not None:
-                parameter.shell_complete = _completer(source)  # type: ignore[method-assign, assignment]
+            kind = _kind(parameter)
+            if kind:
+                parameter.shell_complete = _completer(kind)  # type: ignore[method-assign, assignment]
 
 
 def _kind(parameter: click.Parameter) -> str:
-    """IMAGE, JOB and so on, by the parameter's metavar, else its name."""
+    """IMAGE, JOB and so on, by the parameter's metavar, else its name; empty for none of them."""
     names = [parameter.metavar or "", *(name.lstrip("-").upper() for name in parameter.opts)]
-    return next((found[0] for name in names if (found := re.match("[A-Z]+", name)) and found[0] in _SOURCES), "")
+    known = {*_SOURCES, *_PATHS}
+    return next((found[0] for name in names if (found := re.match("[A-Z]+", name)) and found[0] in known), "")
 
 
-def _completer(source: Callable[[], Iterator[str]]) -> Callable[[click.Context, str], list[CompletionItem]]:
+def _completer(kind: str) -> Callable[[click.Context, str], list[CompletionItem]]:
     from click.shell_completion import CompletionItem
 
     def complete(context: click.Context, incomplete: str) -> list[CompletionItem]:
+        if kind in _PATHS:
+            return [CompletionItem(incomplete, type=_PATHS[kind])]  # the shell knows better
         try:
-            names = sorted(set(source()))
+            names = sorted(set(_SOURCES[kind](incomplete)))
         except (OSError, VTorqueError):  # the next command says what is wrong; here it would garble the line
             return []
         return [CompletionItem(name) for name in names if name.startswith(incomplete) and _SAFE.fullmatch(name)]
@@ -80,20 +83,23 @@ def _completer(source: Callable[[], Iterator[str]]) -> Callable[[click.Context, 
     return complete
 
 
-def _images() -> Iterator[str]:
+def _images(incomplete: str) -> Iterator[str]:
+    """Names, and the revisions of one that is named."""
     from vmgr.images.pool import Pool
 
-    yield from Pool(load_config(installation()).images.pool).names()
+    pool = Pool(load_config(installation()).images.pool)
+    name, at, _ = incomplete.partition("@")
+    yield from (f"{name}@{revision}" for revision in pool.revisions(name)) if at else pool.names()
 
 
-def _recipes() -> Iterator[str]:
+def _recipes(_: str) -> Iterator[str]:
     from vmgr.commands.images import recipe_folders
     from vmgr.images.recipe import known_recipes
 
     yield from known_recipes(recipe_folders())
 
 
-def _jobs() -> Iterator[str]:
+def _jobs(_: str) -> Iterator[str]:
     """The jobs with guests on this node, and those with a log here, that the caller may look at."""
     config = load_config(installation())
     for answer in asyncio.run(_ask_all(sorted((config.paths.run / "jobs").glob("*/*.sock")))):
@@ -121,3 +127,5 @@ async def _ask(socket: Path) -> dict[str, Any]:
 
 
 _SOURCES = {"IMAGE": _images, "RECIPE": _recipes, "JOB": _jobs}
+_PATHS = {"FILE": "file", "DIR": "dir"}
+"""What the shell itself completes."""

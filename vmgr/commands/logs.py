@@ -51,10 +51,10 @@ class Wanted(NamedTuple):
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For programs, one object a line.")
 def logs(job: str, node: Optional[str], here: bool, follow: bool, rank: Optional[int], as_json: bool) -> None:
-    """Show what the node agents have logged of a job, during the job and after it.
+    """Show what the node agents have logged of a job.
 
-    Root sees all jobs, a user the user's own. Lines of several nodes are in the order of their times, each with its
-    node. What a console says to its terminal, such as colours, is left out.
+    It is there during the job and after it. Root sees all jobs, a user the user's own. Lines of several nodes are in
+    the order of their times, each with its node. What a console says to its terminal, such as colours, is left out.
 
     Example: vmgr logs 12.server --follow
     """

@@ -43,10 +43,11 @@ _COLOURS = {
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--html", metavar="FILE", help="Write a page with the chart, for a browser; - is standard output.")
 def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optional[str]) -> None:
-    """Show what each node and guest of a job did when, during the job and after it.
+    """Show what each node and guest of a job did when.
 
-    Each node keeps its own part, beside the job's log. What the others say is asked for over your own SSH; nodes that
-    do not answer are named. A job that was queued again is shown as it ran last.
+    It is there during the job and after it. Each node keeps its own part, beside the job's log; what the others say is
+    asked for over your own SSH, and nodes that do not answer are named. A job that was queued again is shown as it ran
+    last.
 
     Example: vmgr report 12.server --html report.html
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
@@ -36,7 +37,11 @@ def check(spec: Spec) -> None:
 def without_software(guest: Mapping[str, Any], pool: Pool) -> list[str]:
     """A line where the section `guest` of a configuration has guests install what images of the pool cannot."""
     keys = [key for key, off in (("packages", []), ("updates", "off")) if guest[key] != off]
-    lacking = [name for name in pool.names() if "cloud-init" not in pool.get(name).features] if keys else []
+    lacking = []
+    for name in pool.names() if keys else []:
+        with suppress(VTorqueError):  # an image that cannot be used has no guests
+            if "cloud-init" not in pool.get(name).features:
+                lacking.append(name)
     if not lacking:
         return []
     which = " and ".join(f"guest.{key}" for key in keys)

@@ -279,7 +279,7 @@ class Agent:
         )
         self._name_guests(allocation.name, 1)
         self.learned.update(key=allocation.key, node_index=allocation.node_index)
-        self.learned["nodes"] = [] if allocation.node_index else list(allocation.nodes)
+        self.learned["nodes"] = list(allocation.nodes[:1] if allocation.node_index else allocation.nodes)
         self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
         watchers = [asyncio.ensure_future(self._note_over(fellows.over()))]
         if len(allocation.nodes) > 1 and call.task_file is not None:

@@ -9,10 +9,11 @@ from typing import NamedTuple, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
+from vmgr.logs import jobs_folder
 from vmgr.reach.agents import job_here
 from vmgr.reach.shell import is_here, run_on
 from vmgr.reach.where import nodes_of_job
-from vmgr.report.gather import found_here, gather, job_file
+from vmgr.report.gather import found_here, gather
 from vmgr.report.parts import Part
 from vmgr.report.timeline import newest
 
@@ -56,14 +57,19 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
     """
     job_id = job_here(config.paths, job) or job
     found = Found(job_id, (), found_here(config, job_id)).with_parts_of([node] if node else [], config)
-    known_here = bool(found.parts) or job_file(config, job_id, ".log").exists()
+    folder = jobs_folder(config.logging)
+    known_here = bool(found.parts) or (folder is not None and os.access(folder / f"{job_id}.log", os.F_OK))
+    if found.lead is None:  # a sister knows whose it is
+        found = found.with_parts_of([part.nodes[0] for part in newest(found.parts)[:1] if part.nodes], config)
     if found.lead is None:
         found = _placed(config, found, known=known_here or node is not None)
         found = found.with_parts_of(found.nodes[:1], config)
     if found.lead is not None and found.lead.nodes:
         return found._replace(nodes=found.lead.nodes)
-    here = [os.uname().nodename] if known_here else []
-    return found._replace(nodes=found.nodes or tuple([node] if node else here))
+    nodes = found.nodes or tuple([node] if node else [os.uname().nodename] if known_here else [])
+    if not nodes:
+        raise VTorqueError(f"the nodes of job {found.job_id} are not known", code=Code.VALUE, hint=HINT)
+    return found._replace(nodes=nodes)
 
 
 def _placed(config: Config, found: Found, *, known: bool) -> Found:

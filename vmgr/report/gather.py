@@ -70,7 +70,8 @@ def job_file(config: Config, job_id: str, suffix: str) -> Path:
 def open_kept(path: Path, job_id: str, what: str) -> int:
     """A descriptor of what is kept of a job on this node.
 
-    Raises VTorqueError: VT-VALUE when there is none, VT-ACCESS when it is another user's.
+    Raises VTorqueError: VT-VALUE when there is none, VT-ACCESS when it is another user's, VT-CONFIG when the site lets
+    nobody look.
     """
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -81,6 +82,10 @@ def open_kept(path: Path, job_id: str, what: str) -> int:
             hint="name it as qstat does, with the server's name, and a node that it had",
         ) from None
     except PermissionError:
+        if not os.access(path.parent, os.X_OK):
+            raise VTorqueError(
+                f"{path.parent} is closed to you", code=Code.CONFIG, hint="ask the administrator"
+            ) from None
         raise VTorqueError(f"the {what} of job {job_id} is another user's", code=Code.ACCESS) from None
     except OSError as err:
         raise VTorqueError(f"cannot read {path}: {err.strerror}", code=Code.ACCESS) from None

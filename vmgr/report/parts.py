@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Optional
 
@@ -21,6 +22,8 @@ MAX_ATTEMPTS = 8
 """As many attempts of a job are kept, the newest ones."""
 MAX_NODES = 100_000
 MAX_SECONDS = 1e10
+
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
 
 class Moment(NamedTuple):
@@ -40,8 +43,9 @@ class GuestPart(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One attempt on one node, number `node_index` of the job (0: the mother superior, which alone names all `nodes`).
+    """One attempt on one node, number `node_index` of the job: 0 is the mother superior.
 
+    `nodes` are those of the job, the mother superior first; only she names all of them, a sister only her.
     `key` is the attempt's on all nodes, empty when the node has not got so far. `began` is when its prologue hook
     started, in seconds since 1970 by the node's clock. `alive`: its agent lives, so more will come.
     """
@@ -94,7 +98,7 @@ def _part(entry: Mapping[str, Any]) -> Part:
         key=_text(entry.get("key")),
         node=_text(entry.get("node")),
         node_index=int(_number(entry.get("node_index"))),
-        nodes=tuple(_text(node) for node in _list(entry.get("nodes"), MAX_NODES)),
+        nodes=tuple(_host(node) for node in _list(entry.get("nodes"), MAX_NODES)),
         user=_text(entry.get("user")),
         image=_text(entry.get("image")),
         vcpus=int(_number(entry.get("vcpus", 0))),
@@ -134,6 +138,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("a text is missing in it")
     return value
+
+
+def _host(value: object) -> str:
+    """The name of a node, which may be asked for its own part."""
+    if not _HOST.fullmatch(_text(value)):
+        raise ValueError("a node's name is missing in it")
+    return _text(value)
 
 
 def _optional(value: object) -> Optional[str]:

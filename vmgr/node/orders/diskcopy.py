@@ -92,11 +92,12 @@ async def _follow(monitor: Monitor) -> AsyncIterator[Copied]:
         job = await _job(monitor)
         if job is None or job.get("status") == "null":
             raise VTorqueError("QEMU has given up the copy of the disk", code=Code.GUEST)
-        if job.get("status") == "concluded":
-            if "error" in job:
-                raise VTorqueError(f"the copy of the disk failed: {str(job['error'])[:300]}", code=Code.GUEST)
-            return
+        concluded = job.get("status") == "concluded"
+        if concluded and "error" in job:
+            raise VTorqueError(f"the copy of the disk failed: {str(job['error'])[:300]}", code=Code.GUEST)
         yield Copied(_number(job, "current-progress"), _number(job, "total-progress"))
+        if concluded:
+            return
         await asyncio.sleep(pause)
         pause = min(2 * pause, LAST_LOOK_S)
 

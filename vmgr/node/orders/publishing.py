@@ -7,10 +7,12 @@ import shutil
 from typing import Any, Callable, NamedTuple
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.header import check_qcow2
 from vmgr.images.pool import Image, Pool
+from vmgr.images.unprivileged import Source, check, inspect
 from vmgr.node.staging.copying import copy_data, percent
 from vmgr.node.staging.overlay import CREATE
+
+SHOWN_AS = "the copy of the disk"
 
 
 class Saved(NamedTuple):
@@ -36,7 +38,7 @@ def publish_saved(
     origin = saved.origin
     size = os.fstat(disk).st_size
     if size > most:
-        raise VTorqueError(f"the copy of the disk has {size} bytes, more than {most}", code=Code.IMAGE)
+        raise VTorqueError(f"{SHOWN_AS} has {size} bytes, more than {most}", code=Code.IMAGE)
     with pool.staging(saved.name, wait) as staging:
         out = staging / "out"
         out.mkdir()
@@ -47,12 +49,15 @@ def publish_saved(
         finally:
             os.close(fd)
         wait("checking it")
+        target.chmod(0o444)
+        staging.chmod(0o711)
+        out.chmod(0o711)  # for the process without rights that looks into the copy
         with target.open("rb") as stream:
-            virtual_size = check_qcow2(stream, shown_as="the copy of the disk", bound=origin.virtual_size)
+            inspect(stream.fileno(), shown_as=SHOWN_AS, said="qcow2", bound=origin.virtual_size)
+            virtual_size = check(Source(stream.fileno(), "qcow2"), shown_as=SHOWN_AS)
         if virtual_size != origin.virtual_size:
             raise VTorqueError(
-                f"the copy of the disk has {virtual_size} bytes for the guest, not {origin.virtual_size}",
-                code=Code.IMAGE,
+                f"{SHOWN_AS} has {virtual_size} bytes for the guest, not {origin.virtual_size}", code=Code.IMAGE
             )
         for part in ("kernel", "initrd"):
             if getattr(origin, part) is not None:
@@ -62,21 +67,14 @@ def publish_saved(
 
 
 def _facts(saved: Saved, disk: str) -> dict[str, Any]:
-    origin = saved.origin
+    own = ("folder", "name", "revision", "created", "added_by", "files")
     return {
-        "family": origin.family,
-        "distro": origin.distro,
-        "arch": origin.arch,
+        **{key: value for key, value in saved.origin._asdict().items() if key not in own},
         "description": saved.description,
         "disk": disk,
         "disk_format": "qcow2",
-        "virtual_size": origin.virtual_size,
-        "kernel": origin.kernel,
-        "initrd": origin.initrd,
-        "cmdline": origin.cmdline,
-        "min_ram_mib": origin.min_ram_mib,
-        "features": list(origin.features),
+        "features": list(saved.origin.features),
         "packages": None,
         "recipe_hash": "",
-        "parent": None if saved.whole else origin.reference,
+        "parent": None if saved.whole else saved.origin.reference,
     }

@@ -129,7 +129,6 @@ class _Saver:
                 steps = await copying.enter_async_context(disk_copy(monitor, target, whole=wish.whole))
             if unfrozen is not None:
                 yield {"warning": f"the copy is as a disk after a power failure, not frozen: {unfrozen}"}
-            yield {"doing": "copying the disk"}
             async for copied in steps:
                 yield {"doing": "copying the disk", **copied._asdict()}
             await copying.aclose()
