@@ -332,6 +332,25 @@ def test_too_many_callers_are_turned_away_with_the_reason(monkeypatch: pytest.Mo
     assert served(work) == []
 
 
+def test_strangers_are_told_so_even_if_they_talk_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_peer", lambda _: control.Peer(1, 4711))
+    monkeypatch.setattr(control, "REFUSAL_SECONDS", 0.2)
+
+    async def work(place: Served) -> None:
+        for _ in range(20):
+            link = await AgentLink.connect(place.path)
+            link.send("status")
+            with pytest.raises(VTorqueError, match=r"^VT-ACCESS: this job belongs to uid .*, you are uid 4711"):
+                await link.snapshot()
+            link.close()
+        reader, writer = await asyncio.open_unix_connection(str(place.path))
+        assert b"4711" in await reader.readline()
+        assert await reader.read() == b"", "who says nothing is not waited for"
+        writer.close()
+
+    assert served(work) == []
+
+
 def test_a_caller_that_never_reads_holds_up_nobody() -> None:
     async def work(place: Served) -> None:
         _, writer = await asyncio.open_unix_connection(str(place.path))

@@ -86,9 +86,13 @@ def _check(guest: RunningGuest, action: str) -> None:
 
 async def _off(guest: RunningGuest, timeouts: Timeouts, *, now: bool) -> bool:
     """Shut the guest down, or cut its power; QEMU stays. Gives whether it has powered off by itself."""
-    clean = guest.is_ready and not now
-    await guest.monitor.execute("set-action", {"shutdown": "pause"})
+    clean, before = guest.is_ready and not now, guest.power
     guest.power = "ending"
+    try:
+        await guest.monitor.execute("set-action", {"shutdown": "pause"})
+    except VTorqueError:
+        guest.power = before
+        raise
     if clean:
 
         async def shut_down(_: QMPClient) -> None:
