@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,24 +192,30 @@ console.console.main(args=sys.argv[2:], prog_name="console", standalone_mode=Tru
 """
 
 
+@contextmanager
+def agent(console: Console) -> Iterator[tuple[tuple[socket.socket, Path], Control]]:
+    """The socket of an agent that has one guest with this console, and what serves it."""
+    with short_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "sock"))
+        listener.listen()
+        orders = {"console": console_order.order(lambda: OneGuest(console))}  # type: ignore[arg-type, return-value]
+        progress = Progress(0, {"job_id": "1.a"})
+        control = Control(progress, os.getuid(), over=lambda *_: None, attached=lambda: None, orders=orders)
+        yield (listener, folder / "sock"), control
+
+
 @pytest.mark.parametrize("leave", ["escape", "TERM", "HUP"])
 def test_a_terminal_is_as_it_was_found(leave: str, tmp_path: Path) -> None:
     """Attached over a real socket on a real pseudo terminal: keys arrive as they are, and the terminal is put back."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     async def work(console: Console, guest: socket.socket) -> None:
-        with short_folder() as folder:
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(str(folder / "sock"))
-            listener.listen()
-            orders = {"console": console_order.order(lambda: OneGuest(console))}  # type: ignore[arg-type, return-value]
-            progress = Progress(0, {"job_id": "1.a"})
-            control = Control(progress, os.getuid(), over=lambda: None, attached=lambda: None, orders=orders)
+        with agent(console) as ((listener, path), control):
             server = await control.serve(listener)
             ours, theirs = pty.openpty()
             before = termios.tcgetattr(theirs)
             child = subprocess.Popen(
-                [sys.executable, str(tmp_path / "program.py"), str(folder / "sock"), "1:0", "--attach"],
+                [sys.executable, str(tmp_path / "program.py"), str(path), "1:0", "--attach"],
                 stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
             )  # fmt: skip
             try:
@@ -242,3 +249,37 @@ async def receive(guest: socket.socket, count: int) -> bytes:
     while len(got) < count:
         got += await asyncio.get_running_loop().sock_recv(guest, count - len(got))
     return got
+
+
+@pytest.mark.parametrize("leave", ["INT", "closed"])
+def test_a_follower_leaves_without_a_word(leave: str, tmp_path: Path) -> None:
+    """By Ctrl-C, or when nobody reads what it prints."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    async def work(console: Console, guest: socket.socket) -> None:
+        with agent(console) as ((listener, path), control):
+            server = await control.serve(listener)
+            guest.send(b"\x1b[31mbefore\x1b[0m\r\n")
+            await asyncio.sleep(0.05)
+            child = subprocess.Popen(
+                [sys.executable, str(tmp_path / "program.py"), str(path), "1:0"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            assert child.stdout is not None and child.stderr is not None
+            loop = asyncio.get_running_loop()
+            try:
+                assert await loop.run_in_executor(None, child.stdout.readline) == b"before\n"
+                if leave == "INT":
+                    child.send_signal(signal.SIGINT)
+                else:
+                    child.stdout.close()
+                    guest.send(b"more\n")
+                assert await loop.run_in_executor(None, child.wait, 20) == 0
+                assert child.stderr.read() == b""
+            finally:
+                child.kill()
+                child.wait()
+                server.close()
+                await control.drain(5)
+
+    with_console(work)

@@ -50,7 +50,12 @@ def console(guest: str, attach: bool, raw: bool, no_follow: bool, last: int) -> 
     """
     run = _attached if attach else _followed
     with _ended_by_signals():
-        asyncio.run(run(guest, raw=raw or attach, last=last, follow=not no_follow))
+        try:
+            asyncio.run(run(guest, raw=raw or attach, last=last, follow=not no_follow))
+        except KeyboardInterrupt:
+            pass  # how one leaves it
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on; nor is there a complaint at the end
 
 
 @contextmanager
