@@ -23,16 +23,16 @@ def kept_of(jobs: Jobs, job_id: str) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def part(jobs: Jobs) -> Part:
     """The report of a job that has ended with 4."""
-    with jobs.job(jobs.submit(SCRIPT), "12.host") as job:
+    with jobs.job(jobs.submit(SCRIPT), "77.host") as job:
         job.start(interactive=False)
         assert job.ended() == (4, "hello\n")
-    (part,) = read_parts(kept_of(jobs, "12.host")[".report.json"].read_bytes())
+    (part,) = read_parts(kept_of(jobs, "77.host")[".report.json"].read_bytes())
     return part
 
 
 def test_a_report_tells_the_whole_life(part: Part, jobs: Jobs) -> None:
     assert (part.job_id, part.user, part.image.split("@")[0], part.job_status) == (
-        "12.host", jobs.owner.pw_name, "micro", 4,
+        "77.host", jobs.owner.pw_name, "micro", 4,
     )  # fmt: skip
     assert (part.state, part.code, part.is_over) == ("ended", None, True)
     (guest,) = part.guests
@@ -48,7 +48,7 @@ def test_a_report_tells_the_whole_life(part: Part, jobs: Jobs) -> None:
 
 
 def test_what_is_kept_is_for_the_owner_alone(part: Part, jobs: Jobs) -> None:
-    kept = kept_of(jobs, "12.host")
+    kept = kept_of(jobs, "77.host")
     assert set(kept) == {".log", ".console", ".report.json"}
     for path in kept.values():
         for uid, may in ((jobs.owner.pw_uid, True), (65534, False)):
