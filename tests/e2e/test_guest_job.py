@@ -160,7 +160,7 @@ def test_each_vcpu_has_a_cpu_of_its_own_and_ps_shows_the_guest(user: User, other
     assert flags & os.O_ACCMODE == os.O_RDONLY
     own = user.run(str(site.vmgr), "ps", "--json")
     [guest] = json.loads(own.stdout)
-    assert (guest["job"], guest["image"], guest["vcpus"], guest["state"]) == (job, "micro", 2, "running")
+    assert (guest["job"], guest["vcpus"], guest["state"]) == (job, 2, "running") and guest["image"].startswith("micro@")
     assert json.loads(other.run(str(site.vmgr), "ps", "--json").stdout) == []
     assert job in site_output(site, "ps")
     user.write("go", "")
