@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import socket
 import threading
 import time
@@ -462,3 +463,25 @@ def test_all_nodes_at_once_and_no_longer_than_so(monkeypatch: pytest.MonkeyPatch
         "VT-CONNECT: node away cannot be reached",
         f"VT-CONNECT: node hangs was not heard within {3 * 0.2} s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        ({}, None),
+        ({"proxycommand": ["none"], "proxyjump": ["none"]}, None),
+        ({"proxycommand": ["exec nc -X 5 %h %p"]}, ["nc", "-X", "5", "10.0.0.7", "2222"]),
+        ({"proxycommand": ["ssh -W %h:%p %r@gate %n %% %z"]}, "ssh -W 10.0.0.7:2222 carol@gate n7 % %z".split()),
+        ({"proxyjump": ["gate:22"]}, "ssh -o BatchMode=yes -W [10.0.0.7]:2222 -- ssh://gate:22".split()),
+        (
+            {"proxyjump": ["carol@outer,inner"]},
+            "ssh -o BatchMode=yes -J carol@outer -W [10.0.0.7]:2222 -- ssh://inner".split(),
+        ),
+    ],
+)
+def test_what_stands_between(
+    options: dict[str, list[str]], command: Optional[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paramiko.ProxyCommand", shlex.split)
+    where_to = {"hostname": ["10.0.0.7"], "port": ["2222"], "user": ["carol"]}
+    assert login._proxy({**where_to, **options}, "n7") == command
