@@ -470,18 +470,18 @@ def test_all_nodes_at_once_and_no_longer_than_so(monkeypatch: pytest.MonkeyPatch
     [
         ({}, None),
         ({"proxycommand": ["none"], "proxyjump": ["none"]}, None),
-        ({"proxycommand": ["exec nc -X 5 %h %p"]}, ["nc", "-X", "5", "10.0.0.7", "2222"]),
-        ({"proxycommand": ["ssh -W %h:%p %r@gate %n %% %z"]}, "ssh -W 10.0.0.7:2222 carol@gate n7 % %z".split()),
-        ({"proxyjump": ["gate:22"]}, "ssh -o BatchMode=yes -W [10.0.0.7]:2222 -- ssh://gate:22".split()),
+        ({"proxycommand": ["exec nc -X 5 %h %p"]}, "nc -X 5 10.0.0.7 2222"),
+        ({"proxycommand": ["ssh -W %h:%p %r@gate %n %% %z"]}, "ssh -W 10.0.0.7:2222 carol@gate n7 % %z"),
+        ({"proxyjump": ["gate:22"]}, "ssh -o BatchMode=yes -W [10.0.0.7]:2222 -- ssh://gate:22"),
         (
             {"proxyjump": ["carol@outer,inner"]},
-            "ssh -o BatchMode=yes -J carol@outer -W [10.0.0.7]:2222 -- ssh://inner".split(),
+            "ssh -o BatchMode=yes -J carol@outer -W [10.0.0.7]:2222 -- ssh://inner",
         ),
     ],
 )
 def test_what_stands_between(
-    options: dict[str, list[str]], command: Optional[list[str]], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, list[str]], command: Optional[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paramiko.ProxyCommand", shlex.split)
+    monkeypatch.setattr("paramiko.ProxyCommand", lambda line: " ".join(shlex.split(line)))
     where_to = {"hostname": ["10.0.0.7"], "port": ["2222"], "user": ["carol"]}
     assert login._proxy({**where_to, **options}, "n7") == command
