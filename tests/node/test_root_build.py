@@ -167,7 +167,13 @@ def test_a_script_that_fails_is_named_and_nothing_is_published(pool: Path, recip
         done = build("wrong", recipes=recipes, pool=pool)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("VT-"))
     assert done.returncode == 2 and line.startswith(f"VT-BUILD: the script {recipes}/wrong/wrong failed: ")
-    assert line.endswith("ended with 3: on purpose") and content(pool) == before
+    assert line.endswith(f"ended with 3: on purpose; all that was said is in {pool}/wrong/build.log")
+    assert (
+        (pool / "wrong" / "build.log")
+        .read_text()
+        .endswith(f"\n{recipes}/wrong/wrong:\n/.vtorque-build-script\n\non purpose\n\n")
+    )
+    assert content(pool).keys() - before.keys() - {"wrong/.lock"} == {"wrong", "wrong/build.log"}
 
 
 class Building:

@@ -122,7 +122,7 @@ def _maker(recipe: Recipe, work: Path, log: Path, progress: Callable[[str], None
         return RedHatMaker(recipe, work, log, progress)
     from vmgr.images.micro import InitramfsMaker
 
-    return InitramfsMaker(recipe, work, progress)
+    return InitramfsMaker(recipe, work, log, progress)
 
 
 def inputs_hash(recipe: Recipe, packages: Sequence[object]) -> str:
