@@ -5,6 +5,7 @@ The recipe is a small one of kind initramfs, from packages on disk: what passes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -277,6 +278,18 @@ def test_a_full_disk_leaves_the_pool_as_it_was(recipes: Path, tmp_path: Path, me
         assert done.returncode == 2 and done.stdout == ""
         assert line.startswith("VT-BUILD: the build of tiny ended in the middle of it: it takes about 1 MB in ")
         assert content(pool) == before and Pool(pool).names() == ["other"]
+
+
+def test_a_disk_without_any_room_leaves_the_pool_as_it_was(recipes: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 2) as small:
+        publish_something(small / "pool")
+        with (small / "full").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while stream.write(bytes(4096)):
+                pass
+        before = content(small / "pool")
+        done = build("tiny", recipes=recipes, pool=small / "pool")
+        (line,) = (line for line in done.stderr.splitlines() if not line.startswith("["))
+        assert done.returncode == 2 and line.startswith("VT-BUILD: ") and content(small / "pool") == before
 
 
 def test_a_disk_that_is_too_small_is_noticed_before(recipes: Path, pool: Path) -> None:
