@@ -20,7 +20,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.build import build
 from vmgr.images.pool import Image, Pool
 
-pytestmark = [pytest.mark.guest, pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.guest, pytest.mark.root]
 
 INIT = """\
 #!/bin/sh
@@ -177,6 +177,7 @@ def test_the_image_has_the_packages_and_boots(built: tuple[Path, Pool, Image]) -
     assert "rpm guest: hello links lo finished 6." in " ".join(done.stdout.split()), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_is_not_built_twice_and_a_new_package_makes_a_revision(
     built: tuple[Path, Pool, Image], repository: Repository, tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_the_same_is_not_built_twice_and_a_new_package_makes_a_revision(
     assert "tiny-system 2-1 x86_64" in newer.path("packages").read_text()
 
 
+@pytest.mark.slow
 def test_only_packages_that_are_signed_with_the_repositorys_key_are_installed(
     repository: Repository, tmp_path: Path
 ) -> None:

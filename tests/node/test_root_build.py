@@ -5,6 +5,7 @@ The recipe is a small one of kind initramfs, from packages on disk: what passes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -29,7 +30,9 @@ from vmgr.images.sandbox import run
 pytestmark = pytest.mark.root
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60
-HOLD = "987111"
+MARK = f"vtorque-build-{os.getpid()}.test"
+"""In the environment of every builder here, as a variable that it passes on to its steps."""
+HOLD = str(900_000_000 + os.getpid())
 """Seconds that a script sleeps: how its processes are recognized."""
 
 EVIDENCE = """\
@@ -66,23 +69,30 @@ def content(pool: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def machine() -> tuple[set[str], set[str]]:
-    """What nobody may leave behind: mounts, and processes of a build."""
-    mounts = set(Path("/proc/self/mounts").read_text().splitlines())
-    running = set()
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "cage.py" in " ".join(words) or HOLD in words:
-            running.add(f"{process.pid} {words}")
-    return mounts, running
+def left_behind(place: Path) -> set[str]:
+    """The mounts below `place`, and the processes of builds that were started here."""
+    found = {line for line in Path("/proc/self/mounts").read_text().splitlines() if str(place) in line}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if HOLD in words or (process.pid != os.getpid() and process.environ().get("no_proxy") == MARK):
+                found.add(f"{process.pid} {words}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all that is made here lies."""
+    return tmp_path_factory.getbasetemp()
 
 
 @contextmanager
-def nothing_stays() -> Iterator[None]:
-    before = machine()
+def nothing_stays(place: Path) -> Iterator[None]:
+    """At the end nothing is there that was not there before."""
+    before = left_behind(place)
     yield
     deadline = time.monotonic() + PATIENCE_S
-    while (now := machine()) != before and time.monotonic() < deadline:
+    while (now := left_behind(place)) != before and time.monotonic() < deadline:
         time.sleep(0.02)  # what is killed ends when the kernel gets to it, and tells nobody
     assert now == before
 
@@ -98,6 +108,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("APT_CONFIG", str(apt_config(folder, *archives)))
+        patch.setenv("no_proxy", MARK)
         yield
 
 
@@ -161,13 +172,19 @@ def test_the_same_is_not_built_twice_and_a_changed_file_makes_a_revision(
     assert new == {"tiny/2", *(f"tiny/2/{path.name}" for path in (pool / "tiny" / "2").iterdir())}
 
 
-def test_a_script_that_fails_is_named_and_nothing_is_published(pool: Path, recipes: Path) -> None:
+def test_a_script_that_fails_is_named_and_nothing_is_published(pool: Path, recipes: Path, place: Path) -> None:
     before = content(pool)
-    with nothing_stays():
+    with nothing_stays(place):
         done = build("wrong", recipes=recipes, pool=pool)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("VT-"))
     assert done.returncode == 2 and line.startswith(f"VT-BUILD: the script {recipes}/wrong/wrong failed: ")
-    assert line.endswith("ended with 3: on purpose") and content(pool) == before
+    assert line.endswith(f"ended with 3: on purpose; all that was said is in {pool}/wrong/build.log")
+    assert (
+        (pool / "wrong" / "build.log")
+        .read_text()
+        .endswith(f"\n{recipes}/wrong/wrong:\n/.vtorque-build-script\n\non purpose\n\n")
+    )
+    assert content(pool).keys() - before.keys() - {"wrong/.lock"} == {"wrong", "wrong/build.log"}
 
 
 class Building:
@@ -205,12 +222,14 @@ MOMENTS = ("downloading", "unpacking", "running look", "running hold")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_build_leaves_one_folder_that_the_next_one_sweeps(pool: Path, recipes: Path, moment: str) -> None:
+def test_a_killed_build_leaves_one_folder_that_the_next_one_sweeps(
+    pool: Path, recipes: Path, place: Path, moment: str
+) -> None:
     before = content(pool)
-    with nothing_stays(), Building("hold", recipes, pool) as building:
+    with nothing_stays(place), Building("hold", recipes, pool) as building:
         building.wait_until(moment)
         if moment.endswith("hold"):
-            wait_for_sleepers(3)
+            wait_for_sleepers(3, place)
         assert building.end(signal.SIGKILL)[0] == -signal.SIGKILL
     left = content(pool).keys() - before.keys()
     assert {name.split("/")[1] for name in left if "/" in name} == {".lock", *(p.name for p in temporary(pool))}
@@ -223,9 +242,9 @@ def temporary(pool: Path) -> list[Path]:
     return list((pool / "hold").glob(".tmp-*"))
 
 
-def wait_for_sleepers(count: int) -> None:
+def wait_for_sleepers(count: int, place: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while sum(HOLD in process for process in machine()[1]) < count:
+    while sum(HOLD in found for found in left_behind(place)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -235,10 +254,10 @@ def wait_for_sleepers(count: int) -> None:
     [(signal.SIGINT, "running hold"), (signal.SIGTERM, "unpacking"), (signal.SIGHUP, "downloading")],
 )
 def test_an_interrupted_build_says_so_in_one_line_and_leaves_nothing(
-    pool: Path, recipes: Path, number: signal.Signals, moment: str
+    pool: Path, recipes: Path, place: Path, number: signal.Signals, moment: str
 ) -> None:
     before = content(pool)
-    with nothing_stays():
+    with nothing_stays(place):
         with Building("hold", recipes, pool) as building:
             building.wait_until(moment)
             status, lines = building.end(number)
@@ -259,18 +278,30 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("megabytes", [12, 36, 56])
-def test_a_full_disk_leaves_the_pool_as_it_was(recipes: Path, tmp_path: Path, megabytes: int) -> None:
+def test_a_full_disk_leaves_the_pool_as_it_was(recipes: Path, place: Path, tmp_path: Path, megabytes: int) -> None:
     """While packages are downloaded, while they are unpacked, while the image is written."""
     with small_disk(tmp_path / "small", megabytes) as small:
         pool = small / "pool"
         publish_something(pool)
         before = content(pool)
-        with nothing_stays():
+        with nothing_stays(place):
             done = build("tiny", recipes=recipes, pool=pool)
         (line,) = (line for line in done.stderr.splitlines() if not line.startswith("["))
         assert done.returncode == 2 and done.stdout == ""
         assert line.startswith("VT-BUILD: the build of tiny ended in the middle of it: it takes about 1 MB in ")
         assert content(pool) == before and Pool(pool).names() == ["other"]
+
+
+def test_a_disk_without_any_room_leaves_the_pool_as_it_was(recipes: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 2) as small:
+        publish_something(small / "pool")
+        with (small / "full").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while stream.write(bytes(4096)):
+                pass
+        before = content(small / "pool")
+        done = build("tiny", recipes=recipes, pool=small / "pool")
+        (line,) = (line for line in done.stderr.splitlines() if not line.startswith("["))
+        assert done.returncode == 2 and line.startswith("VT-BUILD: ") and content(small / "pool") == before
 
 
 def test_a_disk_that_is_too_small_is_noticed_before(recipes: Path, pool: Path) -> None:
@@ -317,15 +348,16 @@ def test_what_a_step_sees(tmp_path: Path) -> None:
 STEP = f"""
 import pathlib, sys
 from vmgr.images.sandbox import run
+script = "mount -t tmpfs none .; sleep {HOLD} & setsid sleep {HOLD} & sleep {HOLD}"
 print(flush=True)
-run(["sh", "-c", "mount -t tmpfs none /mnt; sleep {HOLD} & setsid sleep {HOLD} & sleep {HOLD}"], cwd=pathlib.Path("/"))
+run(["sh", "-c", script], cwd=pathlib.Path(sys.argv[1]))
 """
 
 
 @pytest.mark.parametrize("milliseconds", [0, 2, 5, 10, 15, 20, 25, 30, 40, 60, 100, 200])
-def test_a_step_ends_with_its_builder_at_any_moment(milliseconds: int) -> None:
-    with nothing_stays():
-        builder = subprocess.Popen([sys.executable, "-c", STEP], cwd=REPOSITORY, stdout=subprocess.PIPE)
+def test_a_step_ends_with_its_builder_at_any_moment(place: Path, tmp_path: Path, milliseconds: int) -> None:
+    with nothing_stays(place):
+        builder = subprocess.Popen([sys.executable, "-c", STEP, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE)
         assert builder.stdout is not None and builder.stdout.read(1) == b"\n"
         time.sleep(milliseconds / 1000)  # into the start of the cage, or past it
         builder.kill()

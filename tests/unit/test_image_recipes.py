@@ -256,7 +256,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def place(root: Path, *files: File) -> None:
-    apply_layers([Layer(files, ())], root, lambda _: None)
+    apply_layers([Layer(files, ())], root, root / "no.log", lambda _: None)
 
 
 def test_links_of_the_image_lead_nowhere_else(root: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from click.testing import CliRunner
 from nodesite import Node, make_node, short_folder
 from test_image_recipes import TINY, write
 
+import vmgr.commands.build
+import vmgr.commands.images
 from vmgr.commands.build import build
 from vmgr.errors import Code, VTorqueError
 
@@ -24,8 +25,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         own = write(base / "own", {**TINY, "name": "mine"})
         node = make_node(base, images={"recipes": str(own)})
         write(node.install.recipes, TINY)
-        # the installation is found from the interpreter
-        monkeypatch.setattr(sys, "executable", str(node.install.root / "venv" / "bin" / "python3"))
+        for module in (vmgr.commands.build, vmgr.commands.images):
+            monkeypatch.setattr(module, "installation", lambda: node.install)
         yield node
 
 

@@ -20,6 +20,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
 from vmgr.images.recipe import Recipe, load_recipe
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _LEAST_FREE = 1 << 20
 _PARTS = (
@@ -56,7 +57,9 @@ def build(
     try:
         with pool.staging(recipe.name, progress) as staging:
             return _build(recipe, staging, pool, progress, force=force)
-    except _Full:
+    except (_Full, OSError) as err:
+        if isinstance(err, OSError) and err.errno not in _NO_ROOM:
+            raise
         raise _no_room(recipe, pool.path, "ended in the middle of it") from None
 
 
@@ -99,7 +102,7 @@ class _Full(Exception):
 def _is_full(err: Exception, folder: Path) -> bool:
     """Whether a step failed for want of room; not every program says so, and some do not even notice."""
     if isinstance(err, OSError):
-        return err.errno in (errno.ENOSPC, errno.EDQUOT)
+        return err.errno in _NO_ROOM
     return _NO_SPACE in str(err) or shutil.disk_usage(folder).free < _LEAST_FREE
 
 
@@ -124,7 +127,7 @@ def _maker(recipe: Recipe, work: Path, log: Path, progress: Callable[[str], None
         return RedHatMaker(recipe, work, log, progress)
     from vmgr.images.micro import InitramfsMaker
 
-    return InitramfsMaker(recipe, work, progress)
+    return InitramfsMaker(recipe, work, log, progress)
 
 
 def inputs_hash(recipe: Recipe, packages: Sequence[object]) -> str:

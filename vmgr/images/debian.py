@@ -49,7 +49,7 @@ class DebianMaker:
             cwd=work,
         )
         (out / "packages.txt").write_text("".join(f"{line}\n" for line in sorted(listing.splitlines())))
-        return finish_disk(recipe, root, root, work, out, self._progress)
+        return finish_disk(recipe, root, root, work, out, self._log, self._progress)
 
 
 def _install(recipe: Recipe, repository: Path, packages: list[apt.Package], work: Path, root: Path, log: Path) -> None:

@@ -26,14 +26,14 @@ _NAMESPACE = uuid.UUID("b5a0f5c6-9d0e-4c57-8a43-6f6c0d6e1f2a")
 
 
 def finish_disk(
-    recipe: Recipe, root: Path, busybox: Path, work: Path, out: Path, progress: Callable[[str], None]
+    recipe: Recipe, root: Path, busybox: Path, work: Path, out: Path, log: Path, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Make the image's files in `out` from the system that is installed below `root`; `work` is for scratch.
 
     The recipe's files and scripts are put into it first. `busybox` is the root of an installation with BusyBox, for
     the initial RAM disk. Returns facts for the image's description.
     """
-    apply_layers(recipe.layers, root, progress)
+    apply_layers(recipe.layers, root, log, progress)
     progress("writing the kernel and the initial RAM disk")
     (out / "vmlinuz").write_bytes(kernel_of(root))
     archive = Archive()

@@ -17,9 +17,10 @@ MAX_LINKS = 40
 _SCRIPT = ".vtorque-build-script"
 
 
-def apply_layers(layers: Iterable[Layer], root: Path, progress: Callable[[str], None]) -> None:
+def apply_layers(layers: Iterable[Layer], root: Path, log: Path, progress: Callable[[str], None]) -> None:
     """Put each layer's files below `root`, then run its scripts there, without a network, as the image's root.
 
+    What scripts say is added to the file `log`.
     Raises VTorqueError (VT-BUILD) naming the file or the script, with the last of what the script said.
     """
     for layer in layers:
@@ -27,7 +28,7 @@ def apply_layers(layers: Iterable[Layer], root: Path, progress: Callable[[str], 
             _place(file, root)
         for script in layer.scripts:
             progress(f"running {script.name}")
-            _run_script(script, root)
+            _run_script(script, root, log)
 
 
 def inside(root: Path, path: str) -> Path:
@@ -118,13 +119,15 @@ def _account(name: str, root: Path, file: str) -> tuple[int, int]:
     raise VTorqueError(f"the image has no {name} in {file}, to whom a file of the recipe is to belong", code=Code.BUILD)
 
 
-def _run_script(script: Path, root: Path) -> None:
+def _run_script(script: Path, root: Path, log: Path) -> None:
+    with log.open("a") as stream:
+        stream.write(f"{script}:\n")
     copy = root / _SCRIPT
     copy.unlink(missing_ok=True)
     shutil.copyfile(script, copy)
     copy.chmod(0o700)
     try:
-        run([f"/{_SCRIPT}"], cwd=root, root=root)
+        run([f"/{_SCRIPT}"], cwd=root, root=root, log=log)
     except VTorqueError as err:
         reason = err.message.replace(f"/{_SCRIPT}", script.name)
         raise VTorqueError(f"the script {script} failed: {reason}", code=err.code) from None

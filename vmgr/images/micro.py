@@ -39,8 +39,8 @@ _EMPTY = (
 class InitramfsMaker:
     """Makes the files of an image; `work` is a folder for scratch."""
 
-    def __init__(self, recipe: Recipe, work: Path, progress: Callable[[str], None]) -> None:
-        self._recipe, self._work, self._progress = recipe, work, progress
+    def __init__(self, recipe: Recipe, work: Path, log: Path, progress: Callable[[str], None]) -> None:
+        self._recipe, self._work, self._log, self._progress = recipe, work, log, progress
         self._packages: list[apt.Package] = []
 
     def packages(self) -> Sequence[apt.Package]:
@@ -69,7 +69,7 @@ class InitramfsMaker:
         _add_programs(archive, root, recipe.programs)
         add_modules(archive, root, recipe.modules, recipe.modules_on_demand)
         archive.write_to(tree)
-        apply_layers(recipe.layers, tree, self._progress)
+        apply_layers(recipe.layers, tree, self._log, self._progress)
         self._progress("writing the kernel and the initial RAM disk")
         (out / "vmlinuz").write_bytes(kernel_of(root))
         (out / "initrd").write_bytes(Archive.read_from(tree).cpio())

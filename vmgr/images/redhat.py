@@ -88,7 +88,7 @@ class RedHatMaker:
         busybox.mkdir()
         debs.mkdir()
         apt.unpack(apt.download(self._busybox, debs), busybox)
-        return finish_disk(recipe, root, busybox, work, out, self._progress)
+        return finish_disk(recipe, root, busybox, work, out, self._log, self._progress)
 
     def _wanted(self) -> list[str]:
         return sorted({self._recipe.kernel, *self._recipe.packages})
