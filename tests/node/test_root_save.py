@@ -107,7 +107,7 @@ def test_an_image_that_stands_alone(node: Node, user: User, image: Image) -> Non
     assert seen_from(node, user, made) == seen
 
 
-def test_layers_on_layers(node: Node, user: User, image: Image) -> None:
+def test_layers_on_layers(node: Node, user: User, image: Image, base: Path) -> None:
     """What is zero in a layer hides what lies below, on every kind of staging; a layer of a guest on a layer."""
 
     async def save(of: Image, name: str, *writes: str) -> str:
@@ -128,6 +128,11 @@ def test_layers_on_layers(node: Node, user: User, image: Image) -> None:
     for fs_type in ("overlay", "ramdisk", "sharedfs"):
         assert seen_from(node, user, two, fs_type) == second
     assert seen != second
+    folder = base / "cache"
+    images = {"pool": str(node.config.images.pool), "cache": {"folder": str(folder)}}
+    assert seen_from(make_node(base / "cached", images=images), user, two) == second
+    disks = {each.files["disk.qcow2"]["sha256"] for each in (image, one, two)}
+    assert {path.name for path in folder.iterdir()} == disks, "the node has its own copy of every layer"
 
 
 def test_as_many_layers_as_are_allowed(node: Node, user: User, image: Image) -> None:
