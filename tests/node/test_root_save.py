@@ -189,6 +189,10 @@ def test_a_file_of_the_owners(node: Node, user: User, image: Image, monkeypatch:
             for wrong in ("saved", "/", f"{folder}/../x", f"{folder}/x\n", "/" + "x" * 1025, 7, None):
                 assert "no file that can be written" in await site.refused("save", file=wrong)
             assert "VT-ACCESS: the pool belongs to root" in await site.refused("save", name="mine")
+            be_caller(monkeypatch, 0)
+            site.job = site.job._replace(image=image._replace(name=f"{folder}/own.qcow2", revision=0))
+            assert "own.qcow2, which is not in the pool" in await site.refused("save", name="mine", layer=True)
+            be_caller(monkeypatch, user.uid)
             assert "a layer is of use only in the pool" in await site.refused("save", file=f"{folder}/y", layer=True)
             be_caller(monkeypatch, 0)
             assert "VT-TRUST" in await site.refused("save", file=f"{folder}/roots")
