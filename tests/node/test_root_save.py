@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -371,3 +372,40 @@ def test_an_agent_that_is_killed_meanwhile(
     (place,) = record.places(node.config.paths)
     assert str(place.folder) == folder and undo(place) == [] and node.left() == []
     assert [path.name for path in home.iterdir()] == ["workspace"] and pool_of(node).revisions("mine") == []
+
+
+def test_an_agent_that_is_killed_while_it_writes_to_the_pool(
+    node: Node, user: User, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_end, write_end = os.pipe()
+
+    async def work() -> None:
+        async with GuestSite(node, user, image, writes=WRITES) as site:
+            link = await site.link()
+            async for answer in link.order("save", name="mine"):
+                if answer["doing"] == "checking it":
+                    os.write(write_end, str(site.qemu.pid).encode())
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            monkeypatch.setattr("vmgr.node.orders.publishing.check", lambda *_, **__: time.sleep(3600))
+            asyncio.run(work())
+        finally:
+            os._exit(1)
+    os.close(write_end)
+    qemu = int(os.read(read_end, 4096))
+    os.close(read_end)
+    (place,) = record.places(node.config.paths)
+    stagers = [int(step["pid"]) for step in record.steps(place) if step.get("role") == "stager"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert all(wait_gone(each) for each in (qemu, *stagers))
+    assert undo(place) == [] and node.left() == [] and pool_of(node).revisions("mine") == []
+
+    async def again() -> None:
+        async with GuestSite(node, user, image, writes=WRITES) as site:
+            assert (await site.order("save", name="mine"))[-1] == {"image": "mine@1"}
+
+    run(again())
+    assert not list(pool_of(node).path.rglob(".tmp-*")), "what was left in the pool goes with the next change to it"
