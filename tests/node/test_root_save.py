@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -107,7 +108,7 @@ def test_an_image_that_stands_alone(node: Node, user: User, image: Image) -> Non
     assert seen_from(node, user, made) == seen
 
 
-def test_layers_on_layers(node: Node, user: User, image: Image) -> None:
+def test_layers_on_layers(node: Node, user: User, image: Image, base: Path) -> None:
     """What is zero in a layer hides what lies below, on every kind of staging; a layer of a guest on a layer."""
 
     async def save(of: Image, name: str, *writes: str) -> str:
@@ -128,6 +129,11 @@ def test_layers_on_layers(node: Node, user: User, image: Image) -> None:
     for fs_type in ("overlay", "ramdisk", "sharedfs"):
         assert seen_from(node, user, two, fs_type) == second
     assert seen != second
+    folder = base / "cache"
+    images = {"pool": str(node.config.images.pool), "cache": {"folder": str(folder)}}
+    assert seen_from(make_node(base / "cached", images=images), user, two) == second
+    disks = {each.files["disk.qcow2"]["sha256"] for each in (image, one, two)}
+    assert {path.name for path in folder.iterdir()} == disks, "the node has its own copy of every layer"
 
 
 def test_as_many_layers_as_are_allowed(node: Node, user: User, image: Image) -> None:
@@ -184,6 +190,10 @@ def test_a_file_of_the_owners(node: Node, user: User, image: Image, monkeypatch:
             for wrong in ("saved", "/", f"{folder}/../x", f"{folder}/x\n", "/" + "x" * 1025, 7, None):
                 assert "no file that can be written" in await site.refused("save", file=wrong)
             assert "VT-ACCESS: the pool belongs to root" in await site.refused("save", name="mine")
+            be_caller(monkeypatch, 0)
+            site.job = site.job._replace(image=image._replace(name=f"{folder}/own.qcow2", revision=0))
+            assert "own.qcow2, which is not in the pool" in await site.refused("save", name="mine", layer=True)
+            be_caller(monkeypatch, user.uid)
             assert "a layer is of use only in the pool" in await site.refused("save", file=f"{folder}/y", layer=True)
             be_caller(monkeypatch, 0)
             assert "VT-TRUST" in await site.refused("save", file=f"{folder}/roots")
@@ -362,3 +372,40 @@ def test_an_agent_that_is_killed_meanwhile(
     (place,) = record.places(node.config.paths)
     assert str(place.folder) == folder and undo(place) == [] and node.left() == []
     assert [path.name for path in home.iterdir()] == ["workspace"] and pool_of(node).revisions("mine") == []
+
+
+def test_an_agent_that_is_killed_while_it_writes_to_the_pool(
+    node: Node, user: User, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_end, write_end = os.pipe()
+
+    async def work() -> None:
+        async with GuestSite(node, user, image, writes=WRITES) as site:
+            link = await site.link()
+            async for answer in link.order("save", name="mine"):
+                if answer["doing"] == "checking it":
+                    os.write(write_end, str(site.qemu.pid).encode())
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            monkeypatch.setattr("vmgr.node.orders.publishing.check", lambda *_, **__: time.sleep(3600))
+            asyncio.run(work())
+        finally:
+            os._exit(1)
+    os.close(write_end)
+    qemu = int(os.read(read_end, 4096))
+    os.close(read_end)
+    (place,) = record.places(node.config.paths)
+    stagers = [int(step["pid"]) for step in record.steps(place) if step.get("role") == "stager"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert all(wait_gone(each) for each in (qemu, *stagers))
+    assert undo(place) == [] and node.left() == [] and pool_of(node).revisions("mine") == []
+
+    async def again() -> None:
+        async with GuestSite(node, user, image, writes=WRITES) as site:
+            assert (await site.order("save", name="mine"))[-1] == {"image": "mine@1"}
+
+    run(again())
+    assert not list(pool_of(node).path.rglob(".tmp-*")), "what was left in the pool goes with the next change to it"
