@@ -28,6 +28,8 @@ _NOBODY = 0xFFFFFFFF
 """The id of entries that have none."""
 _OWNER, _NAMED, _GROUP, _MASK, _OTHERS = 0x01, 0x02, 0x04, 0x10, 0x20
 _READ, _WRITE = 4, 2
+MAX_MESSAGES = 5000
+"""So many messages one process logs of a job, beside errors: a job's owner can cause them, by orders for instance."""
 
 
 def jobs_folder(config: Logging) -> Optional[Path]:
@@ -45,6 +47,10 @@ def set_up(config: Logging, *, job: Optional[str] = None, reader: Optional[int] 
     LOGGER.propagate = False
     for handler in list(LOGGER.handlers):
         LOGGER.removeHandler(handler)
+    for bound in list(LOGGER.filters):
+        LOGGER.removeFilter(bound)
+    if job:
+        LOGGER.addFilter(_Bounded())
     label = f"job {job}: " if job else ""
     try:
         if config.journal:
@@ -126,6 +132,22 @@ def _readers(fd: int) -> set[Optional[int]]:
     except OSError:  # there is none
         return set()
     return {who for tag, _, who in struct.iter_unpack("<HHI", acl[4:]) if tag == _NAMED}
+
+
+class _Bounded(logging.Filter):
+    """Lets errors through, and of other messages the first `MAX_MESSAGES`; the last one says that it is that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = MAX_MESSAGES
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        self._left -= 1
+        if self._left == 0:
+            record.msg, record.args = "so much is logged of this job that only errors are from now on", ()
+        return self._left >= 0
 
 
 class _NodeLog(logging.handlers.WatchedFileHandler):

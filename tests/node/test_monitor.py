@@ -116,3 +116,59 @@ def test_a_qemu_that_floods_is_not_read_while_nobody_asks() -> None:
     flooding.join(5)
     assert not flooding.is_alive()
     theirs.close()
+
+
+def greet(theirs: socket.socket) -> None:
+    """Begin as QEMU does."""
+    theirs.sendall(json.dumps(GREETING).encode() + b"\n")
+    request = json.loads(theirs.recv(65536))
+    theirs.sendall(json.dumps({"return": {}, "id": request.get("id")}).encode() + b"\n")
+
+
+def test_somebody_keeps_the_connection_of_a_qemu_that_has_ended() -> None:
+    """QEMU's user may take its sockets: nothing is read there any more, and the agent goes on all the same."""
+    ours, theirs = socket.socketpair()
+
+    async def work() -> float:
+        monitor = Monitor()
+        greeting = asyncio.ensure_future(asyncio.to_thread(greet, theirs))
+        await monitor.connect(ours)
+        await greeting
+        with pytest.raises(VTorqueError, match="did not answer"):
+            await monitor.execute("x" * (1 << 20), timeout_s=0.2)
+        start = asyncio.get_running_loop().time()
+        await monitor.close()
+        return asyncio.get_running_loop().time() - start
+
+    assert run(work()) < 1
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"[" * 200_000 + b"\n", b"x" * (3 << 20), b"\xff\n", b"1\n"],
+    ids=["deep", "long", "bytes", "number"],
+)
+def test_noise_ends_the_connection_and_nothing_else(noise: bytes) -> None:
+    ours, theirs = socket.socketpair()
+
+    def speak() -> None:
+        greet(theirs)
+        theirs.recv(65536)
+        try:
+            theirs.sendall(noise)
+        except OSError:
+            pass  # not all of it was wanted
+
+    async def work() -> None:
+        monitor = Monitor()
+        speaking = asyncio.ensure_future(asyncio.to_thread(speak))
+        await monitor.connect(ours)
+        for _ in range(2):
+            with pytest.raises(VTorqueError):
+                await monitor.execute("query-status", timeout_s=2)
+        await monitor.close()
+        await speaking
+
+    run(work())
+    theirs.close()

@@ -52,6 +52,20 @@ def test_levels(level: str, kept: str, tmp_path: Path) -> None:
     assert [line.split()[-1] for line in job_log.read_text().splitlines()] == [line.split()[-1] for line in lines]
 
 
+def test_what_a_job_can_have_logged_is_bounded(tmp_path: Path) -> None:
+    """A job's owner may give orders without end, and each is logged."""
+    log = set_up(config(tmp_path / "node.log"), job="12.host")
+    assert log is not None
+    for number in range(2 * logs.MAX_MESSAGES):
+        LOGGER.warning("order %d", number)
+    LOGGER.error("broken")
+    lines = log.read_text().splitlines()
+    assert len(lines) == logs.MAX_MESSAGES + 1 and "only errors" in lines[-2] and lines[-1].endswith("broken")
+    set_up(config(tmp_path / "node.log"))
+    LOGGER.info("another process")
+    assert "another process" in (tmp_path / "node.log").read_text().splitlines()[-1]
+
+
 def test_without_a_job_or_a_file(tmp_path: Path) -> None:
     assert set_up(config(tmp_path / "node.log")) is None and not (tmp_path / "jobs").exists()
     assert set_up(config(None), job="12.host") is None

@@ -351,6 +351,52 @@ def test_strangers_are_told_so_even_if_they_talk_first(monkeypatch: pytest.Monke
     assert served(work) == []
 
 
+def test_strangers_do_not_take_the_agents_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody on the node may connect; who floods is turned away at once, and the owner is served meanwhile."""
+    strangers = True
+
+    def peer(_: object) -> control.Peer:
+        return control.Peer(1, 4711 if strangers else os.getuid())
+
+    monkeypatch.setattr(control, "_peer", peer)
+
+    async def work(place: Served) -> None:
+        nonlocal strangers
+        came = [await asyncio.open_unix_connection(str(place.path)) for _ in range(100)]
+        await asyncio.sleep(0.05)
+        told = [reader for reader, _ in came if not reader.at_eof() and await reader.readline()]
+        assert len(told) == control.MAX_REFUSALS, "the others are gone already"
+        strangers = False
+        assert (await place.talk(b'{"op":"status"}\n', answers=1))[0]["state"] == "starting"
+        await asyncio.sleep(control.REFUSAL_SECONDS)
+        assert place.control._refusals == 0
+        for _, writer in came:
+            writer.close()
+
+    assert served(work) == []
+
+
+def test_who_has_left_without_taking_its_answers_keeps_no_descriptor() -> None:
+    async def work(place: Served) -> None:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        kept = []
+        for _ in range(5):
+            caller = socket.socket(socket.AF_UNIX)
+            caller.connect(str(place.path))
+            caller.setblocking(False)
+            kept.append(caller)
+            place.progress.facts["doing"] = "x" * 30_000
+            await asyncio.get_running_loop().sock_sendall(caller, b'{"op":"status"}\n' * 8)
+            await asyncio.sleep(0.05)
+            caller.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.1)
+        assert len(os.listdir("/proc/self/fd")) == before + 5, "the callers' own"  # noqa: PTH208
+        for caller in kept:
+            caller.close()
+
+    assert served(work) == []
+
+
 def test_a_caller_that_never_reads_holds_up_nobody() -> None:
     async def work(place: Served) -> None:
         _, writer = await asyncio.open_unix_connection(str(place.path))

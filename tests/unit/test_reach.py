@@ -354,6 +354,14 @@ def test_nodes_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     silent.close()
 
 
+@pytest.mark.parametrize("node", ["", "-oProxyCommand=x", "n1 -oProxyCommand=x", "n1;x", "n1\n", "a/b", "n" * 300])
+def test_what_is_no_node(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    """Another node may have said it: it reaches no command line."""
+    monkeypatch.setattr(shell, "connect", lambda *_: pytest.fail("it was gone to"))
+    with pytest.raises(VTorqueError, match="is no node's name"):
+        shell.run_on(node, ["true"], timeout_s=1)
+
+
 def test_what_ssh_says_of_a_node() -> None:
     options = login.ssh_options("n7.cluster", 10)
     assert options["hostname"] == ["n7.cluster"] and options["port"] == ["22"] and options["userknownhostsfile"]
@@ -423,6 +431,10 @@ def test_somebody_elses_socket(paths: Paths, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_an_agent_says_of_its_guests(value: object) -> None:
     snapshot = {"members": value}
     assert all(isinstance(member["name"], str) for member in members(snapshot))
+    name = str(value)
+    told = members({"members": [{"rank": 0, "name": name}, {"rank": 1, "name": "vn1-1"}]})
+    assert [member["rank"] for member in told][-1] == 1
+    assert len(told) == 1 or (name[0].isalnum() and not set(name) & set(" \t\n'\"/:=@%$`;")), "no option, one word"
     with pytest.raises(VTorqueError):
         ssh_port({"name": "vn1-1", "port": value if not isinstance(value, int) else -1})
     assert ssh_port({"name": "vn1-1", "port": 2222}) == 2222
@@ -431,6 +443,11 @@ def test_what_an_agent_says_of_its_guests(value: object) -> None:
             ssh_port({"name": "vn1-1", "port": 2222, "power": power})
     with pytest.raises(VTorqueError, match="VT-VALUE"):
         member_of({"members": [{"rank": 0, "name": "vn1-1"}]}, 1)
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=touch x", "v n1", "vn1\n", "", "v\x1b[2J", "root@vn1-1"])
+def test_names_that_no_guest_has(name: str) -> None:
+    assert members({"members": [{"rank": 0, "name": name}]}) == []
 
 
 def test_all_nodes_at_once_and_no_longer_than_so(monkeypatch: pytest.MonkeyPatch, paths: Paths) -> None:

@@ -76,5 +76,5 @@ class _Steps:
 
 
 def show(answer: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """Print what was made: `text`, or all of the answer."""
-    click.echo(json.dumps(answer) if as_json else text)
+    """Print what was made: `text`, in which may be another node's word, or all of the answer."""
+    click.echo(json.dumps(answer) if as_json else printable(text))

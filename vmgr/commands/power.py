@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmgr.config import load_config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, VTorqueError, printable
 from vmgr.paths import installation
 from vmgr.reach.target import Target, parse_target
 
@@ -93,13 +93,13 @@ async def _order(target: Target, action: str, yes: bool, as_json: bool, members:
         async for answer in reached.link.order("power", action=action, rank=rank, **members):
             last = answer
             if not as_json:
-                click.echo(_said(answer, members))
+                click.echo(printable(_said(answer, members)))
         if as_json:
             import json
 
             click.echo(json.dumps(last))
         elif ends:
-            click.echo(f"job {reached.job_id} ends, for its script ran in this guest")
+            click.echo(f"job {printable(reached.job_id)} ends, for its script ran in this guest")
 
 
 def _the_one(target: Target, reached: Reached) -> int:

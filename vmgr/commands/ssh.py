@@ -52,7 +52,7 @@ def ssh(guest: str, command: tuple[str, ...]) -> int:
     target = parse_target(guest)
     if not command:
         with _way(target) as way:
-            return _interactive(["ssh", "-t" if sys.stdin.isatty() else "-T", *way.options, way.guest])
+            return _interactive(["ssh", "-t" if sys.stdin.isatty() else "-T", *way.options, "--", way.guest])
     return _run(target, f'"${{SHELL:-sh}}" -c {shlex.quote(" ".join(command))}')
 
 
@@ -151,7 +151,7 @@ def _run(target: Target, command: str) -> int:
     with _way(target) as way:
 
         def in_guest(script: str) -> list[str]:
-            return ["ssh", "-T", *way.options, way.guest, f"exec sh -c {shlex.quote(script)}"]
+            return ["ssh", "-T", *way.options, "--", way.guest, f"exec sh -c {shlex.quote(script)}"]
 
         def send(sig: int) -> None:
             quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

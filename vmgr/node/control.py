@@ -25,6 +25,8 @@ MAX_CLIENTS = 64
 MAX_REQUEST_BYTES = 4096
 MAX_WAITING = 16
 REFUSAL_SECONDS = 1.0
+MAX_REFUSALS = 16
+"""So many are told why at one time; others are turned away without a word. Everybody on the node may connect."""
 
 
 class Peer(NamedTuple):
@@ -78,6 +80,7 @@ class Control:
         self._joined = joined
         self._orders = orders or {}
         self._clients: set[asyncio.Task[None]] = set()
+        self._refusals = 0
 
     async def serve(self, listener: socket.socket) -> asyncio.AbstractServer:
         return await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_REQUEST_BYTES)
@@ -96,10 +99,10 @@ class Control:
         try:
             if peer.uid not in (0, self._owner):
                 text = f"this job belongs to uid {self._owner}, you are uid {peer.uid}"
-                return await _refuse(reader, writer, text)
+                return await self._refuse(reader, writer, text)
             if peer.uid and len(self._clients) >= MAX_CLIENTS:
                 text = f"the agent of this job serves {MAX_CLIENTS} callers already"
-                return await _refuse(reader, writer, text)
+                return await self._refuse(reader, writer, text)
             self._clients.add(task)
             await self._converse(reader, writer, peer)
         except (OSError, ValueError, RecursionError):
@@ -107,6 +110,22 @@ class Control:
         finally:
             self._clients.discard(task)
             writer.close()
+            if writer.transport.get_write_buffer_size():  # it takes nothing, and would keep the descriptor for ever
+                writer.transport.abort()
+
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
+        """Say why, and let the caller read it: what it has sent and nobody has read would take that away from it."""
+        if self._refusals >= MAX_REFUSALS:
+            return
+        self._refusals += 1
+        try:
+            await _send(writer, {"error": text})
+            writer.write_eof()
+            await asyncio.wait_for(reader.read(MAX_REQUEST_BYTES), REFUSAL_SECONDS)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._refusals -= 1
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         follower: list[asyncio.Task[None]] = []
@@ -186,16 +205,6 @@ class Control:
                 await _send(writer, self._progress.full())
         except OSError:
             pass
-
-
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
-    """Say why, and let the caller read it: what it has sent and nobody has read would take that away from it."""
-    await _send(writer, {"error": text})
-    writer.write_eof()
-    try:
-        await asyncio.wait_for(reader.read(MAX_REQUEST_BYTES), REFUSAL_SECONDS)
-    except asyncio.TimeoutError:
-        pass
 
 
 async def _hear(reader: asyncio.StreamReader, talk: Talk) -> None:

@@ -15,8 +15,10 @@ from typing import Any, Callable, Optional
 from qemu.qmp import QMPClient, QMPError
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.logs import LOGGER
 
 MAX_REPLY_BYTES = 1 << 20
+CLOSE_SECONDS = 2.0
 QUARREL = (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError)
 """What a QEMU that does not speak QMP, or says what cannot be, leads to."""
 
@@ -31,6 +33,11 @@ class _Client(QMPClient):
     def resume(self) -> None:
         if self._writer is not None:
             self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
+    def abort(self) -> None:
+        """Break the connection: nothing more is sent, and nobody waits for the other side to take it."""
+        if self._writer is not None:
+            self._writer.transport.abort()
 
 
 class Monitor:
@@ -104,9 +111,9 @@ class Monitor:
             raise VTorqueError(f"QEMU refuses: {err}", code=Code.GUEST) from err
 
     async def close(self) -> None:
-        """Give the connection back; QEMU must have ended."""
-        self._client.resume()
+        """Give the connection back; QEMU must have ended. Its user may have its end of it still, and take nothing."""
+        self._client.abort()
         try:
-            await self._client.disconnect()
-        except (QMPError, OSError, EOFError):
-            pass  # the connection broke with QEMU's end
+            await asyncio.wait_for(self._client.disconnect(), CLOSE_SECONDS)
+        except Exception as err:  # what has ended the reading comes out here, whatever QEMU sent to do so
+            LOGGER.debug("the end of a QMP connection: %s", err)

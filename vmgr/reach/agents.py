@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ MOST_AT_ONCE = 64
 LOOK_TIMES = 3
 """So many times `timeouts.reach` all of them together may take."""
 ANSWER_SECONDS = 3.0
+_GUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
 
 class Reached(NamedTuple):
@@ -269,12 +271,18 @@ async def _reached(link: AgentLink, node: Optional[str], rank: int) -> Reached:
 
 
 def members(snapshot: dict[str, Any]) -> list[dict[str, Any]]:
-    """The guests that an agent tells of, those that have a rank and a name."""
+    """The guests that an agent tells of, those that have a rank and a name that is one.
+
+    Names become words of command lines here, and another node may not be what it should be.
+    """
     told = snapshot.get("members")
     return [
         member
         for member in (told if isinstance(told, list) else [])
-        if isinstance(member, dict) and type(member.get("rank")) is int and isinstance(member.get("name"), str)
+        if isinstance(member, dict)
+        and type(member.get("rank")) is int
+        and isinstance(member.get("name"), str)
+        and _GUEST.fullmatch(member["name"])
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -22,6 +23,7 @@ MAX_OUTPUT_BYTES = 16 << 20
 MAX_ERROR_BYTES = 64 << 10
 _CHUNK = 1 << 16
 _END_SECONDS = 2.0
+_NODE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 
 
 class Completed(NamedTuple):
@@ -64,8 +66,11 @@ def run_on(node: str, argv: Sequence[str], *, timeout_s: float, limit: int = MAX
 def open_on(node: str, argv: Sequence[str], *, timeout_s: float) -> Stream:
     """Start a program on a node, its standard input and output connected to `Stream.socket`.
 
-    `timeout_s` bounds the connection, not the program. Raises VTorqueError (VT-CONNECT). Close what is given.
+    `timeout_s` bounds the connection, not the program. Raises VTorqueError (VT-CONNECT), also for what can be no node's
+    name: another node may have said it, and it becomes a word of command lines. Close what is given.
     """
+    if not _NODE.fullmatch(node):
+        raise VTorqueError(f"{node[:80]!r} is no node's name", code=Code.CONNECT)
     return _Local(argv) if is_here(node) else _Remote(node, argv, timeout_s)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
@@ -60,8 +60,12 @@ def order(crew: CrewNow, job: JobNow, config: Config) -> Order:
         assert running is not None, "there are no guests without a job"
         wish = wish_of(talk, running, config, member, guest)
         with saver.alone(guest.name):
-            async for answer in saver.save(running, wish):
-                yield answer
+            answers = saver.save(running, wish)
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                await answers.aclose()  # before another may begin
 
     return save
 
@@ -122,7 +126,7 @@ class _Saver:
         finally:
             self._busy.discard(guest)
 
-    async def save(self, job: Job, wish: Wish) -> AsyncIterator[Mapping[str, Any]]:
+    async def save(self, job: Job, wish: Wish) -> AsyncGenerator[Mapping[str, Any], None]:
         """Say what is being done, and at last what was made."""
         monitor, size = wish.guest.monitor, job.image.virtual_size
         empty = await empty_overlay(size)
