@@ -228,6 +228,18 @@ def test_room_for_one_more(keep: int, left: int, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [*(f"{n}.log" for n in range(4 - left, 4)), "other"]
 
 
+def test_the_log_of_a_job_that_lives_stays(tmp_path: Path) -> None:
+    """Of a job that has long been quiet: its agent would make its report and its console's log anew, for ever."""
+    for n in range(4):
+        (tmp_path / f"{n}.host.log").touch()
+        (tmp_path / f"{n}.host.report.json").touch()
+        os.utime(tmp_path / f"{n}.host.log", (n, n))
+    drop_oldest(tmp_path, keep=2, lives=lambda job: job == "1.host")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "1.host.log", "1.host.report.json", "3.host.log", "3.host.report.json",
+    ]  # fmt: skip
+
+
 def test_a_log_that_goes_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "1.log").symlink_to("absent")  # as if it had gone between the listing and the look
     (tmp_path / "2.log").touch()

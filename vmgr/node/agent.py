@@ -84,7 +84,10 @@ def main(argv: Sequence[str]) -> int:
     record.append(place, {"do": "process", "role": "agent", **me._asdict()})
     facts = record.begun(place)
     call = Call(**{**{key: facts[key] for key in Call._fields}, "directory": SpecPath(*facts["directory"])})
-    log = logs.set_up(config.logging, job=call.job_id, reader=_uid(call.user))
+    log = logs.set_up(
+        config.logging, job=call.job_id, reader=_uid(call.user),
+        lives=lambda job: record.newest_socket(config.paths, job) is not None,
+    )  # fmt: skip
     if record.is_buried(config.paths, call.job_id, place):
         LOGGER.info("the job was deleted before its guest was started")
         undo(place)
