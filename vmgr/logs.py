@@ -30,6 +30,8 @@ _OWNER, _NAMED, _GROUP, _MASK, _OTHERS = 0x01, 0x02, 0x04, 0x10, 0x20
 _READ, _WRITE = 4, 2
 MAX_MESSAGES = 5000
 """So many messages one process logs of a job, beside errors: a job's owner can cause them, by orders for instance."""
+MAX_CHARS = 4000
+"""So much of each."""
 
 
 def jobs_folder(config: Logging) -> Optional[Path]:
@@ -147,13 +149,19 @@ def _readers(fd: int) -> set[Optional[int]]:
 
 
 class _Bounded(logging.Filter):
-    """Lets errors through, and of other messages the first `MAX_MESSAGES`; the last one says that it is that."""
+    """Lets errors through, and of other messages the first `MAX_MESSAGES`; the last one says that it is that.
+
+    Long ones are cut.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._left = MAX_MESSAGES
 
     def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if len(text) > MAX_CHARS:
+            record.msg, record.args = f"{text[:MAX_CHARS]}...", ()
         if record.levelno >= logging.ERROR:
             return True
         self._left -= 1

@@ -58,9 +58,13 @@ def test_what_a_job_can_have_logged_is_bounded(tmp_path: Path) -> None:
     assert log is not None
     for number in range(2 * logs.MAX_MESSAGES):
         LOGGER.warning("order %d", number)
+    LOGGER.error("broken %s", "x" * (1 << 20))
+    LOGGER.error("100 %", *())
     LOGGER.error("broken")
+    assert log.stat().st_size < 100 * logs.MAX_MESSAGES
     lines = log.read_text().splitlines()
-    assert len(lines) == logs.MAX_MESSAGES + 1 and "only errors" in lines[-2] and lines[-1].endswith("broken")
+    assert len(lines) == logs.MAX_MESSAGES + 3 and "only errors" in lines[-4]
+    assert [line.rpartition(" ")[2][-6:] for line in lines[-3:]] == ["xxx...", "%", "broken"]
     set_up(config(tmp_path / "node.log"))
     LOGGER.info("another process")
     assert "another process" in (tmp_path / "node.log").read_text().splitlines()[-1]
