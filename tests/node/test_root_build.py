@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from test_image_recipes import TINY, write
 
 from vmgr.errors import VTorqueError
 from vmgr.images.initramfs import Archive
+from vmgr.images.micro import add_busybox
 from vmgr.images.pool import Pool
 from vmgr.images.sandbox import run
 
@@ -168,6 +170,19 @@ def test_a_script_that_fails_is_named_and_nothing_is_published(pool: Path, recip
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("VT-"))
     assert done.returncode == 2 and line.startswith(f"VT-BUILD: the script {recipes}/wrong/wrong failed: ")
     assert line.endswith("ended with 3: on purpose") and content(pool) == before
+
+
+def test_what_the_image_has_as_busybox_sees_nothing_of_the_machine(tmp_path: Path) -> None:
+    """A script of the recipe's may have put anything there."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin" / "sh")
+    (root / "bin" / "busybox").write_text(f"#!/bin/sh\n(: >{outside}) 2>/dev/null\necho ls\n")
+    (root / "bin" / "busybox").chmod(0o755)
+    archive = Archive()
+    with nothing_stays():
+        add_busybox(archive, root)
+    assert "/bin/ls" in archive.nodes and not outside.exists()
 
 
 class Building:
