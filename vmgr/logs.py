@@ -16,7 +16,7 @@ import struct
 import sys
 from glob import escape
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 from vmgr.config import Logging
 
@@ -30,6 +30,8 @@ _OWNER, _NAMED, _GROUP, _MASK, _OTHERS = 0x01, 0x02, 0x04, 0x10, 0x20
 _READ, _WRITE = 4, 2
 MAX_MESSAGES = 5000
 """So many messages one process logs of a job, beside errors: a job's owner can cause them, by orders for instance."""
+MAX_CHARS = 4000
+"""So much of each."""
 
 
 def jobs_folder(config: Logging) -> Optional[Path]:
@@ -37,16 +39,28 @@ def jobs_folder(config: Logging) -> Optional[Path]:
     return Path(config.file).parent / "jobs" if config.file else None
 
 
-def set_up(config: Logging, *, job: Optional[str] = None, reader: Optional[int] = None) -> Optional[Path]:
+def _nobody(_: str) -> bool:
+    return False
+
+
+def set_up(
+    config: Logging,
+    *,
+    job: Optional[str] = None,
+    reader: Optional[int] = None,
+    lives: Callable[[str], bool] = _nobody,
+) -> Optional[Path]:
     """Send the messages of this process where the configuration says; gives the job's own log, None without one.
 
-    `reader` is the uid of the job's owner, who may read that log. A log that cannot be written is no reason to stop:
+    `reader` is the uid of the job's owner, who may read that log, `lives` says of a job whether it still writes to its
+    own. A log that cannot be written is no reason to stop:
     it is said once on standard error.
     """
     LOGGER.setLevel(config.level.upper())
     LOGGER.propagate = False
     for handler in list(LOGGER.handlers):
         LOGGER.removeHandler(handler)
+        handler.close()
     for bound in list(LOGGER.filters):
         LOGGER.removeFilter(bound)
     if job:
@@ -69,7 +83,7 @@ def set_up(config: Logging, *, job: Optional[str] = None, reader: Optional[int] 
             return None
         log = node.parent / "jobs" / f"{job}.log"
         _make_folder(log.parent, 0o711)
-        drop_oldest(log.parent, keep=config.rotate.jobs)
+        drop_oldest(log.parent, keep=config.rotate.jobs, lives=lives)
         os.close(open_for(log, reader))
         _add(logging.FileHandler(log), "%(asctime)s %(levelname)s %(message)s")
         return log
@@ -135,13 +149,19 @@ def _readers(fd: int) -> set[Optional[int]]:
 
 
 class _Bounded(logging.Filter):
-    """Lets errors through, and of other messages the first `MAX_MESSAGES`; the last one says that it is that."""
+    """Lets errors through, and of other messages the first `MAX_MESSAGES`; the last one says that it is that.
+
+    Long ones are cut.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._left = MAX_MESSAGES
 
     def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if len(text) > MAX_CHARS:
+            record.msg, record.args = f"{text[:MAX_CHARS]}...", ()
         if record.levelno >= logging.ERROR:
             return True
         self._left -= 1
@@ -189,10 +209,15 @@ def rotate(log: Path, *, size: int, keep: int) -> None:
         log.replace(log.with_name(f"{log.name}.1"))
 
 
-def drop_oldest(folder: Path, *, keep: int) -> None:
-    """Remove the oldest logs of jobs, with what is kept beside each, so that with one more `keep` of them stay."""
+def drop_oldest(folder: Path, *, keep: int, lives: Callable[[str], bool] = _nobody) -> None:
+    """Remove the oldest logs of jobs, with what is kept beside each, so that with one more `keep` of them stay.
+
+    That of a job that `lives` stays, however long nothing was written to it: its agent would make half of it anew.
+    """
     logs = sorted((_modified(log), log) for log in folder.glob("*.log"))
     for _, log in logs[: max(0, len(logs) - max(keep - 1, 0))]:
+        if lives(log.stem):
+            continue
         beside = [log.with_suffix(suffix) for suffix in (".console", ".report.json")]
         beside.append(log.with_name(f".{log.stem}.report.json"))  # of an agent that was killed while it wrote
         for path in (log, *beside, *folder.glob(f"{escape(log.stem)}.[0-9]*.console")):

@@ -146,8 +146,8 @@ def test_somebody_keeps_the_connection_of_a_qemu_that_has_ended() -> None:
 
 @pytest.mark.parametrize(
     "noise",
-    [b"[" * 200_000 + b"\n", b"x" * (3 << 20), b"\xff\n", b"1\n"],
-    ids=["deep", "long", "bytes", "number"],
+    [b"[" * 200_000 + b"\n", b"x" * (3 << 20), b"\xff\n", b"1\n", b'{"x": "' + b"y" * (1 << 19) + b'"}\n'],
+    ids=["deep", "long", "bytes", "number", "large"],
 )
 def test_noise_ends_the_connection_and_nothing_else(noise: bytes) -> None:
     ours, theirs = socket.socketpair()
@@ -165,8 +165,9 @@ def test_noise_ends_the_connection_and_nothing_else(noise: bytes) -> None:
         speaking = asyncio.ensure_future(asyncio.to_thread(speak))
         await monitor.connect(ours)
         for _ in range(2):
-            with pytest.raises(VTorqueError):
+            with pytest.raises(VTorqueError) as caught:
                 await monitor.execute("query-status", timeout_s=2)
+            assert len(str(caught.value)) < 1000, "it goes to logs and callers"
         await monitor.close()
         await speaking
 

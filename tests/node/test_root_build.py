@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from test_image_recipes import TINY, write
 
 from vmgr.errors import VTorqueError
 from vmgr.images.initramfs import Archive
+from vmgr.images.micro import add_busybox
 from vmgr.images.pool import Pool
 from vmgr.images.sandbox import run
 
@@ -185,6 +187,19 @@ def test_a_script_that_fails_is_named_and_nothing_is_published(pool: Path, recip
         .endswith(f"\n{recipes}/wrong/wrong:\n/.vtorque-build-script\n\non purpose\n\n")
     )
     assert content(pool).keys() - before.keys() - {"wrong/.lock"} == {"wrong", "wrong/build.log"}
+
+
+def test_what_the_image_has_as_busybox_sees_nothing_of_the_machine(tmp_path: Path) -> None:
+    """A script of the recipe's may have put anything there."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin" / "sh")
+    (root / "bin" / "busybox").write_text(f"#!/bin/sh\n(: >{outside}) 2>/dev/null\necho ls\n")
+    (root / "bin" / "busybox").chmod(0o755)
+    archive = Archive()
+    with nothing_stays():
+        add_busybox(archive, root)
+    assert "/bin/ls" in archive.nodes and not outside.exists()
 
 
 class Building:

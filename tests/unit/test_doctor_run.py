@@ -191,14 +191,26 @@ def test_the_order_of_people() -> None:
 
 def test_lines_are_told_apart_by_node() -> None:
     data = b"n1: {\nn2: x\npdsh@front: n3: ssh exited with exit code 255\nn1:  }\nn4: stranger\nnoise\nn3: a: b\n"
-    assert fleet.by_node(data, ["n1", "n2", "n3"]) == {
-        "n1": "{\n }", "n2": "x", "n3": "ssh exited with exit code 255\na: b",
-    }  # fmt: skip
+    for step in (1, 7, len(data)):
+        heard = fleet.Heard(["n1", "n2", "n3"])
+        for at in range(0, len(data), step):
+            heard.feed(data[at : at + step])
+        assert heard.by_node() == {
+            "n1": "{\n }", "n2": "x", "n3": "ssh exited with exit code 255\na: b",
+        }  # fmt: skip
 
 
 def test_a_node_that_says_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "MAX_NODE_BYTES", 100)
-    assert len(fleet.by_node(b"n1: xxxxxxxxx\n" * 50, ["n1"])["n1"]) <= 110
+    heard = fleet.Heard(["n1", "n2"])
+    for _ in range(50):
+        heard.feed(b"n1: xxxxxxxxx\n" * 50)
+    heard.feed(b"n2: well\n")
+    for _ in range(50):
+        heard.feed(b"without an end" * 50)
+        assert len(heard._rest) <= 100, "what is told of one node takes no more room than that"
+    texts = heard.by_node()
+    assert len(texts["n1"]) <= 110 and texts["n2"] == "well"
 
 
 def test_reports() -> None:
@@ -213,7 +225,9 @@ def test_reports() -> None:
 @FUZZ
 @given(st.binary(max_size=400))
 def test_whatever_nodes_say(data: bytes) -> None:
-    for text in fleet.by_node(data, ["n1", "n2"]).values():
+    heard = fleet.Heard(["n1", "n2"])
+    heard.feed(data)
+    for text in heard.by_node().values():
         assert isinstance(fleet.report("n1", text, text), fleet.Report)
 
 
@@ -303,8 +317,9 @@ def test_nothing_runs_on_when_it_is_ended(cluster: Vmgr, tmp_path: Path, sig: si
 @needs_pdsh
 def test_when_pdsh_itself_takes_too_long(cluster: Vmgr) -> None:
     before = set(psutil.Process().children(recursive=True))
-    done = fleet._pdsh(["-R", "ssh", "-w", "n3", "true"], limit_s=0.5)
-    assert done.stdout == b"" and set(psutil.Process().children(recursive=True)) == before
+    out = bytearray()
+    fleet._pdsh(["-R", "ssh", "-w", "n3", "true"], out.extend, len, limit_s=0.5)
+    assert out == b"" and set(psutil.Process().children(recursive=True)) == before
 
 
 @needs_pdsh

@@ -51,6 +51,24 @@ def with_console(work: Callable[[Console, socket.socket], Coroutine[Any, Any, An
     return run(whole())
 
 
+def test_several_type_at_a_guest_that_takes_nothing_for_a_while() -> None:
+    async def work(console: Console, guest: socket.socket) -> None:
+        first = asyncio.ensure_future(console.type(b"a" * (1 << 20)))
+        await asyncio.sleep(0.05)
+        gone = asyncio.ensure_future(console.type(b"c"))
+        second = asyncio.ensure_future(console.type(b"b" * 1000))
+        await asyncio.sleep(0.05)
+        assert not first.done() and not second.done()
+        gone.cancel()
+        got = b""
+        while len(got) < (1 << 20) + 1000:
+            got += await asyncio.get_running_loop().sock_recv(guest, 1 << 20)
+        await asyncio.gather(first, second)
+        assert got == b"a" * (1 << 20) + b"b" * 1000
+
+    with_console(work)
+
+
 def test_several_follow_and_one_is_slow() -> None:
     async def work(console: Console, guest: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from nodesite import FUZZ
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.layers import apply_layers, inside
+from vmgr.images.micro import kernel_file
 from vmgr.images.recipe import File, Layer, Recipe, known_recipes, load_recipe
 from vmgr.images.recipeschema import OF_KIND, RECIPE
 
@@ -311,3 +312,18 @@ def test_files_that_cannot_be_placed(root: Path, tmp_path: Path) -> None:
         with pytest.raises(VTorqueError, match=message) as caught:
             place(root, file)
         assert caught.value.code is Code.BUILD
+
+
+def test_the_kernel_is_a_file_of_the_image(tmp_path: Path) -> None:
+    """It goes into the pool, for everybody to read: a link to a file of the machine is no kernel."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    secret.write_text("of the machine's")
+    (root / "boot").mkdir(parents=True)
+    (root / "boot" / "vmlinuz-1").symlink_to(secret)
+    with pytest.raises(VTorqueError, match="VT-BUILD: the image's kernel vmlinuz-1 is no file in it"):
+        kernel_file(root)
+    (root / "usr").mkdir()
+    (root / "usr" / "kernel").write_text("kernel")
+    (root / "boot" / "vmlinuz-1").unlink()
+    (root / "boot" / "vmlinuz-1").symlink_to("/usr/kernel")
+    assert kernel_file(root).read_text() == "kernel"

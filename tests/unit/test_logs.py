@@ -58,9 +58,13 @@ def test_what_a_job_can_have_logged_is_bounded(tmp_path: Path) -> None:
     assert log is not None
     for number in range(2 * logs.MAX_MESSAGES):
         LOGGER.warning("order %d", number)
+    LOGGER.error("broken %s", "x" * (1 << 20))
+    LOGGER.error("100 %", *())
     LOGGER.error("broken")
+    assert log.stat().st_size < 100 * logs.MAX_MESSAGES
     lines = log.read_text().splitlines()
-    assert len(lines) == logs.MAX_MESSAGES + 1 and "only errors" in lines[-2] and lines[-1].endswith("broken")
+    assert len(lines) == logs.MAX_MESSAGES + 3 and "only errors" in lines[-4]
+    assert [line.rpartition(" ")[2][-6:] for line in lines[-3:]] == ["xxx...", "%", "broken"]
     set_up(config(tmp_path / "node.log"))
     LOGGER.info("another process")
     assert "another process" in (tmp_path / "node.log").read_text().splitlines()[-1]
@@ -226,6 +230,18 @@ def test_room_for_one_more(keep: int, left: int, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     drop_oldest(tmp_path, keep=keep)
     assert sorted(p.name for p in tmp_path.iterdir()) == [*(f"{n}.log" for n in range(4 - left, 4)), "other"]
+
+
+def test_the_log_of_a_job_that_lives_stays(tmp_path: Path) -> None:
+    """Of a job that has long been quiet: its agent would make its report and its console's log anew, for ever."""
+    for n in range(4):
+        (tmp_path / f"{n}.host.log").touch()
+        (tmp_path / f"{n}.host.report.json").touch()
+        os.utime(tmp_path / f"{n}.host.log", (n, n))
+    drop_oldest(tmp_path, keep=2, lives=lambda job: job == "1.host")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "1.host.log", "1.host.report.json", "3.host.log", "3.host.report.json",
+    ]  # fmt: skip
 
 
 def test_a_log_that_goes_meanwhile(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -285,6 +286,25 @@ def test_slow_ones_are_let_go_and_many_at_once_refused(monkeypatch: pytest.Monke
         assert b"200 OK" in await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")
 
     served(work)
+
+
+def test_one_that_takes_nothing_keeps_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmgr.metrics.serve.REQUEST_SECONDS", 0.3)
+
+    async def large() -> bytes:
+        return bytes(16 << 20)
+
+    async def work(port: int) -> None:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        callers = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+        for caller in callers:
+            caller.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(1)
+        assert len(os.listdir("/proc/self/fd")) == before + len(callers), "the callers' own"  # noqa: PTH208
+        for caller in callers:
+            caller.close()
+
+    served(work, large)
 
 
 def test_asking_often_costs_the_node_once_and_a_failure_tells_no_reason() -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import selectors
 import shlex
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.doctor.finding import Finding, from_plain
 from vmgr.errors import Code, VTorqueError, printable
@@ -25,6 +27,9 @@ MAX_NODES = 4000
 """Their names are one argument of pdsh's, which the kernel bounds to 128 KiB."""
 MAX_NODE_BYTES = 1 << 20
 """So much of what one node says is read."""
+
+END_SECONDS = 2.0
+_CHUNK = 1 << 16
 
 _SET = re.compile(r"[A-Za-z0-9._,\[\]-]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
@@ -46,10 +51,11 @@ def expand(nodes: str, rcmd: str = "ssh") -> list[str]:
     """
     if not _SET.fullmatch(nodes) or nodes.startswith("-"):
         raise _no_set(nodes)
-    done = _pdsh(["-R", rcmd, "-w", nodes, "-Q"])
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    if done.returncode or _MARK not in lines:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    out, complaints = bytearray(), bytearray()
+    status = _pdsh(["-R", rcmd, "-w", nodes, "-Q"], out.extend, complaints.extend)  # it asks nobody
+    lines = out.decode("utf-8", "replace").splitlines()
+    if status or _MARK not in lines:
+        said = complaints.decode("utf-8", "replace").strip().splitlines()
         raise VTorqueError(f"--nodes {nodes}: pdsh: {said[-1] if said else 'no answer'}", code=Code.VALUE, hint=_HINT)
     names = lines[lines.index(_MARK) + 1].split(",") if lines[-1] != _MARK else []
     if not names or not all(_NAME.fullmatch(name) for name in names):
@@ -74,7 +80,8 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def ask(names: Sequence[str], command: Sequence[str], *, rcmd: str, timeout_s: int) -> list[Report]:
     """Run `command`, which prints findings as JSON, on all nodes; a report for each, in their order."""
     rounds = -(-len(names) // FANOUT)
-    done = _pdsh(
+    said, complained = Heard(names), Heard(names)
+    _pdsh(
         [
             "-b",
             "-R", rcmd,
@@ -84,24 +91,45 @@ def ask(names: Sequence[str], command: Sequence[str], *, rcmd: str, timeout_s: i
             "-w", ",".join(names),
             *(command if rcmd == "exec" else [shlex.join(command)]),
         ],
+        said.feed,
+        complained.feed,
         limit_s=rounds * (CONNECT_SECONDS + timeout_s) + 10,
     )  # fmt: skip
-    said, complained = by_node(done.stdout, names), by_node(done.stderr, names)
-    return [report(name, said[name], complained[name]) for name in names]
+    texts, complaints = said.by_node(), complained.by_node()
+    return [report(name, texts[name], complaints[name]) for name in names]
 
 
-def by_node(data: bytes, names: Iterable[str]) -> dict[str, str]:
-    """What came from each node, from lines `NODE: …`, or `pdsh@HERE: NODE: …` for what pdsh says of one."""
-    texts: dict[str, list[str]] = {name: [] for name in names}
-    sizes = dict.fromkeys(texts, 0)
-    for line in data.decode("utf-8", "replace").splitlines():
-        name, _, rest = line.partition(": ")
+class Heard:
+    """What comes from each node, in lines `NODE: …`, or `pdsh@HERE: NODE: …` for what pdsh says of one; so much of it.
+
+    One node that says more than it should takes the room of no other, nor this machine's.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._texts: dict[str, list[str]] = {name: [] for name in names}
+        self._sizes = dict.fromkeys(self._texts, 0)
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what comes next."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._add(line)
+        self._rest = self._rest[:MAX_NODE_BYTES]
+
+    def by_node(self) -> dict[str, str]:
+        """The text of each node, now that all has come."""
+        self._add(self._rest)
+        self._rest = b""
+        return {name: "\n".join(lines) for name, lines in self._texts.items()}
+
+    def _add(self, line: bytes) -> None:
+        name, _, rest = line.decode("utf-8", "replace").rstrip("\r").partition(": ")
         if name.startswith("pdsh@"):
             name, _, rest = rest.partition(": ")
-        if name in texts and sizes[name] < MAX_NODE_BYTES:
-            texts[name].append(rest)
-            sizes[name] += len(rest) + 1
-    return {name: "\n".join(lines) for name, lines in texts.items()}
+        if name in self._texts and self._sizes[name] < MAX_NODE_BYTES:
+            self._texts[name].append(rest)
+            self._sizes[name] += len(rest) + 1
 
 
 def report(node: str, out: str, err: str) -> Report:
@@ -122,8 +150,11 @@ def _findings(data: Any) -> list[Any]:
     return found
 
 
-def _pdsh(arguments: Sequence[str], *, limit_s: float = 20.0) -> subprocess.CompletedProcess[bytes]:
-    """Run pdsh. When the time is over it is ended, and what was said until then is given."""
+Hear = Callable[[bytes], object]
+
+
+def _pdsh(arguments: Sequence[str], out: Hear, err: Hear, *, limit_s: float = 20.0) -> int:
+    """Run pdsh, and hand on what it prints as it comes; gives its status. When the time is over it is ended."""
     try:
         child = subprocess.Popen(
             ["pdsh", *arguments],
@@ -132,20 +163,41 @@ def _pdsh(arguments: Sequence[str], *, limit_s: float = 20.0) -> subprocess.Comp
             stderr=subprocess.PIPE,
             preexec_fn=dies_with(os.getpid()),
         )
-    except OSError as err:
+    except OSError as error:
         raise VTorqueError(
-            f"pdsh cannot be started: {err.strerror}", code=Code.ACCESS, hint="apt-get install pdsh"
-        ) from err
-    try:
-        out, complaints = child.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        _end(child)
-        out, complaints = child.communicate()
-    except BaseException:
-        _end(child)
-        child.communicate()
-        raise
-    return subprocess.CompletedProcess(child.args, child.returncode, out, complaints)
+            f"pdsh cannot be started: {error.strerror}", code=Code.ACCESS, hint="apt-get install pdsh"
+        ) from error
+    assert child.stdout is not None and child.stderr is not None
+    with child, selectors.DefaultSelector() as streams:
+        streams.register(child.stdout, selectors.EVENT_READ, out)
+        streams.register(child.stderr, selectors.EVENT_READ, err)
+        try:
+            if not _listen(streams, limit_s):
+                _end(child)
+                _listen(streams, END_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(END_SECONDS)
+            _end(child)
+            return child.wait()
+        except BaseException:
+            _end(child)
+            raise
+
+
+def _listen(streams: selectors.BaseSelector, limit_s: float) -> bool:
+    """Hand on what comes from the streams; whether all of them have ended in time."""
+    deadline = time.monotonic() + limit_s
+    while streams.get_map():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        for key, _ in streams.select(left):
+            data = os.read(key.fd, _CHUNK)
+            if data:
+                key.data(data)
+            else:
+                streams.unregister(key.fileobj)
+    return True
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

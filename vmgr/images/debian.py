@@ -8,6 +8,7 @@ from typing import Any, Callable
 
 from vmgr.images import apt
 from vmgr.images.disk import finish_disk
+from vmgr.images.layers import inside
 from vmgr.images.recipe import Recipe
 from vmgr.images.sandbox import run
 
@@ -36,9 +37,9 @@ class DebianMaker:
         repository = self._system.repository(self._packages)
         self._progress("installing them by mmdebstrap")
         _install(recipe, repository, self._packages, work, root, self._log)
-        for left in (root / "etc/apt/sources.list.d").iterdir():  # mmdebstrap's note of the repository here
+        for left in inside(root, "/etc/apt/sources.list.d").iterdir():  # mmdebstrap's note of the repository here
             left.unlink()
-        (root / "etc/apt/sources.list").write_text(self._system.sources)
+        inside(root, "/etc/apt/sources.list").write_text(self._system.sources)
         listing = run(
             [
                 "dpkg-query",

@@ -82,7 +82,10 @@ def kernel_file(root: Path) -> Path:
     kernels = sorted(root.glob("lib/modules/*/vmlinuz")) or sorted(root.glob("boot/vmlinuz-*"))
     if len(kernels) != 1:
         raise VTorqueError(f"expected one kernel in the image, found {len(kernels)}", code=Code.BUILD)
-    return kernels[0]
+    kernel = inside(root, f"/{kernels[0].relative_to(root).as_posix()}")  # a link of the image's leads nowhere else
+    if not kernel.is_file():
+        raise VTorqueError(f"the image's kernel {kernels[0].name} is no file in it", code=Code.BUILD)
+    return kernel
 
 
 def kernel_of(root: Path) -> bytes:
@@ -98,7 +101,7 @@ def add_busybox(archive: Archive, root: Path) -> None:
     """BusyBox, a link for each of its programs, and the device files that the first program needs."""
     busybox = _of_a_package(root, "/bin/busybox")
     archive.file("/bin/busybox", busybox.read_bytes(), 0o755)
-    for name in run([str(busybox), "--list"], cwd=root).split():
+    for name in run([f"/{busybox.relative_to(root).as_posix()}", "--list"], cwd=root, root=root).split():
         if name != "busybox":
             archive.link(f"/bin/{name}", "busybox")
     archive.link("/sbin/init", "../bin/busybox")

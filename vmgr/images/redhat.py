@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 from vmgr.errors import Code, VTorqueError
 from vmgr.images import apt
 from vmgr.images.disk import finish_disk
+from vmgr.images.layers import inside
 from vmgr.images.recipe import Recipe, Repository
 from vmgr.images.sandbox import run
 
@@ -82,8 +83,8 @@ class RedHatMaker:
         self._progress("installing them by dnf")
         self._dnf("install", "--cacheonly", *self._wanted())
         (out / "packages.txt").write_text("".join(f"{line}\n" for line in self._installed()))
-        for folder in ("var/cache/dnf", "var/lib/dnf"):
-            shutil.rmtree(root / folder, ignore_errors=True)
+        for folder in ("/var/cache/dnf", "/var/lib/dnf"):
+            shutil.rmtree(inside(root, folder), ignore_errors=True)
         busybox, debs = work / "busybox", work / "debs"
         busybox.mkdir()
         debs.mkdir()

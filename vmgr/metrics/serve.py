@@ -42,11 +42,13 @@ class Server:
         try:
             if self._open <= CONNECTIONS:
                 await asyncio.wait_for(self._answer(reader, writer), REQUEST_SECONDS)
+                writer.close()
+                await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)
         except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # it is slow, gone, or says too much
         finally:
             self._open -= 1
-            writer.transport.abort() if self._open >= CONNECTIONS else writer.close()
+            writer.transport.abort()  # one that takes nothing would keep the descriptor for ever
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -24,7 +24,6 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
 from vmgr.logs import LOGGER
-from vmgr.metrics.watch import count
 from vmgr.node import abilities, process, record
 from vmgr.node.allocation import Allocation, find, guest_name, over, short
 from vmgr.node.boot import ConsoleLogs, boot
@@ -37,7 +36,6 @@ from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.meeting import FAILED, GONE, READY
 from vmgr.node.network.plan import plan_network
 from vmgr.node.orders import orders_of
-from vmgr.node.reap import reap
 from vmgr.node.shown import shown
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo
@@ -46,7 +44,6 @@ from vmgr.node.waiting import all_of, every, first
 from vmgr.node.workspace import job_names, wipe_workspace
 from vmgr.paths import installation
 from vmgr.policy import Subject
-from vmgr.report.keep import keep
 from vmgr.trust import check_trusted
 
 if TYPE_CHECKING:
@@ -54,6 +51,8 @@ if TYPE_CHECKING:
 
 LOCK_FD, SOCKET_FD = 3, 4
 LAST_ANSWER_SECONDS = 5.0
+REPORT_SECONDS = 1.0
+"""So long after an attempt's start its report begins, when its guests are not there before."""
 
 
 class Call(NamedTuple):
@@ -85,7 +84,10 @@ def main(argv: Sequence[str]) -> int:
     record.append(place, {"do": "process", "role": "agent", **me._asdict()})
     facts = record.begun(place)
     call = Call(**{**{key: facts[key] for key in Call._fields}, "directory": SpecPath(*facts["directory"])})
-    log = logs.set_up(config.logging, job=call.job_id, reader=_uid(call.user))
+    log = logs.set_up(
+        config.logging, job=call.job_id, reader=_uid(call.user),
+        lives=lambda job: record.newest_socket(config.paths, job) is not None,
+    )  # fmt: skip
     if record.is_buried(config.paths, call.job_id, place):
         LOGGER.info("the job was deleted before its guest was started")
         undo(place)
@@ -114,6 +116,8 @@ def _uid(user: str) -> Optional[int]:
 
 
 def _reap(config: Config) -> None:
+    from vmgr.node.reap import reap  # needed only when the guests are there
+
     try:
         for line in reap(config):
             LOGGER.warning("left by another job, removed: %s", line)
@@ -167,7 +171,7 @@ class Agent:
         )  # fmt: skip
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (
-            self._publish(user), self._report(user), count(self.progress, self.config.paths, self.place),
+            self._publish(user), self._report(user), self._count(),
         )]  # fmt: skip
         await self._live_and_tell(user)
         await self._hear_of_the_end()
@@ -204,9 +208,34 @@ class Agent:
             await publish(self.progress, user, path, timeout_s=self.config.timeouts.user_file)
 
     async def _report(self, user: User) -> None:
-        """Keep the node's part of the job's report current, where logs are kept."""
+        """Keep the node's part of the job's report current, where logs are kept.
+
+        It begins while a disk is made or a guest boots, or when all is over: loading it would hold up the start.
+        """
         if self.log is not None:
+            await self._come_to("pinned and running", within_s=REPORT_SECONDS)
+            from vmgr.report.keep import keep
+
             await keep(self.progress, self.log, user.uid, self.learned)
+
+    async def _count(self) -> None:
+        """Tell the node's counts of the attempt, from when there is something to tell."""
+        await self._come_to("guests ready", "ready", "failed")
+        from vmgr.metrics.watch import count  # as above
+
+        await count(self.progress, self.config.paths, self.place)
+
+    async def _come_to(self, *stages: str, within_s: Optional[float] = None) -> None:
+        """Wait for one of these stages, the attempt's last one, or the time."""
+
+        async def wait() -> None:
+            async for _ in self.progress.changes():
+                if any(stage["name"] in (*stages, "gone") for stage in self.progress.stages):
+                    return
+
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.wait([waiting], timeout=within_s)
+        waiting.cancel()
 
     async def _hear_of_the_end(self) -> None:
         """On the mother superior: wait until nothing is left on the other nodes.

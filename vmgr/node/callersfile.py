@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -23,6 +23,8 @@ from vmgr.node.userio import User, act, act_now
 from vmgr.trust import check_trusted
 
 MAX_PATH = 1024
+MAX_UNFINISHED = 16
+"""So many partial files an attempt may have at one time: undoing it takes a process of the user's for each."""
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What link(2) says on file systems that know no second name of a file."""
 
@@ -93,8 +95,13 @@ def callers_file(request: Mapping[str, Any], owner: User, *, as_root: bool) -> C
 def note(place: record.Place, file: CallersFile) -> None:
     """Write to the record that the partial file is about to be made.
 
-    Raises VTorqueError (VT-GUEST) when the record would grow too long: no order may push other steps out of it.
+    Raises VTorqueError (VT-GUEST) when the record would grow too long, for no order may push other steps out of it, and
+    when too many such files are there.
     """
+    if len(unfinished(record.steps(place))) >= MAX_UNFINISHED:
+        raise VTorqueError(
+            f"{MAX_UNFINISHED} files are being made from the guests of this job", code=Code.GUEST, hint="wait for them"
+        )
     if place.record.stat().st_size > record.MAX_RECORD_BYTES // 2:
         raise VTorqueError(
             "too much has been saved from the guests of this job already", code=Code.GUEST, hint="submit a new job"
@@ -112,22 +119,34 @@ def working(file: CallersFile, work: Callable[[], Any]) -> Any:
         raise VTorqueError(f"cannot write {file.path}: {err.strerror}", code=Code.STAGE) from err
 
 
-async def discard(file: CallersFile, *, timeout_s: float) -> None:
+def unfinished(steps: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the steps of a record those of partial files that may be there still, oldest first."""
+    partial = [step for step in steps if step.get("do") == "partial"]
+    gone = {step["path"] for step in partial if step.get("gone")}
+    return [step for step in partial if step["path"] not in gone]
+
+
+async def discard(place: record.Place, file: CallersFile, *, timeout_s: float) -> None:
     """Remove the partial file, if there is one; where that fails, the undoing of the attempt tries it again."""
     try:
         if file.user is not None:
             await act(file.user, file.remove, file.partial, timeout_s=timeout_s, code=Code.STAGE)
         else:
             file.remove()
+        record.append(place, {"do": "partial", "path": file.partial, "gone": True})
+    except FileNotFoundError:
+        pass  # the attempt has been undone meanwhile
     except (VTorqueError, OSError) as err:
         LOGGER.warning("%s", err)
 
 
 def undo_partial(step: Mapping[str, Any], patience_s: float) -> None:
-    """The same from the record. Raises OSError."""
+    """The same from the record, if there is time left: a hook of the batch system may wait for it. Raises OSError."""
     gids = tuple(("", int(gid)) for gid in step["gids"])
     user = User("", int(step["uid"]), int(step["gid"]), "", "/", "/bin/sh", gids) if step["uid"] else None
     file = CallersFile("", str(step["path"]), user)
+    if user is not None and patience_s <= 0:
+        raise OSError(f"{file.partial}: no time was left for it")
     if user is not None:
         act_now(user, file.remove, file.partial, timeout_s=patience_s)
     else:

@@ -57,6 +57,7 @@ class Console:
         self._tail = bytearray()
         self._followers: set[Follower] = set()
         self._ended = False
+        self._keys = asyncio.Lock()
 
     async def drain(self) -> None:
         try:
@@ -99,8 +100,12 @@ class Console:
         return bytes(self._tail[-count:]) if count else b""
 
     async def type(self, data: bytes) -> None:
-        """Give the guest input. Waits as long as QEMU takes none. Raises OSError when it has ended."""
-        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        """Give the guest input, after what others give it. Waits as long as QEMU takes none.
+
+        Raises OSError when it has ended.
+        """
+        async with self._keys:  # a socket has one writer at a time in asyncio: another would never hear of room again
+            await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
     def _log(self, data: bytes) -> None:
         try:

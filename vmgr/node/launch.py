@@ -16,7 +16,7 @@ from qemu.qmp import QMPClient
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import process
 from vmgr.node.jobgroup import JobGroup
-from vmgr.node.monitor import QUARREL, Monitor
+from vmgr.node.monitor import MAX_REASON, QUARREL, Monitor
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
 from vmgr.node.userio import User
 from vmgr.topology.model import Placement
@@ -182,7 +182,7 @@ async def pin_and_run(
     except QUARREL as err:
         if guest.child.poll() is None:
             await asyncio.wait([asyncio.ensure_future(guest.ended())], timeout=0.5)
-        reason = guest.describe_end() if guest.child.poll() is not None else f"QMP: {err}"
+        reason = guest.describe_end() if guest.child.poll() is not None else f"QMP: {str(err)[:MAX_REASON]}"
         raise VTorqueError(f"QEMU did not start: {reason}", code=Code.LAUNCH) from err
 
 

@@ -19,6 +19,7 @@ from vmgr.logs import LOGGER
 
 MAX_REPLY_BYTES = 1 << 20
 CLOSE_SECONDS = 2.0
+MAX_REASON = 300
 QUARREL = (QMPError, OSError, EOFError, ValueError, KeyError, TypeError, OverflowError)
 """What a QEMU that does not speak QMP, or says what cannot be, leads to."""
 
@@ -88,7 +89,7 @@ class Monitor:
                 f"QEMU did not answer {command} within {timeout_s:g} s", code=Code.GUEST, hint="is the guest stuck?"
             ) from None
         except QUARREL as err:
-            raise VTorqueError(f"QEMU refuses {command}: {err}", code=Code.GUEST) from err
+            raise VTorqueError(f"QEMU refuses {command}: {str(err)[:MAX_REASON]}", code=Code.GUEST) from err
 
     async def until(self, event: str, cause: Callable[[QMPClient], Awaitable[object]], *, timeout_s: float) -> bool:
         """Do what leads to an event of QEMU's, and wait for that; false when it does not come in time.
@@ -108,7 +109,7 @@ class Monitor:
         except asyncio.TimeoutError:
             return False
         except QUARREL as err:
-            raise VTorqueError(f"QEMU refuses: {err}", code=Code.GUEST) from err
+            raise VTorqueError(f"QEMU refuses: {str(err)[:MAX_REASON]}", code=Code.GUEST) from err
 
     async def close(self) -> None:
         """Give the connection back; QEMU must have ended. Its user may have its end of it still, and take nothing."""

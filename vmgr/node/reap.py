@@ -124,7 +124,9 @@ def _attempt(config: Config, place: record.Place, tables: Collection[tuple[str, 
 
 def _holds(steps: Iterable[dict[str, Any]], tables: Collection[tuple[str, str]]) -> Iterator[str]:
     """What the recorded steps of an attempt have left, as far as root may look: not at what is the user's."""
-    for step in steps:
+    listed = list(steps)
+    gone = {step.get("path") for step in listed if step.get("gone")}
+    for step in listed:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kind = step["do"]
             if kind in ("process", "leftover"):
@@ -134,6 +136,8 @@ def _holds(steps: Iterable[dict[str, Any]], tables: Collection[tuple[str, str]])
             elif kind in ("overlay", "socket", "filling"):
                 if os.path.lexists(str(step["path"])):
                     yield f"{'copy' if kind == 'filling' else kind} {step['path']}"
+            elif kind == "partial" and step["path"] in gone:
+                continue
             elif kind in ("workspace", "shared", "partial"):
                 yield f"{'file' if kind == 'partial' else 'workspace'} {step['path']}"
             elif kind == "network":

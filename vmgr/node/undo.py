@@ -29,6 +29,8 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     agents = [step for step in record.steps(place) if step.get("role") == "agent"]
     failures = _undo_steps(agents, deadline)
     others = [step for step in record.steps(place) if step.get("role") != "agent"]
+    gone = {step.get("path") for step in others if step.get("gone")}
+    others = [step for step in others if step.get("path") not in gone or step.get("do") != "partial"]
     _undo_steps((step for step in others if step.get("do") == "process"), 0.0)
     if not any(step.get("pid") == os.getpid() for step in agents):  # which has ended them, and spared the job wrapper
         failures += _kill_leftovers([step for step in others if step.get("do") == "leftover"])

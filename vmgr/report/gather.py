@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -105,7 +106,8 @@ def _agent_lives(paths: Paths, job_id: str) -> bool:
     """Whether somebody listens at the socket of the job's newest attempt on this node."""
     path = newest_socket(paths, job_id)
     with socket.socket(socket.AF_UNIX) as probe:
-        return path is not None and probe.connect_ex(os.fspath(path)) == 0
+        probe.setblocking(False)  # EAGAIN: more callers than it takes in, of which anybody may be one (connect(2))
+        return path is not None and probe.connect_ex(os.fspath(path)) in (0, errno.EAGAIN)
 
 
 def found_here(config: Config, job_id: str) -> list[Part]:

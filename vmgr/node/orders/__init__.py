@@ -10,7 +10,6 @@ from vmgr.errors import VTorqueError
 from vmgr.node.control import Order, Talk
 from vmgr.node.crew import Crew
 from vmgr.node.guestjob import Job
-from vmgr.node.orders import console, power
 
 CrewNow = Callable[[], Optional[Crew]]
 """The node's guests, None while there are none."""
@@ -21,21 +20,34 @@ Lost = Callable[[VTorqueError], None]
 
 
 def orders_of(crew: CrewNow, job: JobNow, config: Config, lost: Lost) -> Mapping[str, Order]:
-    """The orders that an agent carries out, by the name of their operation."""
+    """The orders that an agent carries out, by the name of their operation.
+
+    Few guests get any: what carries them out is not to hold up the others' boot.
+    """
+
+    def power() -> Order:
+        from vmgr.node.orders import power
+
+        return power.order(crew, config.timeouts, lost)
+
+    def console() -> Order:
+        from vmgr.node.orders import console
+
+        return console.order(crew)
 
     def save() -> Order:
-        from vmgr.node.orders import save  # few guests are saved
+        from vmgr.node.orders import save
 
         return save.order(crew, job, config)
 
     def dump() -> Order:
-        from vmgr.node.orders import dump  # likewise
+        from vmgr.node.orders import dump
 
         return dump.order(crew, job, config)
 
     return {
-        "power": power.order(crew, config.timeouts, lost),
-        "console": console.order(crew),
+        "power": _once_wanted(power),
+        "console": _once_wanted(console),
         "save": _once_wanted(save),
         "dump": _once_wanted(dump),
     }

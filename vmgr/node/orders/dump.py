@@ -101,7 +101,7 @@ class _Dumper:
                     opened.callback(os.close, fd)
                 yield fds[0]
         finally:
-            await discard(file, timeout_s=float(self._config.timeouts.user_file))
+            await discard(self._job.place, file, timeout_s=float(self._config.timeouts.user_file))
 
     @asynccontextmanager
     async def written(self, monitor: Monitor, kind: str, fd: int) -> AsyncIterator[Telling]:

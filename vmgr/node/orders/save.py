@@ -175,7 +175,7 @@ class _Saver:
             finally:
                 os.close(fd)
         finally:
-            await discard(file, timeout_s=timeout_s)
+            await discard(job.place, file, timeout_s=timeout_s)
 
     async def _keep(self, job: Job, wish: Wish, disk: int, tell: Tell) -> Mapping[str, Any]:
         """Have a child give the complete copy its place, now that QEMU has let go of it."""
@@ -220,7 +220,7 @@ class _Saver:
             )
         finally:
             if as_root and file is not None:
-                await discard(file, timeout_s=float(self._config.timeouts.user_file))
+                await discard(job.place, file, timeout_s=float(self._config.timeouts.user_file))
         result: Mapping[str, Any] = outcome.result
         return result
 
