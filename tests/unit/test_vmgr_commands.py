@@ -26,15 +26,6 @@ NOTHING_TO_SHOW = {
     "console": "shows what the guest prints",
     "completion": "prints a program for the shell",
     "config compile": "writes the compiled configuration",
-    "image add": "says which revision it has made",
-    "image build": "says which revisions it has made",
-    "image delete": "says what it has removed",
-    "image export": "writes a file",
-    "image rename": "says what it has renamed",
-    "image update": "says which revision it has made",
-    "add": "as image add",
-    "update": "as image update",
-    "delete image": "as image delete",
     "metrics": "prints the format of Prometheus",
 }
 """Commands without --json, and what they do instead of showing something."""

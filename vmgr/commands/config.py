@@ -99,7 +99,7 @@ def compile_() -> None:
         click.echo(f"{config.source}: ok, compiled")
     except OSError as err:
         raise VTorqueError(
-            f"cannot write {err.filename}: {err.strerror}", code=Code.ACCESS, hint="run it as root"
+            f"cannot write beside {installation().config_file}: {err.strerror}", code=Code.ACCESS, hint="run it as root"
         ) from err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -110,17 +111,25 @@ def _the_one(target: Target, reached: Reached) -> int:
     count = len(members(reached.snapshot)) * (len(nodes) if isinstance(nodes, list) else 1)
     if target.rank is None and count > 1:
         raise VTorqueError(
-            f"job {target.job} has {count} guests", code=Code.VALUE, hint=f"say which: {target.job}:0 to :{count - 1}"
+            f"job {target.job} has {count} guests",
+            code=Code.VALUE,
+            hint=f"say which: {target.job}:0 to {target.job}:{count - 1}",
         )
     return int((reached.member or {})["rank"])
 
 
 def _confirm(target: Target, action: str, ends: bool) -> None:
-    """Ask on a terminal. Raises VTorqueError (VT-USAGE) where there is none, click.Abort for a no."""
+    """Ask on a terminal. Raises VTorqueError (VT-USAGE) where there is none, click.exceptions.Exit for a no."""
     what = "the job ends with it" if ends else "what runs in it is lost"
     if not sys.stdin.isatty():
         raise VTorqueError(f"power {action} of {target}: {what}", code=Code.USAGE, hint="say --yes")
-    click.confirm(f"power {action} of {target}: {what}. Go on?", abort=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's only cancels what waits for events
+    try:
+        if not click.confirm(f"power {action} of {target}: {what}. Go on?"):
+            click.echo("nothing was done", err=True)
+            raise click.exceptions.Exit(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _said(answer: dict[str, Any], members: dict[str, Any]) -> str:

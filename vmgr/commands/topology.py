@@ -183,7 +183,10 @@ def _job(job_id: str, allowed: Allowed) -> tuple[Seating, Allowed]:
 
 async def _ask(job_id: str) -> dict[str, Any]:
     """What the job's agent on this node says. Raises VTorqueError (status 2) when there is none that says anything."""
+    from vmgr.reach.agents import job_here
+
     paths = load_config(installation()).paths
+    job_id = job_here(paths, job_id) or job_id
     try:
         if names_a_folder(job_id):
             link = await asyncio.wait_for(AgentLink.open(paths, job_id), ANSWER_SECONDS)
