@@ -244,7 +244,7 @@ def test_the_share_of_the_workspace(install: Installation) -> None:
 
 
 def test_missing_file(install: Installation) -> None:
-    with pytest.raises(VTorqueError, match="No such file"):
+    with pytest.raises(VTorqueError, match="there is no configuration"):
         load_config(install)
 
 

@@ -104,6 +104,19 @@ def test_it_and_its_options_are_explained(path: Path) -> None:
             assert (option.help or "").strip().endswith((".", ")")), f"{option.opts[0]} has no sentence of help"
 
 
+@every_command
+def test_its_line_in_the_list_of_commands_is_whole(path: Path) -> None:
+    group = COMMANDS[path[:-1]] if path[:-1] else cli
+    assert isinstance(group, click.Group)
+    room = 80 - 2 - 6 - max(len(name) for name, command in group.commands.items() if not command.hidden)
+    assert not COMMANDS[path].get_short_help_str(room).endswith("..."), "its first line is too long"
+
+
+@every_command
+def test_its_example_stays_on_one_line(path: Path) -> None:
+    assert len("  Example: vmgr " + _EXAMPLE.findall(COMMANDS[path].help or "")[0]) <= 78
+
+
 @every_leaf
 def test_what_it_shows_is_there_for_programs_too(path: Path) -> None:
     options = {name for option in LEAVES[path].params for name in option.opts}

@@ -21,12 +21,12 @@ PORT = 9779
 @click.option("--textfile", type=click.Path(path_type=Path), help="Write them to this file, which changes at once.")
 @click.option("--listen", metavar="[ADDRESS]:PORT", help="Serve them by HTTP until ended; without ADDRESS on loopback.")
 def metrics(textfile: Optional[Path], listen: Optional[str]) -> None:
-    """Tell what this node does and has done, as Prometheus reads it; needs root.
+    """Tell Prometheus what this node does and has done; needs root.
 
     Without an option the metrics are printed. --textfile is for the textfile collector of the node exporter, --listen
     for a Prometheus that asks the nodes themselves: http://ADDRESS:PORT/metrics.
 
-    Example: vmgr metrics --textfile /var/lib/prometheus/node-exporter/vtorque.prom
+    Example: vmgr metrics --textfile /var/lib/node_exporter/vtorque.prom
     """
     if textfile is not None and listen is not None:
         raise VTorqueError("--textfile and --listen do not go together", code=Code.USAGE, hint="choose one")

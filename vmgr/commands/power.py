@@ -54,10 +54,11 @@ def reset(guest: str, yes: bool, no_wait: bool, as_json: bool) -> None:
 @click.option("--now", is_flag=True, help="Cut the power, without a shutdown.")
 @_json
 def off(guest: str, yes: bool, now: bool, as_json: bool) -> None:
-    """Shut a guest down and leave it off, until `vmgr power on` or the end of the job.
+    """Shut a guest down and leave it off.
 
-    The site's VM epilogue runs first. A guest that does not obey in time loses its power. What runs in it is lost; with
-    the guest of rank 0, in which the job's script runs, the job ends, and it goes on without any other.
+    It stays off until `vmgr power on` or the end of the job. The site's VM epilogue runs first. A guest that does not
+    obey in time loses its power. What runs in it is lost; with the guest of rank 0, in which the job's script runs, the
+    job ends, and it goes on without any other.
 
     Example: vmgr power off 12:1 --yes
     """
@@ -91,14 +92,18 @@ async def _order(target: Target, action: str, yes: bool, as_json: bool, members:
         if ends and members.get("wait"):
             members["wait"] = False  # the job's end takes the guest away
         last: dict[str, Any] = {}
-        async for answer in reached.link.order("power", action=action, rank=rank, **members):
-            last = answer
-            if not as_json:
-                click.echo(_said(answer, members))
+        try:
+            async for answer in reached.link.order("power", action=action, rank=rank, **members):
+                last = answer
+                if not as_json:
+                    click.echo(_said(answer, members))
+        except VTorqueError as err:
+            if not ends or err.code is not Code.AGENT:  # the job's end may take the agent away before it answers
+                raise
         if as_json:
             import json
 
-            click.echo(json.dumps(last))
+            click.echo(json.dumps({**last, "rank": rank, "job_ends": ends}))
         elif ends:
             click.echo(f"job {reached.job_id} ends, for its script ran in this guest")
 
