@@ -81,7 +81,8 @@ def test_published_image_comes_back_read_only(pool: Pool) -> None:
         assert path.stat().st_uid == os.geteuid()
     assert set(image.files) == {"vmlinuz", "initrd", "packages.txt"}
     assert image.size == sum(path.stat().st_size for path in image.directory.iterdir() if path.name in image.files)
-    assert json.loads(json.dumps(describe(image)))["revision"] == 1
+    told = json.loads(json.dumps(describe(image)))
+    assert (told["revision"], told["added"], told["directory"]) == (1, image.created, image.folder)
 
 
 def test_part_that_is_not_there(pool: Pool) -> None:

@@ -325,8 +325,8 @@ def read_sidecar(directory: str, name: str, revision: int) -> Image:
 
 def describe(image: Image) -> dict[str, Any]:
     """The image as plain data, for `vmgr image show`."""
-    data = image._asdict()
-    data["directory"] = data.pop("folder")
-    data["added"] = data.pop("created")
+    shown_as = {"created": "added", "folder": "directory"}
+    data = {shown_as.get(key, key): value for key, value in image._asdict().items()}
+    data["directory"] = data.pop("directory")  # the last
     data["features"] = list(image.features)
     return data
