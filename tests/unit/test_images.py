@@ -50,6 +50,13 @@ def pool(tmp_path: Path) -> Pool:
     return Pool(tmp_path / "pool")
 
 
+@pytest.mark.parametrize("place", ["/proc/no-such-folder", "link"])
+def test_a_pool_that_cannot_be_made_is_refused_at_once(place: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(VTorqueError, match="cannot write the pool"), Pool(tmp_path / place).staging("tiny"):
+        pass
+
+
 def publish(pool: Pool, name: str = "tiny", **facts: Any) -> Image:
     with pool.staging(name) as work:
         out = work / "out"
