@@ -6,6 +6,7 @@ made from, because parsing YAML costs a submission three times the start of an i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -344,9 +345,7 @@ def _check_trusted(source: str) -> None:
         check_trusted(source)
     except VTorqueError as err:
         if err.code is Code.CONFIG and not os.path.lexists(source):
-            raise VTorqueError(
-                f"there is no configuration {source}", code=Code.CONFIG, hint="is vTorque installed here?"
-            ) from None
+            raise _unreadable(source, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))) from None
         raise
 
 
