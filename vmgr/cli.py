@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from vmgr.commands import (
     table,
     topology,
 )
-from vmgr.errors import VTorqueError
+from vmgr.errors import Code, VTorqueError, printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,6 +80,7 @@ cli.add_command(completion.completion)
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run `vmgr`; gives its exit status. A failure is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     if completion.VARIABLE in os.environ:
         completion.complete_names(cli)
     try:
@@ -96,5 +98,37 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print("vmgr: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except Exception as err:
+        if "--debug" in arguments:
+            raise
+        print(_told(err), file=sys.stderr)
+        if isinstance(err, OSError):  # perhaps of standard output, which would fail once more at the end
+            _drop_output()
+        return Code.INTERNAL.status
+
+
+def _told(err: Exception) -> str:
+    """A failure that nobody expected, as one line: a file's by its reason, any other as a fault of ours."""
+    if isinstance(err, OSError) and err.strerror:
+        where = f"{os.fsdecode(err.filename)}: " if isinstance(err.filename, (str, bytes)) else ""
+        return f"vmgr: {printable(where)}{err.strerror}"
+    return str(VTorqueError(f"{type(err).__name__}: {err}", code=Code.INTERNAL, hint="vmgr --debug … shows where"))
+
+
+def _open_streams() -> None:
+    """Lead standard streams that are closed to nothing: else a file that is opened could be taken for one of them."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the end
+
+
+def _drop_output() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

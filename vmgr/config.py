@@ -6,6 +6,7 @@ made from, because parsing YAML costs a submission three times the start of an i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -320,7 +321,7 @@ def load_config(install: Installation) -> Config:
     could have written the file.
     """
     source = install.config_file
-    check_trusted(source)
+    _check_trusted(source)
     compiled = _read_compiled(source)
     if compiled is None:
         tree, lines = _parse(source)
@@ -331,12 +332,21 @@ def load_config(install: Installation) -> Config:
 def compile_config(install: Installation) -> Config:
     """Check the YAML file and leave the compiled copy beside it (written whole, then renamed)."""
     source = install.config_file
-    check_trusted(source)
+    _check_trusted(source)
     stamp = _stamp(source)
     tree, lines = _parse(source)
     target = _compiled_path(source)
     write_beside(source, target, json.dumps({"stamp": stamp, "tree": tree, "lines": lines}))
     return Config(source, tree, lines)
+
+
+def _check_trusted(source: str) -> None:
+    try:
+        check_trusted(source)
+    except VTorqueError as err:
+        if err.code is Code.CONFIG and not os.path.lexists(source):
+            raise _unreadable(source, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))) from None
+        raise
 
 
 def read_tree(source: str) -> tuple[dict[str, Any], dict[str, int]]:

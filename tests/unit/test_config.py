@@ -244,7 +244,9 @@ def test_the_share_of_the_workspace(install: Installation) -> None:
 
 
 def test_missing_file(install: Installation) -> None:
-    with pytest.raises(VTorqueError, match="No such file"):
+    with pytest.raises(
+        VTorqueError, match=r"cannot read the configuration .*: No such file .*; is vTorque installed here"
+    ):
         load_config(install)
 
 

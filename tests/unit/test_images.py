@@ -50,6 +50,13 @@ def pool(tmp_path: Path) -> Pool:
     return Pool(tmp_path / "pool")
 
 
+@pytest.mark.parametrize("place", ["/proc/no-such-folder", "link"])
+def test_a_pool_that_cannot_be_made_is_refused_at_once(place: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(VTorqueError, match="cannot write the pool"), Pool(tmp_path / place).staging("tiny"):
+        pass
+
+
 def publish(pool: Pool, name: str = "tiny", **facts: Any) -> Image:
     with pool.staging(name) as work:
         out = work / "out"
@@ -81,7 +88,8 @@ def test_published_image_comes_back_read_only(pool: Pool) -> None:
         assert path.stat().st_uid == os.geteuid()
     assert set(image.files) == {"vmlinuz", "initrd", "packages.txt"}
     assert image.size == sum(path.stat().st_size for path in image.directory.iterdir() if path.name in image.files)
-    assert json.loads(json.dumps(describe(image)))["revision"] == 1
+    told = json.loads(json.dumps(describe(image)))
+    assert (told["revision"], told["added"], told["directory"]) == (1, image.created, image.folder)
 
 
 def test_part_that_is_not_there(pool: Pool) -> None:

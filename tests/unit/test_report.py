@@ -28,7 +28,7 @@ from vmgr.report import keep as keep_module
 from vmgr.report.gather import gather
 from vmgr.report.keep import keep
 from vmgr.report.page import draw_page
-from vmgr.report.parts import MAX_ATTEMPTS, MAX_BYTES, Part, read_parts
+from vmgr.report.parts import MAX_ATTEMPTS, MAX_BYTES, SUFFIX, Part, read_parts
 from vmgr.report.text import axis, cells, clock, headline, label, scale
 from vmgr.report.timeline import Phase, Timeline, newest, plan
 
@@ -130,6 +130,24 @@ def test_what_comes_together_is_written_together(tmp_path: Path, monkeypatch: py
 
     asyncio.run(live())
     assert written == [50, 52]
+
+
+def test_a_failure_is_written_at_once(tmp_path: Path) -> None:
+    async def live() -> None:
+        progress = Progress(started(), facts())
+        log = tmp_path / "12.host.log"
+        writing = asyncio.ensure_future(keep(progress, log, os.getuid(), {"user": "alice"}))
+        progress.stage("agent")
+        await asyncio.sleep(keep_module.SETTLE_SECONDS / 10)
+        progress.fail(VTorqueError("it broke", code=Code.GUEST))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        (part,) = read_parts(log.with_suffix(SUFFIX).read_bytes())
+        assert (part.state, part.code) == ("failed", "VT-GUEST")
+        progress.stage("gone")
+        await asyncio.wait_for(writing, 5)
+
+    asyncio.run(live())
 
 
 def test_attempts_of_a_job_are_kept_and_not_too_many(tmp_path: Path) -> None:

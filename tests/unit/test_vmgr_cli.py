@@ -157,7 +157,7 @@ def test_a_wrong_configuration_is_one_line_for_every_command(vmgr_run: Vmgr, tex
 def test_no_configuration(vmgr_run: Vmgr) -> None:
     vmgr_run.node.install.config.unlink()
     for words in (["config", "check"], ["list"], ["ps"]):
-        assert vmgr_run.refuses(*words).startswith("VT-CONFIG: cannot ")
+        assert vmgr_run.refuses(*words).startswith("VT-CONFIG: cannot read the configuration ")
 
 
 def test_errors(vmgr_run: Vmgr) -> None:

@@ -26,15 +26,6 @@ NOTHING_TO_SHOW = {
     "console": "shows what the guest prints",
     "completion": "prints a program for the shell",
     "config compile": "writes the compiled configuration",
-    "image add": "says which revision it has made",
-    "image build": "says which revisions it has made",
-    "image delete": "says what it has removed",
-    "image export": "writes a file",
-    "image rename": "says what it has renamed",
-    "image update": "says which revision it has made",
-    "add": "as image add",
-    "update": "as image update",
-    "delete image": "as image delete",
     "metrics": "prints the format of Prometheus",
 }
 """Commands without --json, and what they do instead of showing something."""
@@ -111,6 +102,19 @@ def test_it_and_its_options_are_explained(path: Path) -> None:
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             assert (option.help or "").strip().endswith((".", ")")), f"{option.opts[0]} has no sentence of help"
+
+
+@every_command
+def test_its_line_in_the_list_of_commands_is_whole(path: Path) -> None:
+    group = COMMANDS[path[:-1]] if path[:-1] else cli
+    assert isinstance(group, click.Group)
+    room = 80 - 2 - 6 - max(len(name) for name, command in group.commands.items() if not command.hidden)
+    assert not COMMANDS[path].get_short_help_str(room).endswith("..."), "its first line is too long"
+
+
+@every_command
+def test_its_example_stays_on_one_line(path: Path) -> None:
+    assert len("  Example: vmgr " + _EXAMPLE.findall(COMMANDS[path].help or "")[0]) <= 78
 
 
 @every_leaf

@@ -99,6 +99,27 @@ def test_an_image_from_its_first_to_its_last_revision(site: Vmgr, pool: Pool, di
     assert site("add", str(disk), "--name", "mine", "--like", "debian-12")[1] == "mine@4\n"
 
 
+def test_what_was_made_and_removed_for_programs(site: Vmgr, pool: Pool, disk: Path, tmp_path: Path) -> None:
+    def told(*words: str) -> object:
+        status, out, _ = site(*words, "--json")
+        assert status == 0
+        return json.loads(out)
+
+    place, file = pool.path / "mine", tmp_path / "out.qcow2"
+    added = told("image", "add", str(disk), "--name", "mine", "--like", "debian-12")
+    assert added == {"image": "mine@1", "directory": str(place / "1")}
+    assert told("update", "mine", "--distro", "x") == {"image": "mine@2", "directory": str(place / "2")}
+    exported = told("image", "export", "mine", str(file))
+    assert exported == {"image": "mine@2", "file": str(file), "bytes": file.stat().st_size}
+    assert told("image", "gc", "--keep", "1") == {"dry_run": False, "gone": ["mine@1"], "stays": []}
+    assert told("image", "rename", "mine", "lab") == {"image": "lab", "was": "mine"}
+    assert told("delete", "image", "lab") == {"gone": ["lab@2"], "uses": []}
+    assert "there are no images in" not in site("list").stderr
+    told("image", "delete", "debian-12")
+    status, _, err = site("list")
+    assert status == 0 and f"there are no images in {pool.path}" in err and told("list") == []
+
+
 def test_an_image_that_boots_by_itself(site: Vmgr, pool: Pool, disk: Path) -> None:
     assert "--like IMAGE" in site.refuses("image", "add", str(disk))
     assert "families: debian, " in site.refuses("image", "add", str(disk), "--family", "nope")
@@ -162,7 +183,7 @@ def test_a_running_job_keeps_its_revision(site: Vmgr, pool: Pool, disk: Path) ->
     assert "stays: mine@1 is in use: job 12.host" in site("image", "gc", "--keep", "1").stderr
     assert "stays: mine@1: job 12.host" in site("image", "gc", "--keep", "1", "--dry-run").stderr
     said = json.loads(site("image", "gc", "--keep", "1", "--dry-run", "--json").stdout)
-    assert said == {"gone": [], "stays": ["mine@1: job 12.host (mine@1)"]}
+    assert said == {"dry_run": True, "gone": [], "stays": ["mine@1: job 12.host (mine@1)"]}
     assert site("image", "delete", "mine@2")[0] == 0  # the other revision is free
     with image.path("disk").open("rb") as stream:
         status, out, err = site("image", "delete", "mine@1", "--force")
@@ -233,6 +254,7 @@ def test_exporting(site: Vmgr, pool: Pool, disk: Path, tmp_path: Path) -> None:
     file.write_text("old")
     assert site("image", "export", "mine@1", str(file), "--force")[0] == 0 and file.stat().st_size > 3
     assert "cannot write" in site("image", "export", "mine", str(tmp_path / "no" / "x")).stderr
+    assert "cannot write" in site.refuses("image", "export", "mine", str(disk / "x"))
     assert [path.name for path in file.parent.iterdir()] == ["out.qcow2"]
 
 

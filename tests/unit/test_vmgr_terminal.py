@@ -103,6 +103,15 @@ def test_a_table_fits_its_terminal_and_loses_nothing(columns: int) -> None:
     assert sorted(seen) == sorted("JOBREASON1.host" + "".join(words))
 
 
+def test_names_and_numbers_stay_in_one_piece() -> None:
+    row = ["1.host", "10.170.225.65", "02:84:f5:a8:dc:64", ""]
+    headings = ["job", "address", "mac", "reason"]
+    narrow = plain(on_terminal(_TABLE, table(headings, [row]), columns=20))
+    assert "10.170.225.65" in narrow and "02:84:f5:a8:dc:64" in narrow and "REASON" not in narrow
+    told = plain(on_terminal(_TABLE, table(headings, [[*row[:3], "it " * 20]]), columns=60))
+    assert "REASON" in told and max(map(len, told.splitlines())) <= 60
+
+
 def test_hostile_cells_are_text() -> None:
     rows = [[cell] for cell in HOSTILE]
     piped = in_pipe(_TABLE, table(["name"], rows)).stdout
@@ -162,3 +171,69 @@ def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", code, PATH], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+_RUN = 'import sys\nsys.path[:0] = sys.argv[1].split(":")\nfrom vmgr.cli import main\nsys.exit(main(sys.argv[2:]))'
+
+
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-I", "-c", _RUN, PATH, "errors"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (70, "vmgr: No space left on device\n")
+
+
+def test_standard_output_that_is_closed_is_no_fault() -> None:
+    shell = 'exec "$@" >&-'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-I", "-c", _RUN, PATH, "errors"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+_BROKEN = """\
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from vmgr import cli
+def broken(**_options):
+    raise KeyError("what")
+cli.cli.commands["errors"].callback = broken
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_a_fault_is_one_line_unless_more_is_asked_for() -> None:
+    short, long = in_pipe(_BROKEN, "errors"), in_pipe(_BROKEN, "--debug", "errors")
+    assert (short.returncode, short.stderr.count("\n")) == (70, 1)
+    assert short.stderr.startswith("VT-INTERNAL: KeyError: 'what'; ") and "Traceback" in long.stderr
+
+
+_CONFIRM = """\
+import asyncio, sys
+sys.path[:0] = sys.argv[1].split(":")
+from vmgr.commands import power
+from vmgr.reach.target import parse_target
+import click
+@click.command()
+def ask():
+    async def ask():
+        power._confirm(parse_target("12:1"), "off", False)
+        print("switched off")
+    asyncio.run(ask())
+from vmgr import cli
+cli.cli.add_command(ask)
+sys.exit(cli.main(["ask"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "said"),
+    [("y\n", 0, "switched off"), ("n\n", 1, "nothing was done"), ("\x03", 130, "vmgr: interrupted")],
+)
+def test_a_question_takes_yes_no_and_an_interrupt(keys: str, status: int, said: str) -> None:
+    child = pexpect.spawn(sys.executable, ["-I", "-c", _CONFIRM, PATH], encoding="utf-8", timeout=30)
+    child.expect(r"Go on\? \[y/N\]: ")
+    child.send(keys)
+    child.expect(said)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == status

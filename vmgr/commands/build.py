@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ class _Ended(BaseException):
     help="Folder of recipes (default: the site's, images.recipes, then those that came with vTorque).",
 )
 @click.option("--pool", type=click.Path(path_type=Path), help="Folder of images (default: the site's pool).")
-def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: Optional[Path]) -> int:
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: Optional[Path], as_json: bool) -> int:
     """Build images from their recipes into the pool.
 
     RECIPE is a name, or the path of a recipe's file or folder. What was built from the same recipe, files and packages
@@ -50,15 +52,20 @@ def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: O
 
     need_root("vmgr image build changes the pool, which belongs to root")
     shown = Shown()
+    images_made: list[dict[str, str]] = []
     places, images = ([folder] if folder else recipe_folders()), Pool(pool or load_config(installation()).images.pool)
     try:
         with _ended_by_signals():
             for recipe in recipes:
                 made = build_image(recipe, recipes=places, pool=images, progress=shown.line, force=force)
-                click.echo(f"{made.name}@{made.revision}")
+                images_made.append({"image": made.reference, "directory": made.folder})
+                if not as_json:
+                    click.echo(made.reference)
     except _Ended as end:
         click.echo(f"vmgr: ended by {signal.Signals(end.number).name}; the pool is as it was", err=True)
         return 128 + end.number
+    if as_json:
+        click.echo(json.dumps({"images": images_made}, indent=1))
     return 0
 
 

@@ -35,11 +35,12 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def check(context: click.Context, user: Optional[str], queue: Optional[str], as_json: bool) -> None:
-    """Check the configuration; say file, line and key of what is wrong, and what nodes cannot do yet.
+    """Check the configuration.
 
-    Notes tell what is legal and perhaps not meant: what nodes refuse, overrides that exclude each other for some users
-    and queues. With --user or --queue it is an error when nothing is left of a key there, and defaults that overrides
-    have moved are noted. Ends with 0, or with 2 when something is wrong.
+    It says file, line and key of what is wrong. Notes tell what is legal and perhaps not meant: what nodes refuse,
+    overrides that exclude each other for some users and queues. With --user or --queue it is an error when nothing is
+    left of a key there, and defaults that overrides have moved are noted. Ends with 0, or with 2 when something is
+    wrong.
 
     Example: vmgr config check --user alice --queue long
     """
@@ -89,7 +90,9 @@ def _group_or_none(user: str) -> Optional[str]:
 
 @config.command("compile")
 def compile_() -> None:
-    """Check the configuration and leave the compiled copy beside it that submissions read.
+    """Check the configuration and leave a compiled copy beside it.
+
+    Submissions read that copy. Run it after every change.
 
     Example: vmgr config compile
     """
@@ -99,7 +102,7 @@ def compile_() -> None:
         click.echo(f"{config.source}: ok, compiled")
     except OSError as err:
         raise VTorqueError(
-            f"cannot write {err.filename}: {err.strerror}", code=Code.ACCESS, hint="run it as root"
+            f"cannot write beside {installation().config_file}: {err.strerror}", code=Code.ACCESS, hint="run it as root"
         ) from err
 
 

@@ -44,10 +44,11 @@ def doctor(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Tell what stands between this node and its first guest, and what to do about it; needs root.
+    """Tell what stands between this node and its first guest.
 
-    Each finding has a level: ok, note, warning (keeps some guests from running), failure (keeps all, or is a danger).
-    KVM is tried by starting a guest's kernel. Nothing on the node is changed.
+    It says what to do about it, and needs root. Each finding has a level: ok, note, warning (keeps some guests from
+    running), failure (keeps all, or is a danger). KVM is tried by starting a guest's kernel. Nothing on the node is
+    changed.
 
     Ends with 0 when there is no failure, and all nodes answered; else with 1. With --strict a warning counts.
 

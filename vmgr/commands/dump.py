@@ -23,9 +23,10 @@ from vmgr.commands.ordering import give, show
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def dump(guest: str, file: Path, kind: str, as_json: bool) -> None:
-    """Write the memory of a running guest to a new FILE (0600), for crash(8) and gdb(1).
+    """Write the memory of a running guest to a new file.
 
-    The guest stands still until all is written, then goes on. Root's files go into a folder that only root can write.
+    FILE (0600) is for crash(8) and gdb(1). The guest stands still until all is written, then goes on. Root's files go
+    into a folder in which only root can replace them; /tmp is one.
 
     Example: vmgr dump 12.server guest.dump
     """

@@ -40,7 +40,8 @@ class Where:
         job = self.job and self.job.partition(":")[0]
         seen = asyncio.run(look(self.config, nodes, job))
         if seen.problems and len(seen.problems) == len(set(nodes)):
-            raise seen.problems[0]
+            _told(seen.problems[:-1])
+            raise seen.problems[-1]
         return guest_rows(seen.snapshots), seen.problems
 
     def _nodes(self) -> Optional[list[str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import click
 
@@ -14,6 +15,9 @@ from vmgr.commands.progress import Shown
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
+
+if TYPE_CHECKING:
+    from vmgr.images.pool import Image
 
 USES: list[Callable[[Config], list[tuple[str, str]]]] = []
 """What beside running jobs uses images: each gives `NAME@REVISION`, and in words what it is."""
@@ -31,6 +35,7 @@ _DISK = (
     click.option("--format", "form", metavar="NAME", help="The disk's format, where its header tells none: raw."),
     click.option("--convert", is_flag=True, help="Make a qcow2 disk of it, whatever it is."),
 )
+_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,10 +52,14 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--name", help="Name of the image in the pool (default: that of FILE without its ending).")
 @click.option("--like", metavar="IMAGE", help="Image whose kernel, initial RAM disk, family and features it goes with.")
 @_options(*_CHANGES, *_DISK)
-def add(file: Path, name: Optional[str], like: Optional[str], form: Optional[str], convert: bool, **wish: Any) -> None:
-    """Add a disk to the pool: qcow2 or raw; with --convert VMDK, VDI and VHDX too.
+@_json
+def add(
+    file: Path, name: Optional[str], like: Optional[str], form: Optional[str], convert: bool, as_json: bool, **wish: Any
+) -> None:
+    """Add a disk to the pool, as a new image or revision.
 
-    It must stand alone, without a backing file. Without --like it boots from itself (BIOS) and needs --family.
+    FILE is qcow2 or raw; with --convert VMDK, VDI and VHDX too. It must stand alone, without a backing file. Without
+    --like it boots from itself (BIOS) and needs --family.
 
     Example: vmgr image add disk.qcow2 --name my-debian --like debian-12
     """
@@ -66,15 +75,18 @@ def add(file: Path, name: Optional[str], like: Optional[str], form: Optional[str
         templates=installation().templates,
         report=Shown(),
     )
-    click.echo(made.reference)
+    _show_made(made, as_json=as_json)
 
 
 @image.command()
 @click.argument("name", metavar="IMAGE")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @_options(*_CHANGES, *_DISK)
-def update(name: str, file: Optional[Path], form: Optional[str], convert: bool, **wish: Any) -> None:
-    """Make a new revision of an image: with the disk FILE, or with another description of the same files.
+@_json
+def update(name: str, file: Optional[Path], form: Optional[str], convert: bool, as_json: bool, **wish: Any) -> None:
+    """Make a new revision of an image.
+
+    It has the disk FILE, or the same files and another description.
 
     Example: vmgr image update my-debian --description "with our compilers"
     """
@@ -91,7 +103,13 @@ def update(name: str, file: Optional[Path], form: Optional[str], convert: bool, 
         templates=installation().templates,
         report=Shown(),
     )
-    click.echo(made.reference)
+    _show_made(made, as_json=as_json)
+
+
+def _show_made(made: Image, *, as_json: bool) -> None:
+    """Say which revision was made; for programs where it lies as well."""
+    told = {"image": made.reference, "directory": made.folder}
+    click.echo(json.dumps(told) if as_json else made.reference)
 
 
 def _given(file: Path, form: Optional[str], convert: bool) -> Any:
@@ -124,8 +142,11 @@ def _wish(
 @image.command()
 @click.argument("old", metavar="IMAGE")
 @click.argument("new", metavar="NAME")
-def rename(old: str, new: str) -> None:
-    """Give an image, all revisions of it, another name. One in use is refused.
+@_json
+def rename(old: str, new: str, as_json: bool) -> None:
+    """Give an image, all revisions of it, another name.
+
+    One in use is refused.
 
     Example: vmgr image rename my-debian lab-debian
     """
@@ -136,14 +157,17 @@ def rename(old: str, new: str) -> None:
     rename_image(
         site_pool(), old, new, also_used_by=_uses(config), name_of=_name_of(config), progress=Shown().line
     )  # fmt: skip
-    click.echo(new)
+    click.echo(json.dumps({"image": new, "was": old}) if as_json else new)
 
 
 @image.command()
 @click.argument("name", metavar="IMAGE[@REVISION]")
 @click.option("--force", is_flag=True, help="Delete it in use as well, and say what that breaks.")
-def delete(name: str, force: bool) -> None:
-    """Delete one revision, NAME@REVISION, or an image with all of them, NAME. One in use is refused.
+@_json
+def delete(name: str, force: bool, as_json: bool) -> None:
+    """Delete a revision of an image, or all of them.
+
+    NAME@REVISION is one revision, NAME the image with all of its revisions. One in use is refused.
 
     Example: vmgr image delete my-debian@1
     """
@@ -155,6 +179,9 @@ def delete(name: str, force: bool) -> None:
         site_pool(), name, force=force,
         also_used_by=_uses(config), name_of=_name_of(config), progress=Shown().line,
     )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"gone": removed.gone, "uses": removed.uses}, indent=1))
+        return
     for use in removed.uses:
         click.echo(f"was in use: {use}", err=True)
     for reference in removed.gone:
@@ -163,10 +190,12 @@ def delete(name: str, force: bool) -> None:
 
 @image.command()
 @click.argument("names", metavar="IMAGE[@REVISION]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_json
 @click.pass_context
 def verify(context: click.Context, names: tuple[str, ...], as_json: bool) -> None:
-    """Compare the files of images, or of all, with their SHA-256. Ends with 1 when one differs.
+    """Compare the files of images with their SHA-256.
+
+    Without a name those of all images. Ends with 1 when one differs.
 
     Example: vmgr image verify debian-12
     """
@@ -186,9 +215,11 @@ def verify(context: click.Context, names: tuple[str, ...], as_json: bool) -> Non
 @image.command()
 @click.option("--keep", type=click.IntRange(min=1), default=2, show_default=True, help="Newest revisions that stay.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_json
 def gc(keep: int, dry_run: bool, as_json: bool) -> None:
-    """Delete old revisions that nobody uses, and what interrupted commands left.
+    """Delete old revisions that nobody uses.
+
+    What interrupted commands have left in the pool goes as well.
 
     Example: vmgr image gc --keep 3 --dry-run
     """
@@ -200,7 +231,7 @@ def gc(keep: int, dry_run: bool, as_json: bool) -> None:
         site_pool(), keep=keep, dry_run=dry_run, also_used_by=_uses(config), name_of=_name_of(config)
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"gone": removed.gone, "stays": removed.uses}, indent=1))
+        click.echo(json.dumps({"dry_run": dry_run, "gone": removed.gone, "stays": removed.uses}, indent=1))
         return
     for use in removed.uses:
         click.echo(f"stays: {use}", err=True)
@@ -212,15 +243,19 @@ def gc(keep: int, dry_run: bool, as_json: bool) -> None:
 @click.argument("name", metavar="IMAGE[@REVISION]")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
-def export(name: str, file: Path, force: bool) -> None:
-    """Write the disk of an image to FILE: one qcow2 disk, sparse, that stands alone.
+@_json
+def export(name: str, file: Path, force: bool, as_json: bool) -> None:
+    """Write the disk of an image to a file.
+
+    FILE is one qcow2 disk, sparse, that stands alone.
 
     Example: vmgr image export debian-12 /tmp/debian.qcow2
     """
     from vmgr.images.export import export as export_image
 
     made = export_image(site_pool(), name, file, force=force, report=Shown())
-    click.echo(f"{made.reference}: {file}")
+    told = {"image": made.reference, "file": os.fspath(file.absolute()), "bytes": file.stat().st_size}
+    click.echo(json.dumps(told) if as_json else f"{made.reference}: {file}")
 
 
 def _uses(config: Config) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import click
 
 from vmgr.commands.table import print_rows
 from vmgr.config import load_config
-from vmgr.images.pool import Pool, describe
+from vmgr.images.pool import Image, Pool, describe
 from vmgr.paths import installation
 
 
@@ -38,6 +38,8 @@ def list_images(everything: bool, as_json: bool) -> None:
     for image in listed(broken=lambda problem: click.echo(str(problem), err=True)):
         size, virtual = (n if as_json else _mib(n) for n in (image.size, image.virtual_size))
         rows.append((image.name, image.revision, image.family, size, virtual, image.created, image.description))
+    if not rows and not as_json:
+        click.echo(f"there are no images in {pool.path}; `vmgr image build` makes some", err=True)
     print_rows(("name", "revision", "family", "size", "virtual_size", "added", "description"), rows, as_json=as_json)
 
 
@@ -66,7 +68,7 @@ def show(name: str, as_json: bool, packages: bool) -> None:
     """
     found = site_pool().get(name)
     if packages:
-        click.echo(found.path("packages").read_text(), nl=False)
+        _show_packages(found, as_json)
         return
     facts = describe(found)
     if as_json:
@@ -77,4 +79,14 @@ def show(name: str, as_json: bool, packages: bool) -> None:
             for file, entry in value.items():
                 click.echo(f"file: {file} {entry['size']} bytes sha256 {entry['sha256']}")
         else:
-            click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+            shown = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{key}: {'-' if shown in (None, '') else shown}")
+
+
+def _show_packages(image: Image, as_json: bool) -> None:
+    text = image.path("packages").read_text()
+    if not as_json:
+        click.echo(text, nl=False)
+        return
+    names = ("name", "version", "architecture")
+    click.echo(json.dumps([dict(zip(names, line.split())) for line in text.splitlines()], indent=1))

@@ -21,12 +21,12 @@ PORT = 9779
 @click.option("--textfile", type=click.Path(path_type=Path), help="Write them to this file, which changes at once.")
 @click.option("--listen", metavar="[ADDRESS]:PORT", help="Serve them by HTTP until ended; without ADDRESS on loopback.")
 def metrics(textfile: Optional[Path], listen: Optional[str]) -> None:
-    """Tell what this node does and has done, as Prometheus reads it; needs root.
+    """Tell Prometheus what this node does and has done; needs root.
 
     Without an option the metrics are printed. --textfile is for the textfile collector of the node exporter, --listen
     for a Prometheus that asks the nodes themselves: http://ADDRESS:PORT/metrics.
 
-    Example: vmgr metrics --textfile /var/lib/prometheus/node-exporter/vtorque.prom
+    Example: vmgr metrics --textfile /var/lib/node_exporter/vtorque.prom
     """
     if textfile is not None and listen is not None:
         raise VTorqueError("--textfile and --listen do not go together", code=Code.USAGE, hint="choose one")
@@ -49,7 +49,11 @@ def metrics(textfile: Optional[Path], listen: Optional[str]) -> None:
         else:
             write_whole(config.paths, textfile, page)
     except OSError as err:
-        raise VTorqueError(f"{err.filename}: {err.strerror}", code=Code.ACCESS, hint="is its folder there?") from err
+        if textfile is None:
+            raise
+        raise VTorqueError(
+            f"--textfile {textfile} cannot be written: {err.strerror}", code=Code.ACCESS, hint="is its folder there?"
+        ) from err
 
 
 async def _page(config: Config) -> bytes:
@@ -73,7 +77,10 @@ async def _serve(config: Config, host: str, port: int) -> None:
     try:
         server = await Server(lambda: _page(config), complain).listen(host, port)
     except OSError as err:
-        raise VTorqueError(f"--listen {host}:{port}: {err.strerror or err}", code=Code.VALUE) from err
+        reason = (
+            os.strerror(err.errno) if err.errno and err.errno > 0 else err.strerror or err
+        )  # asyncio says it at length
+        raise VTorqueError(f"--listen {host}:{port}: {reason}", code=Code.VALUE, hint="name another") from err
     shown = ", ".join(f"{each.getsockname()[0]}:{each.getsockname()[1]}" for each in server.sockets)
     click.echo(f"vmgr: /metrics on {shown}", err=True)
     async with server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,11 @@ def reset(guest: str, yes: bool, no_wait: bool, as_json: bool) -> None:
 @click.option("--now", is_flag=True, help="Cut the power, without a shutdown.")
 @_json
 def off(guest: str, yes: bool, now: bool, as_json: bool) -> None:
-    """Shut a guest down and leave it off, until `vmgr power on` or the end of the job.
+    """Shut a guest down and leave it off.
 
-    The site's VM epilogue runs first. A guest that does not obey in time loses its power. What runs in it is lost; with
-    the guest of rank 0, in which the job's script runs, the job ends, and it goes on without any other.
+    It stays off until `vmgr power on` or the end of the job. The site's VM epilogue runs first. A guest that does not
+    obey in time loses its power. What runs in it is lost; with the guest of rank 0, in which the job's script runs, the
+    job ends, and it goes on without any other.
 
     Example: vmgr power off 12:1 --yes
     """
@@ -90,14 +92,18 @@ async def _order(target: Target, action: str, yes: bool, as_json: bool, members:
         if ends and members.get("wait"):
             members["wait"] = False  # the job's end takes the guest away
         last: dict[str, Any] = {}
-        async for answer in reached.link.order("power", action=action, rank=rank, **members):
-            last = answer
-            if not as_json:
-                click.echo(printable(_said(answer, members)))
+        try:
+            async for answer in reached.link.order("power", action=action, rank=rank, **members):
+                last = answer
+                if not as_json:
+                    click.echo(printable(_said(answer, members)))
+        except VTorqueError as err:
+            if not ends or err.code is not Code.AGENT:  # the job's end may take the agent away before it answers
+                raise
         if as_json:
             import json
 
-            click.echo(json.dumps(last))
+            click.echo(json.dumps({**last, "rank": rank, "job_ends": ends}))
         elif ends:
             click.echo(f"job {printable(reached.job_id)} ends, for its script ran in this guest")
 
@@ -110,17 +116,25 @@ def _the_one(target: Target, reached: Reached) -> int:
     count = len(members(reached.snapshot)) * (len(nodes) if isinstance(nodes, list) else 1)
     if target.rank is None and count > 1:
         raise VTorqueError(
-            f"job {target.job} has {count} guests", code=Code.VALUE, hint=f"say which: {target.job}:0 to :{count - 1}"
+            f"job {target.job} has {count} guests",
+            code=Code.VALUE,
+            hint=f"say which: {target.job}:0 to {target.job}:{count - 1}",
         )
     return int((reached.member or {})["rank"])
 
 
 def _confirm(target: Target, action: str, ends: bool) -> None:
-    """Ask on a terminal. Raises VTorqueError (VT-USAGE) where there is none, click.Abort for a no."""
+    """Ask on a terminal. Raises VTorqueError (VT-USAGE) where there is none, click.exceptions.Exit for a no."""
     what = "the job ends with it" if ends else "what runs in it is lost"
     if not sys.stdin.isatty():
         raise VTorqueError(f"power {action} of {target}: {what}", code=Code.USAGE, hint="say --yes")
-    click.confirm(f"power {action} of {target}: {what}. Go on?", abort=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's only cancels what waits for events
+    try:
+        if not click.confirm(f"power {action} of {target}: {what}. Go on?"):
+            click.echo("nothing was done", err=True)
+            raise click.exceptions.Exit(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _said(answer: dict[str, Any], members: dict[str, Any]) -> str:

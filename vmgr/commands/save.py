@@ -34,10 +34,10 @@ def save(
     no_freeze: bool,
     as_json: bool,
 ) -> None:
-    """Make a new image NAME, or a new revision of it, from the disk of a running guest.
+    """Make an image from the disk of a running guest.
 
-    The guest goes on meanwhile; it is asked to write out its file system first. Root saves into the pool, a job's owner
-    to a file (qcow2). Shares and persistent disks are not part of it.
+    NAME is a new image, or gets a new revision. The guest goes on meanwhile; it is asked to write out its file system
+    first. Root saves into the pool, a job's owner to a file (qcow2). Shares and persistent disks are not part of it.
 
     Example: vmgr image save 12.server my-debian --layer
     """

@@ -42,7 +42,9 @@ done
 @click.argument("guest", metavar="JOB[:RANK]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(guest: str, command: tuple[str, ...]) -> int:
-    """Log in to a guest of a job as the job's user, or run a command there as ssh does.
+    """Log in to a guest of a job, or run a command there.
+
+    You are the job's user there. A command line is run as ssh does it.
 
     Without a rank it is the guest in which the job's script runs. The exit status is that of the shell or the
     command, 255 when the connection fails.
@@ -60,7 +62,9 @@ def ssh(guest: str, command: tuple[str, ...]) -> int:
 @click.argument("guest", metavar="JOB[:RANK]")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(guest: str, command: tuple[str, ...]) -> int:
-    """Run a command in a guest of a job as the job's user, its words as they are, without a terminal.
+    """Run a command in a guest of a job, without a terminal.
+
+    It runs as the job's user, and its words stay as they are.
 
     Standard input, output and error are the command's, and so are INT, TERM, HUP, QUIT, USR1 and USR2. The exit status
     is the command's, 128+n when signal n ended it, 255 when the connection fails.
@@ -76,7 +80,9 @@ def exec_(guest: str, command: tuple[str, ...]) -> int:
 @click.argument("source", nargs=-1, required=True, metavar="SRC...")
 @click.argument("target", metavar="DST")
 def cp(source: tuple[str, ...], target: str, recursive: bool, preserve: bool) -> int:
-    """Copy files between this machine and a guest, where they are the job's user's.
+    """Copy files between this machine and a guest.
+
+    In the guest they are the job's user's.
 
     One side is JOB[:RANK]:PATH; a relative path begins at the user's home. A path of this machine that looks like one
     of a guest is written with a slash before its first colon (./12:x).

@@ -70,7 +70,7 @@ def topology(
     as_json: bool,
     svg: Optional[str],
 ) -> None:
-    """Draw packages, NUMA nodes, cores and CPUs, and the guests on them.
+    """Draw NUMA nodes, cores and CPUs, and the guests on them.
 
     Example: vmgr topology --plan vcpus=4,vms_per_node=2,ram=2G
     """
@@ -162,6 +162,9 @@ def _site_host_cores() -> int:
 
 def _job(job_id: str, allowed: Allowed) -> tuple[Seating, Allowed]:
     """Who sits where of a job, as its agent on this node says, and the CPUs that it may use."""
+    from vmgr.reach.agents import job_here
+
+    job_id = job_here(load_config(installation()).paths, job_id) or job_id
     placed = asyncio.run(_ask(job_id)).get("placement")
     if placed is None:
         raise VTorqueError(

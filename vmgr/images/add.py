@@ -80,7 +80,7 @@ def add_disk(
     _check_wish(wish, templates)
     if like is None and wish.family is None:
         raise VTorqueError(
-            f"of what family is {given.file}?",
+            f"the family of {given.file} is not known",
             code=Code.IMAGE,
             hint=f"--like IMAGE boots it as that image, --family by itself: {', '.join(families(templates))}",
         )

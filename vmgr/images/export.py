@@ -23,7 +23,7 @@ def export(pool: Pool, reference: str, file: Path, *, force: bool, report: Repor
 
     It appears whole. A file that is there is refused unless `force`. Raises VTorqueError (VT-IMAGE).
     """
-    if file.exists() and not force:
+    if not force and _is_there(file):
         raise VTorqueError(f"{file} is there already", code=Code.IMAGE, hint="--force replaces it")
     with ExitStack() as opened:
         image, chain = _chain(pool, reference, opened)
@@ -64,6 +64,17 @@ def _chain(pool: Pool, reference: str, opened: ExitStack) -> tuple[Image, list[S
             raise VTorqueError(f"{reference} has more than {_MAX_LAYERS} layers", code=Code.IMAGE)
         wanted = image.parent
     return images[0], chain
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is such a file, or a link. Raises VTorqueError (VT-IMAGE) where one may not even look."""
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise VTorqueError(f"cannot write {file}: {err.strerror}", code=Code.IMAGE) from err
+    return True
 
 
 def _umask() -> int:

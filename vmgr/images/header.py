@@ -141,7 +141,7 @@ def check_qcow2(disk: BinaryIO, *, shown_as: str, bound: int) -> int:
             "2^9 to 2^21, 2^0 to 2^6, and a header within the first cluster are known",
         )
     if snapshots:
-        raise refused(shown_as, f"a disk with {snapshots} snapshots inside", _FLATTEN)
+        raise refused(shown_as, f"a disk with {snapshots} snapshot{'' if snapshots == 1 else 's'} inside", _FLATTEN)
     refcounts = refcount_clusters << cluster_bits
     if l1_entries > MAX_L1_ENTRIES or refcounts > MAX_REFCOUNT_TABLE:
         raise refused(shown_as, f"no disk: its tables have {l1_entries} entries and {refcounts} bytes", _FLATTEN)

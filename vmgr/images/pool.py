@@ -301,7 +301,8 @@ def read_sidecar(directory: str, name: str, revision: int) -> Image:
         with open(path, "rb") as stream:
             data = json.loads(stream.read())
     except (OSError, ValueError) as err:
-        raise VTorqueError(f"cannot read {path}: {err}", code=Code.IMAGE, hint="build or add it anew") from err
+        reason = err.strerror if isinstance(err, OSError) else err
+        raise VTorqueError(f"cannot read {path}: {reason}", code=Code.IMAGE, hint="build or add it anew") from err
     wanted = set(Image._fields) - {"folder", "name", "revision"}
     missing = sorted(wanted - set(data)) if isinstance(data, dict) else ["everything"]
     if missing or data.get("version") != VERSION:
@@ -324,7 +325,8 @@ def read_sidecar(directory: str, name: str, revision: int) -> Image:
 
 def describe(image: Image) -> dict[str, Any]:
     """The image as plain data, for `vmgr image show`."""
-    data = image._asdict()
-    data["directory"] = data.pop("folder")
+    shown_as = {"created": "added", "folder": "directory"}
+    data = {shown_as.get(key, key): value for key, value in image._asdict().items()}
+    data["directory"] = data.pop("directory")  # the last
     data["features"] = list(image.features)
     return data

@@ -58,10 +58,14 @@ def locked(pool: Path, name: str, progress: Optional[Callable[[str], None]]) -> 
 def _open_locked(home: Path, name: str, progress: Optional[Callable[[str], None]]) -> int:
     """The open lock. One that another process has meanwhile removed or moved, with the folder, does not count."""
     path = home / _LOCK
+    try:
+        _make_folder(home.parent)
+        home.parent.stat()  # a link may lead nowhere
+    except OSError as err:
+        raise cannot_write(home.parent, err) from err
     while True:
         try:
-            for folder in (home.parent, home):
-                _make_folder(folder)
+            _make_folder(home)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # the folder was removed in between

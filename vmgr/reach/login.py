@@ -71,7 +71,7 @@ def _explained(node: str, host: str, err: Exception) -> VTorqueError:
     import paramiko
 
     where = f"node {node}" if host == node else f"node {node} ({host})"
-    text, hint = f"{where} cannot be reached: {reason(err)}", None
+    text, hint = f"{where} cannot be reached: {reason(err)}", f"does `ssh {node}` work from here?"
     if isinstance(err, paramiko.BadHostKeyException):
         text, hint = f"{where} shows another host key than the one that you know", "ask the administrator"
     elif isinstance(err, paramiko.SSHException) and "not found in known_hosts" in str(err):

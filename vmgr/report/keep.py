@@ -52,10 +52,10 @@ def _is_over(progress: Progress) -> bool:
 
 
 async def _settle(progress: Progress) -> None:
-    """Wait a moment for what else comes, unless nothing can."""
+    """Wait a moment for what else comes, unless nothing can, or a failure is to be told: its job may end us at once."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SETTLE_SECONDS
-    while not _is_over(progress) and loop.time() < deadline:
+    while not _is_over(progress) and progress.error is None and loop.time() < deadline:
         waiting = asyncio.ensure_future(progress.changed())
         await asyncio.wait([waiting], timeout=deadline - loop.time())
         waiting.cancel()

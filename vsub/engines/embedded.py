@@ -90,6 +90,8 @@ class Embedded(QsubDialect):
         except protocol.Refused as refusal:
             if refusal.code == protocol.UNKNOWN_JOB:
                 return None
+            if refusal.code == protocol.PERMISSION and message.get("job"):
+                raise VTorqueError(f"job {message['job']} is another user's", code=Code.ACCESS) from None
             code = Code.ACCESS if refusal.code == protocol.PERMISSION else Code.ENGINE
             raise VTorqueError(f"the batch system refuses: {refusal}", code=code) from None
         except (OSError, protocol.ProtocolError) as err:
