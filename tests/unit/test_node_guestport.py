@@ -196,6 +196,30 @@ def test_a_flood_ends_after_what_a_guest_may_have_to_say() -> None:
     assert run(collect(b"\n" * (3 * MAX_EVENTS) + line(event="ready"), eof=False)) == []
 
 
+def test_a_guest_that_gets_orders_for_long_answers_all_of_them() -> None:
+    async def work() -> int:
+        ours, theirs = socket.socketpair()
+        port = await GuestPort.open(ours)
+        events, heard = port.events(), 0
+        for _ in range(2 * MAX_EVENTS):
+            port.send("thaw")
+            theirs.recv(4096)
+            theirs.sendall(line(event="thaw", status=0))
+            heard += (await events.__anext__()).name == "thaw"
+        for _ in range(3 * MAX_EVENTS // 20):
+            theirs.sendall(line(event="booted") * 20)
+            for _ in range(20):
+                try:
+                    heard += (await events.__anext__()).name == "booted"
+                except StopAsyncIteration:
+                    break
+        port.close()
+        theirs.close()
+        return heard
+
+    assert run(work()) == 3 * MAX_EVENTS - 1, "and no more beside that"
+
+
 def test_a_line_that_is_too_long_ends_the_conversation() -> None:
     data = line(event="booted") + b"x" * (4 * MAX_LINE_BYTES) + b"\n" + line(event="ready")
     assert run(collect(data, eof=False)) == ["booted"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
+import paramiko
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -367,6 +368,22 @@ def test_what_ssh_says_of_a_node() -> None:
     assert options["hostname"] == ["n7.cluster"] and options["port"] == ["22"] and options["userknownhostsfile"]
     with pytest.raises(VTorqueError, match="VT-CONNECT: ssh does not know how to reach"):
         login.ssh_options("-oProxyCommand=touch /tmp/never", 10)
+
+
+def test_host_keys_that_are_known_and_revoked(tmp_path: Path) -> None:
+    keys = [paramiko.RSAKey.generate(1024).get_base64() for _ in range(2)]
+    file = tmp_path / "known_hosts"
+    lines = (
+        "# a comment", "@cert-authority *.cluster ssh-ed25519 AAAAC3NzaC1lZDI1NTE5", f"n1 ssh-rsa {keys[0]}", "", "n3",
+        "n3 ssh-rsa AAA", "n3 ssh-ed25519 AAAA", f"n2 ssh-rsa {keys[1]} comment",
+        f"@revoked * ssh-rsa {keys[1]}", "@revoked",
+    )  # fmt: skip
+    file.write_text("\n".join(lines))
+    client = paramiko.SSHClient()
+    login._load_known_hosts(client, {"userknownhostsfile": [f"{tmp_path}/absent {file}"]}, "n1")
+    known = client._system_host_keys
+    assert known.lookup("n1")["ssh-rsa"].get_base64() == keys[0] and known.lookup("n2") is None
+    assert known.lookup("n3") is None and known.lookup("x.cluster") is None
 
 
 # --- agents of this node

@@ -11,7 +11,7 @@ from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node.console import Console
-from vmgr.node.guestport import Event, GuestPort, Stretch
+from vmgr.node.guestport import EVENTS_OF_A_BOOT, Event, GuestPort, Stretch
 from vmgr.node.launch import Guest, pin_and_run
 from vmgr.node.monitor import Monitor
 from vmgr.node.process import cpu_seconds
@@ -158,6 +158,7 @@ class RunningGuest:
 
     def begin_anew(self) -> None:
         """Forget what the guest has said: it is off, or boots once more."""
+        self._port.expect(EVENTS_OF_A_BOOT)
         self._is_ready = False
         self._booted.clear()
         while not self._events.empty():

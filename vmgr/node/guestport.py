@@ -15,6 +15,8 @@ from typing import NamedTuple, Optional
 VERSION = 1
 MAX_LINE_BYTES = 16 * 1024
 MAX_EVENTS = 1000
+ANSWERS, EVENTS_OF_A_BOOT = 4, 32
+"""What a guest may say more because it has got an order, or boots once more."""
 MAX_OUTPUT_CHARS = 4096
 MAX_STRETCHES = 16
 MAX_UPTIME_SECONDS = 1e9
@@ -102,6 +104,7 @@ class GuestPort:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._left = MAX_EVENTS
 
     @classmethod
     async def open(cls, connected: socket.socket) -> GuestPort:
@@ -109,7 +112,8 @@ class GuestPort:
 
     async def events(self) -> AsyncIterator[Event]:
         """Events until the guest ends, at most as many as a guest can have reason to send."""
-        for _ in range(MAX_EVENTS):
+        while self._left > 0:
+            self._left -= 1
             try:
                 line = await self._reader.readline()
             except (ValueError, OSError):
@@ -120,8 +124,13 @@ class GuestPort:
             if event is not None:
                 yield event
 
+    def expect(self, more: int) -> None:
+        """Let the guest say so much more, up to MAX_EVENTS from now on."""
+        self._left = min(MAX_EVENTS, self._left + more)
+
     def send(self, op: str, **members: object) -> None:
         """Order `op` of the guest, with what `members` say; nothing is waited for, and a dead guest is no error."""
+        self.expect(ANSWERS)
         try:
             self._writer.write(json.dumps({"v": VERSION, "op": op, **members}).encode() + b"\n")
         except (OSError, RuntimeError):

@@ -140,10 +140,36 @@ def _jump(jump: str, host: str, port: str) -> list[str]:
 def _load_known_hosts(client: paramiko.SSHClient, options: dict[str, list[str]], name: str) -> None:
     """Let the client know the host keys that the caller knows; those of a `HostKeyAlias` as those of `name`."""
     alias = options.get("hostkeyalias", ["none"])[0]
+    entries: list[Any] = []
+    revoked: set[str] = set()
     for setting in ("userknownhostsfile", "globalknownhostsfile"):
-        for path in options.get(setting, [""])[0].split():
-            with contextlib.suppress(OSError, ValueError):
-                client.load_system_host_keys(str(_at_home(path)))
+        for path in map(_at_home, options.get(setting, [""])[0].split()):
+            with contextlib.suppress(OSError):
+                text = path.read_text(errors="replace")
+                entries += _entries(text)
+                revoked |= _revoked(text)
     known: Any = client._system_host_keys  # type: ignore[attr-defined]
+    known._entries = [entry for entry in entries if entry.key.get_base64() not in revoked]
     for kind, key in (known.lookup(alias) or {}).items() if alias != "none" else ():
         client.get_host_keys().add(name, kind, key)
+
+
+def _entries(text: str) -> list[Any]:
+    """The keys in a file of known hosts (sshd(8)): paramiko's own reader gives up at a line with a mark, or a broken
+    one. Those of authorities, which are marked, are none of a host's."""
+    import paramiko
+    from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
+
+    found = []
+    for line in map(str.strip, text.splitlines()):
+        if line and line[0] not in "#@":
+            with contextlib.suppress(paramiko.SSHException, InvalidHostKey, ValueError):
+                entry = HostKeyEntry.from_line(line)
+                found += [] if entry is None else [entry]
+    return found
+
+
+def _revoked(text: str) -> set[str]:
+    """The keys, in base64, that a file of known hosts says are none any more."""
+    marked = (line.split() for line in text.splitlines() if line.lstrip().startswith("@revoked"))
+    return {fields[3] for fields in marked if len(fields) > 3}
