@@ -89,6 +89,12 @@ def wish_of(talk: Talk, job: Job, config: Config, member: Member, guest: Running
         raise VTorqueError(
             "the pool belongs to root", code=Code.ACCESS, hint="save the disk to a file of your own: --to FILE"
         )
+    if not whole and job.image.is_own:
+        raise VTorqueError(
+            f"{job.image.name} lies in no pool, so nothing can be a layer on it",
+            code=Code.IMAGE,
+            hint="save it with --flat",
+        )
     if not whole and len(chain_of(Pool(config.images.pool), job.image)) >= MAX_LAYERS:
         raise VTorqueError(
             f"{job.image.reference} is {MAX_LAYERS} layers already", code=Code.IMAGE, hint="save it with --flat"
