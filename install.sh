@@ -157,3 +157,4 @@ for place in $places; do
     done
 done
 [ "$current" = yes ] || printf '%s\n' "$stamp" >"$prefix/.installed"
+printf 'vTorque is in %s; its configuration is %s\n' "$prefix" "$prefix/etc/vtorque/vtorque.yaml"

@@ -81,7 +81,7 @@ download_size() {
 }
 
 recipe_number() { # recipe_number IMAGE KEY
-    sed -n "s/.*\"$2\": *\([0-9]*\).*/\1/p" "$here/contrib/images/$1/recipe.json"
+    sed -n "s/^$2: *\([0-9]*\).*/\1/p" "$here/contrib/images/$1/recipe.yaml"
 }
 
 missing=$(missing_packages)

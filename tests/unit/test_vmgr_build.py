@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -51,3 +53,22 @@ def test_a_wrong_recipe_is_refused_before_anything_is_done(node: Node, tmp_path:
     error = refused(str(tmp_path / "wrong.yaml"))
     assert error.code is Code.CONFIG and not node.config.images.pool.exists()
     assert str(error).endswith("wrong.yaml line 4: suite: comes from the base and cannot be set beside it")
+
+
+def test_what_was_built_for_programs(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Made(NamedTuple):
+        reference: str
+        folder: str
+
+    def made(recipe: str, **_how: object) -> Made:
+        if recipe == "broken":
+            raise VTorqueError("it broke", code=Code.BUILD)
+        return Made(f"{recipe}@3", f"/pool/{recipe}/3")
+
+    monkeypatch.setattr("vmgr.images.build.build", made)
+    assert CliRunner().invoke(build, ["mine", "tiny"]).stdout == "mine@3\ntiny@3\n"
+    done = CliRunner().invoke(build, ["mine", "tiny", "--json"])
+    assert json.loads(done.stdout) == {
+        "images": [{"image": f"{name}@3", "directory": f"/pool/{name}/3"} for name in ("mine", "tiny")]
+    }
+    assert json.loads(CliRunner().invoke(build, ["mine", "broken", "--json"]).stdout)["images"][0]["image"] == "mine@3"

@@ -121,6 +121,9 @@ WANTED = [
     ("vmgr image add --like deb", ["debian-12"]),
     ("vmgr image build ", ["debian-12", "micro"]),
     ("vmgr topology --job 1", ["11.host", "12[3].host", "13.host"]),
+    ("vmgr logs 1", ["11.host", "12[3].host", "13.host"]),
+    ("vmgr ssh ", ["12[3].host", "13.host"]),
+    ("vmgr power off 1", ["12[3].host", "13.host"]),
     ("vmgr completion ", ["bash", "zsh", "fish"]),
     ("vmgr errors --", ["--json", "--markdown", "--help"]),
 ]

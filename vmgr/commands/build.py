@@ -64,8 +64,9 @@ def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: O
     except _Ended as end:
         click.echo(f"vmgr: ended by {signal.Signals(end.number).name}; the pool is as it was", err=True)
         return 128 + end.number
-    if as_json:
-        click.echo(json.dumps({"images": images_made}, indent=1))
+    finally:  # also of what went well before a failure
+        if as_json:
+            click.echo(json.dumps({"images": images_made}, indent=1))
     return 0
 
 

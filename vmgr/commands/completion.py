@@ -63,7 +63,11 @@ def complete_names(group: click.Group) -> None:
 
 def _kind(parameter: click.Parameter) -> str:
     """IMAGE, JOB and so on, by the parameter's metavar, else its name; empty for none of them."""
-    names = [parameter.metavar or "", *(name.lstrip("-").upper() for name in parameter.opts)]
+    named = parameter.metavar or ""
+    names = [
+        "GUEST" if named.startswith("JOB[:RANK]") else named,
+        *(name.lstrip("-").upper() for name in parameter.opts),
+    ]
     known = {*_SOURCES, *_PATHS}
     return next((found[0] for name in names if (found := re.match("[A-Z]+", name)) and found[0] in known), "")
 
@@ -99,11 +103,17 @@ def _recipes(_: str) -> Iterator[str]:
     yield from known_recipes(recipe_folders())
 
 
-def _jobs(_: str) -> Iterator[str]:
-    """The jobs with guests on this node, and those with a log here, that the caller may look at."""
-    config = load_config(installation())
-    for answer in asyncio.run(_ask_all(sorted((config.paths.run / "jobs").glob("*/*.sock")))):
+def _running(_: str) -> Iterator[str]:
+    """The jobs with guests on this node that the caller may look at."""
+    sockets = sorted((load_config(installation()).paths.run / "jobs").glob("*/*.sock"))
+    for answer in asyncio.run(_ask_all(sockets)):
         yield str(answer.get("job_id", ""))
+
+
+def _jobs(incomplete: str) -> Iterator[str]:
+    """The same, and those with a log here."""
+    yield from _running(incomplete)
+    config = load_config(installation())
     if config.logging.file:
         for log in (Path(config.logging.file).parent / "jobs").glob("*.log"):
             if os.access(log, os.R_OK):
@@ -126,6 +136,6 @@ async def _ask(socket: Path) -> dict[str, Any]:
         return {}
 
 
-_SOURCES = {"IMAGE": _images, "RECIPE": _recipes, "JOB": _jobs}
+_SOURCES = {"IMAGE": _images, "RECIPE": _recipes, "JOB": _jobs, "GUEST": _running}
 _PATHS = {"FILE": "file", "DIR": "dir"}
 """What the shell itself completes."""

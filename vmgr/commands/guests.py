@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -89,9 +90,7 @@ def ps(every: bool, job: Optional[str], wide: bool, as_json: bool) -> None:
     rows, problems = Where(load_config(installation()), every, job).look()
     _told(problems)
     if as_json:
-        fields = [row._asdict() for row in rows]
-        headings = list(rows[0]._fields) if rows else []
-        print_rows(headings, [list(each.values()) for each in fields], as_json=True)
+        echo(json.dumps([{**row._asdict(), "cpu_percent": row.cpu_percent} for row in rows], indent=1))
         return
     print_rows(WIDE if wide else HEADINGS, [cells(row, wide=wide) for row in rows], as_json=False)
 
@@ -118,8 +117,6 @@ def top(every: bool, job: Optional[str], wide: bool, as_json: bool, interval: fl
             rows, problems = looks.next()
             _told(problems)
             if as_json:
-                import json
-
                 echo(json.dumps([{**row._asdict(), "cpu_percent": looks.percent(row)} for row in rows]))
                 continue
             if number:

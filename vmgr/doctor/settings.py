@@ -18,7 +18,7 @@ def check(node: Node) -> Iterator[Finding]:
     try:
         tree, _ = read_tree(source)
     except VTorqueError as err:
-        yield _find(Level.FAILURE, err.message, "vmgr config check")
+        yield _find(Level.FAILURE, err.message, err.hint or "vmgr config check")
         return
     provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
     notes = beyond_nodes(tree["policy"], tree["components"], provided)

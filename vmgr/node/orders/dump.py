@@ -49,6 +49,10 @@ def order(crew: CrewNow, job: JobNow, config: Config) -> Order:
             raise VTorqueError(
                 f"{kind!r} is no format of dumps", code=Code.VALUE, hint=f"possible: {', '.join(FORMATS)}"
             )
+        if guest.power == "off":
+            raise VTorqueError(
+                f"the guest {member.name} is off", code=Code.GUEST, hint="`vmgr power on` switches it on again"
+            )
         file = callers_file(talk.request, running.user, as_root=talk.peer.uid == 0)
         dumper = _Dumper(config, running, file)
         async with dumper.created(kind) as fd:
