@@ -27,7 +27,7 @@ def image(name: str, revision: int) -> Image:
 
 def test_a_layer_on_a_users_own_disk_is_refused_before_it_is_made() -> None:
     own = image("/home/alice/own.qcow2", 0)
-    with pytest.raises(VTorqueError, match=r"own\.qcow2 lies in no pool.*") as caught:
+    with pytest.raises(VTorqueError, match=r"own\.qcow2, which is not in the pool.*") as caught:
         wish(own, name="mine", layer=True)
     assert caught.value.code is Code.IMAGE and caught.value.hint == "save it with --flat"
     assert wish(own, name="mine").whole
