@@ -131,6 +131,9 @@ class JobWrapper:
             if self._snapshot["directory"] != str(self._directory):
                 raise VTorqueError("the node agent serves another submission of this job", code=Code.SPEC)
             status = await self._in_guest(link)
+        except VTorqueError as err:
+            status = _status(err)
+            raise
         finally:
             link.send("end", status=status)
             await self._until("ended", "failed", "", quiet=True)
