@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from .conftest import Site, User, eventually
+from .conftest import Done, Site, User, eventually
 
 RUNS = "touch running; until [ -e go ]; do sleep 0.2; done\n"
 
@@ -23,6 +23,15 @@ def running(user: User, *options: str) -> str:
     return job
 
 
+def told_after_ssh(done: Done) -> str:
+    """The last line on a job's error stream, after what ssh says by itself when a connection ends under it, and cannot
+    be told not to say (OpenSSH's clientloop.c).
+    """
+    *remarks, reason = done.err.splitlines()
+    assert remarks in ([], ["Connection to 127.0.0.1 closed by remote host."])
+    return reason
+
+
 @pytest.mark.parametrize("image", ["micro", pytest.param("debian-12", marks=pytest.mark.slow)])
 def test_qemu_killed_in_the_middle_of_a_job(user: User, site: Site, image: str) -> None:
     job = running(user, "-vm", f"img={image}")
@@ -31,10 +40,8 @@ def test_qemu_killed_in_the_middle_of_a_job(user: User, site: Site, image: str) 
     qemu.kill()
     assert site.wait(job) == 76
     done = user.finished(job, 76, "")
-    *remarks, reason = done.err.splitlines()
+    reason = told_after_ssh(done)
     assert reason.startswith("VT-GUEST: ") and "killed by signal 9" in reason
-    # what ssh says by itself when a connection ends under it, and cannot be told not to say (OpenSSH's clientloop.c)
-    assert remarks in ([], ["Connection to 127.0.0.1 closed by remote host."])
 
 
 def test_user_kills_qemu_while_the_guest_boots(user: User, site: Site) -> None:
@@ -52,7 +59,7 @@ def test_agent_killed_takes_its_guest_along(user: User, site: Site) -> None:
     [agent] = site.processes("vtorque-agent")
     agent.kill()
     assert site.wait(job) == 78
-    assert user.finished(job, 78, "").err.startswith("VT-AGENT: ")
+    assert told_after_ssh(user.finished(job, 78, "")).startswith("VT-AGENT: ")
 
 
 def test_agent_killed_at_any_moment(user: User, site: Site) -> None:

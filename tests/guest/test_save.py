@@ -75,7 +75,7 @@ def test_what_was_saved_boots_and_has_the_files(
         status, said = job.ended()
         assert status == 0 and "the disk goes on" in said, said
     layer, flat = pool.get("layer"), pool.get("flat")
-    assert (layer.parent, flat.parent) == ("debian-12@1", None)
+    assert (layer.parent, flat.parent) == (pool.get("debian-12").reference, None)
     assert layer.size - layer.path("kernel").stat().st_size < 200 << 20 < flat.size
     raw = jobs.node.base / "raw"
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(flat.path("disk")), str(raw)], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -339,7 +340,7 @@ def test_a_file_system_that_hangs_costs_the_time_and_no_more(
             with pytest.raises(VTorqueError, match="within 1 s"):
                 await wipe_workspace(node.config, user, str(path))
             (failure,) = undo(place, patience_s=0.3)
-            assert "not done after 0.30 s" in failure
+            assert re.search(r"not done after 0\.(29|30) s", failure)
             assert time.monotonic() - start < 3
 
     run(work())
