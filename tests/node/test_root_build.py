@@ -197,7 +197,7 @@ def test_what_the_image_has_as_busybox_sees_nothing_of_the_machine(tmp_path: Pat
     (root / "bin" / "busybox").write_text(f"#!/bin/sh\n(: >{outside}) 2>/dev/null\necho ls\n")
     (root / "bin" / "busybox").chmod(0o755)
     archive = Archive()
-    with nothing_stays():
+    with nothing_stays(tmp_path):
         add_busybox(archive, root)
     assert "/bin/ls" in archive.nodes and not outside.exists()
 
