@@ -436,6 +436,22 @@ def test_a_hostile_agent(data: bytes) -> None:
             assert all(isinstance(member["rank"], int) for member in members(snapshot))
 
 
+def test_an_agent_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "STATE_SECONDS", 0.1)
+
+    async def ask() -> None:
+        ours, theirs = socket.socketpair()
+        link = AgentLink(*await asyncio.open_unix_connection(sock=ours))
+        try:
+            await agents._reached(link, None, 0)
+        finally:
+            link.close()
+            theirs.close()
+
+    with pytest.raises(VTorqueError, match=r"^VT-AGENT: the node agent did not answer within 0\.1 s"):
+        asyncio.run(ask())
+
+
 def test_somebody_elses_socket(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmgr.node.client.listener_of", lambda _: 4711)
     answering(paths, "1.a", lambda _: b'{"job_id": "1.a"}\n')

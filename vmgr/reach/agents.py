@@ -36,6 +36,8 @@ MOST_AT_ONCE = 64
 LOOK_TIMES = 3
 """So many times `timeouts.reach` all of them together may take."""
 ANSWER_SECONDS = 3.0
+STATE_SECONDS = 15.0
+"""For an agent that somebody wants something of: it may be busy with the boot of its guests."""
 _GUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
 
@@ -263,7 +265,12 @@ def ssh_port(member: dict[str, Any]) -> int:
 
 async def _reached(link: AgentLink, node: Optional[str], rank: int) -> Reached:
     link.send("status")
-    snapshot = await link.snapshot()
+    try:
+        snapshot = await asyncio.wait_for(link.snapshot(), STATE_SECONDS)
+    except asyncio.TimeoutError:
+        raise VTorqueError(
+            f"the node agent did not answer within {STATE_SECONDS:g} s", code=Code.AGENT, hint="look at its node"
+        ) from None
     if snapshot is None:
         raise VTorqueError("the node agent has ended", code=Code.AGENT, hint="the job is over")
     found = next((member for member in members(snapshot) if member["rank"] == rank), None)
