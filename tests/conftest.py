@@ -17,9 +17,6 @@ TOGETHER = {
 jobs of the same number."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        file = item.path.relative_to(here).with_suffix("").as_posix()
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(file, file)))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    file = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+    item.add_marker(pytest.mark.xdist_group(TOGETHER.get(file, file)))
