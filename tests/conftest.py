@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any, Optional
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = {
-    "e2e/test_several_nodes": "networks of jobs",
-    "e2e/test_networks": "networks of jobs",
-    "e2e/test_mpi": "networks of jobs",
-    "e2e/test_disks": "networks of jobs",
-    "e2e/test_placement": "networks of jobs",
+    "tests/e2e/test_several_nodes.py": "networks of jobs",
+    "tests/e2e/test_networks.py": "networks of jobs",
+    "tests/e2e/test_mpi.py": "networks of jobs",
+    "tests/e2e/test_disks.py": "networks of jobs",
+    "tests/e2e/test_placement.py": "networks of jobs",
 }
 """Files whose tests do not run at the same time: installations that know nothing of each other give the same network to
 jobs of the same number."""
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    file = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
-    item.add_marker(pytest.mark.xdist_group(TOGETHER.get(file, file)))
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives a worker whole files, or files that belong together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return TOGETHER.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Optional[Any]:
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
