@@ -403,9 +403,12 @@ def test_a_qsub_that_floods(system: System, user: User) -> None:
     assert "Traceback" not in system.log()
 
 
-def test_a_job_that_keeps_its_terminal(system: System, user: User) -> None:
+@pytest.mark.parametrize("goes_on", ["sleep 973", "yes"])
+def test_a_job_that_keeps_its_terminal(system: System, user: User, goes_on: str) -> None:
     """A process that left the session still has the terminal open: neither qsub nor the next job waits for it."""
-    command = "setsid sleep 973 & echo over"
+    command = (
+        f"rm -f left; setsid sh -c 'touch left; exec {goes_on}' & until [ -e left ]; do sleep 0.05; done; echo over"
+    )
 
     def body() -> int:
         connection = interactive(system, user, command)

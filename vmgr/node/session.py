@@ -126,8 +126,7 @@ class GuestSession:
 
     def _tell_ssh(self, sig: int) -> None:
         if self._child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.send_signal(sig)
+            _tell(self._child, sig)
 
     def _describe(self, described: str, script: Optional[Path], arguments: str) -> None:
         """Write the file that the runner reads, and make sure that it has left no status yet."""
@@ -183,13 +182,20 @@ class GuestSession:
 
 async def _end(child: asyncio.subprocess.Process) -> None:
     """End `ssh` if it is still there: gently, so that it leaves its terminal in order, then surely."""
-    for act in (child.terminate, child.kill):
+    for sig in (signal.SIGTERM, signal.SIGKILL):
         if child.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            act()
+        _tell(child, sig)
         waiting = asyncio.ensure_future(child.wait())
         await asyncio.wait([waiting], timeout=SSH_SECONDS)
+
+
+def _tell(child: asyncio.subprocess.Process, sig: int) -> None:
+    """Send a signal to a child of ours, not by its own method: that one reaps a child that has just ended, and asyncio,
+    which waits for it in a thread, then knows no status and says so on standard error (Popen.send_signal).
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, sig)
 
 
 def _last_line(log: Path) -> str:

@@ -25,6 +25,8 @@ from vsub.engines.local.submission import Account
 CHUNK = 1 << 14
 PATIENCE_S = 3.0
 """How long the end of a job waits for a qsub that does not read."""
+QUIET_S = 0.2
+"""So long nothing must come from a terminal that somebody keeps open, until the job is taken to have written all."""
 GRACE_S = 1.0
 """How long a job that does not read has for what was typed before qsub went."""
 _CONTROLS = (termios.VINTR, termios.VQUIT, termios.VERASE, termios.VKILL, termios.VEOF, termios.VSUSP)
@@ -63,6 +65,8 @@ class Terminal:
         self._writer = writer
         self._master = -1
         self._finished = asyncio.Event()
+        self._read = 0
+        self._passing = False
         self._output: Optional[asyncio.Task[None]] = None
         self._typing: Optional[asyncio.Task[None]] = None
 
@@ -135,12 +139,15 @@ class Terminal:
             data = await self._written()
             if not data:
                 return
+            self._read += len(data)
             if not self.gone:
+                self._passing = True
                 self._writer.write(protocol.frame(data))
                 try:
                     await self._writer.drain()
                 except ConnectionError:
                     self.gone = True
+                self._passing = False
 
     async def _written(self) -> bytes:
         while True:
@@ -161,10 +168,8 @@ class Terminal:
         if self._finished.is_set():
             return
         transport = self._writer.transport
-        if drain and self._output is not None:
-            _, stuck = await asyncio.wait({self._output}, timeout=PATIENCE_S)
-            if stuck:
-                transport.abort()
+        if drain and self._output is not None and not await self._passed_on(self._output):
+            transport.abort()
         await _end(self._output)
         self._finished.set()
         last = protocol.encode({"event": "cancelled"}) if self._output is None else protocol.frame(b"")
@@ -177,6 +182,22 @@ class Terminal:
             self._writer.close()
         except (ConnectionError, asyncio.TimeoutError):
             transport.abort()
+
+    async def _passed_on(self, output: asyncio.Task[None]) -> bool:
+        """Wait until qsub has what the job wrote; False when it does not take it.
+
+        A process that has left the job's session may keep the terminal open, and even go on to write.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while True:
+            before = self._read
+            done, _ = await asyncio.wait({output}, timeout=QUIET_S)
+            is_quiet = self._read == before
+            if done or (is_quiet and not self._passing):
+                return True
+            if loop.time() > deadline:
+                return not is_quiet
 
     async def close(self) -> None:
         """Take the pseudo terminal away from whoever still has it."""
