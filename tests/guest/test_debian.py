@@ -120,7 +120,7 @@ def test_cloud_config_of_the_users_own_has_taken_effect_before_the_job(setup_for
         times = machine.wait_for("times")
         spans = {name: (start, end) for name, start, end in times["spans"]}
         assert {"kernel", "cloud-init init-local"} <= set(spans)
-        assert all(0 <= start <= end <= times["uptime"] for start, end in spans.values())
+        assert all(0 <= start <= end <= times["uptime"] for start, end in spans.values()), times
         assert spans["kernel"][1] < spans["cloud-init init-local"][0]
         done = machine.ssh(
             "stat -c '%a %U %G' /etc/vt/one; cat /etc/vt/one /etc/vt/two /run/addresses; readlink /etc/localtime;"
