@@ -21,6 +21,8 @@ from vmgr.topology.model import Placement
 _T = TypeVar("_T")
 CONSOLE_LINES = 5
 SERVER_SECONDS = 0.5
+LAST_WORDS_SECONDS = 0.1
+"""For what a guest that has ended wrote to its console: that ends at once, unless somebody keeps QEMU's end open."""
 
 
 class Said(Protocol):
@@ -244,7 +246,9 @@ class RunningGuest:
             return
         if self._switching is not None:
             self._switching.cancel()
+        draining = self._readers[0]
         await self._guest.kill()
+        await asyncio.wait([draining], timeout=LAST_WORDS_SECONDS)
         self._address.cancel()
         readers, self._readers = [*self._readers, self._unserved], []
         for task in readers:
