@@ -17,7 +17,7 @@ import click
 
 from vmgr.config import load_config
 from vmgr.errors import VTorqueError
-from vmgr.node.client import AgentLink
+from vmgr.node.client import state_of
 from vmgr.paths import installation
 
 if TYPE_CHECKING:
@@ -121,19 +121,8 @@ def _jobs(incomplete: str) -> Iterator[str]:
 
 
 async def _ask_all(sockets: list[Path]) -> list[dict[str, Any]]:
-    return [answer for answer in await asyncio.gather(*map(_ask, sockets)) if answer]
-
-
-async def _ask(socket: Path) -> dict[str, Any]:
-    """What the agent at `socket` says of its job; nothing when it does not answer, or not to this caller."""
-    try:
-        link = await AgentLink.connect(socket)
-        link.send("status")
-        answer = await asyncio.wait_for(link.snapshot(), ANSWER_SECONDS)
-        link.close()
-        return answer or {}
-    except (OSError, VTorqueError, asyncio.TimeoutError):
-        return {}
+    answers = await asyncio.gather(*(state_of(socket, ANSWER_SECONDS) for socket in sockets))
+    return [answer for answer in answers if answer]
 
 
 _SOURCES = {"IMAGE": _images, "RECIPE": _recipes, "JOB": _jobs, "GUEST": _running}

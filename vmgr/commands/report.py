@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from vmgr.commands.table import echo, encodable, print_rows, terminal
+from vmgr.commands.table import echo, encodable, print_rows, terminal, write_text
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
@@ -114,10 +113,7 @@ def _write(file: str, gathered: Gathered) -> None:
     if file == "-":
         click.echo(page)
         return
-    try:
-        Path(file).write_text(page, encoding="utf-8")
-    except OSError as err:
-        raise VTorqueError(f"{file} cannot be written: {err.strerror}", code=Code.VALUE, hint="name another") from err
+    write_text(file, page)
 
 
 def _show(gathered: Gathered) -> None:

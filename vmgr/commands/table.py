@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmgr.errors import Code, printable
+from vmgr.errors import Code, VTorqueError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,3 +121,11 @@ def errors(as_json: bool, markdown: bool) -> None:
     click.echo("| Code | Exit status | What happened | What to do |\n| --- | --- | --- | --- |")
     for name, status, meaning, remedy in rows:
         click.echo(f"| `{name}` | {status} | {meaning} | {remedy} |")
+
+
+def write_text(file: str, text: str) -> None:
+    """Write `text` to a file that the caller names. Raises VTorqueError (VT-VALUE)."""
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise VTorqueError(f"{file} cannot be written: {err.strerror}", code=Code.VALUE, hint="name another") from err

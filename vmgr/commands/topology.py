@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 import click
 
+from vmgr.commands.table import write_text
 from vmgr.config import load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.client import AgentLink
@@ -209,10 +210,7 @@ def _write(file: str, text: str) -> None:
     if file == "-":
         _echo(text)
         return
-    try:
-        Path(file).write_text(text, encoding="utf-8")
-    except OSError as err:
-        raise VTorqueError(f"{file} cannot be written: {err.strerror}", code=Code.VALUE, hint="name another") from err
+    write_text(file, text)
 
 
 def _echo(text: str) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config
-from vmgr.errors import VTorqueError
 from vmgr.node import accel, record
-from vmgr.node.client import AgentLink
+from vmgr.node.client import state_of
 from vmgr.node.staging.overlay import MIB, reserved
 
 ANSWER_SECONDS = 3.0
@@ -98,18 +97,6 @@ async def _ask_all(sockets: Sequence[Path]) -> list[Optional[dict[str, Any]]]:
     async def ask(socket: Path) -> Optional[dict[str, Any]]:
         async with turns:
             left = max(0.05, deadline - asyncio.get_running_loop().time())
-            try:
-                return await asyncio.wait_for(_ask(socket), left)
-            except (OSError, VTorqueError, ValueError, asyncio.TimeoutError):
-                return None
+            return await state_of(socket, left)
 
     return list(await asyncio.gather(*map(ask, sockets)))
-
-
-async def _ask(socket: Path) -> Optional[dict[str, Any]]:
-    link = await AgentLink.connect(socket)
-    try:
-        link.send("status")
-        return await link.snapshot()
-    finally:
-        link.close()

@@ -124,6 +124,23 @@ def listener_of(connection: socket.socket) -> int:
     return int(struct.unpack("iII", given)[1])
 
 
+async def state_of(socket: Path, timeout_s: float) -> Optional[dict[str, Any]]:
+    """What the agent at `socket` says of its attempt; None when it is gone, does not answer, or not to this caller."""
+
+    async def ask() -> Optional[dict[str, Any]]:
+        link = await AgentLink.connect(socket)
+        try:
+            link.send("status")
+            return await link.snapshot()
+        finally:
+            link.close()
+
+    try:
+        return await asyncio.wait_for(ask(), timeout_s)
+    except (OSError, VTorqueError, ValueError, asyncio.TimeoutError):
+        return None
+
+
 def no_agent(text: str) -> VTorqueError:
     return VTorqueError(text, code=Code.AGENT, hint="are the prologue hooks installed, and is there space and memory?")
 

@@ -14,12 +14,11 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config, Paths
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.client import AgentLink
+from vmgr.node.client import AgentLink, state_of
 from vmgr.node.hookargs import place_name
 from vmgr.node.record import listed, newest_socket
 from vmgr.paths import installation
@@ -88,21 +87,8 @@ async def look_here(paths: Paths, job: Optional[str] = None) -> list[dict[str, A
     if job is not None:
         whole = job_here(paths, job)
         sockets = [each for each in sockets if whole is not None and each.parent.name == place_name(whole)]
-    answers = await asyncio.gather(*(_ask(each) for each in sockets))
+    answers = await asyncio.gather(*(state_of(each, ANSWER_SECONDS) for each in sockets))
     return [answer for answer in answers if answer is not None]
-
-
-async def _ask(path: Path) -> Optional[dict[str, Any]]:
-    """The state of one attempt; None when its agent is gone, does not answer, or serves another user's job."""
-    try:
-        link = await AgentLink.connect(path)
-        try:
-            link.send("status")
-            return await asyncio.wait_for(link.snapshot(), ANSWER_SECONDS)
-        finally:
-            link.close()
-    except (OSError, VTorqueError, asyncio.TimeoutError):
-        return None
 
 
 # --- other nodes
