@@ -28,7 +28,7 @@ DAEMON = (
     "from vsub.engines.local.daemon import main; sys.exit(main(sys.argv[1:]))"
 )
 PATIENCE_S = 20.0
-SETTINGS = {"prologalarm_s": 2, "kill_delay_s": 0.4, "deliver_timeout_s": 1.5, "requeue_limit": 3}
+SETTINGS = {"prologalarm_s": 2, "kill_delay_s": 2, "deliver_timeout_s": 1.5, "requeue_limit": 3}
 
 RECORDER = """#!/bin/sh
 # notes how it was called, then does what the test wants

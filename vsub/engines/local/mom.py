@@ -501,9 +501,9 @@ class Attempt:
         await self._terminate(child, interrupt.delay_s, number)
 
     async def _terminate(self, child: Child, delay_s: float, number: int = signal.SIGTERM) -> None:
-        """TERM to the session, KILL after a while."""
+        """TERM to the session, and time for all of it to end by itself: the shell around a script dies at once."""
         process.signal_session(child.mark, number)
-        await child.wait(delay_s)
+        await process.session_ended(child.mark, delay_s)
 
     def _tell(self, text: str) -> None:
         """A line for whoever reads the job's standard error; a terminal is never waited for."""

@@ -174,6 +174,27 @@ async def writable(descriptor: int) -> None:
         loop.remove_writer(descriptor)
 
 
+async def _gone(pidfds: Sequence[int], deadline: float) -> bool:
+    """Wait for the end of some processes, whose pidfds are closed then; False when time was up first."""
+    try:
+        for pidfd in pidfds:
+            if not await readable(pidfd, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+
+async def session_ended(mark: Mark, patience_s: float) -> bool:
+    """Wait until nothing is left in the session; False when something is, after `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while pidfds := list(_open_members(mark)):
+        if not await _gone(pidfds, deadline):
+            return False
+    return True
+
+
 async def end_session(mark: Mark, patience_s: float = 5.0) -> bool:
     """Kill everything in the session and wait for it to be gone; False when something did not die in time."""
     deadline = time.monotonic() + patience_s
@@ -184,15 +205,10 @@ async def end_session(mark: Mark, patience_s: float = 5.0) -> bool:
         pidfds = list(_open_members(mark))
         if not pidfds:
             return True
-        try:
-            for pidfd in pidfds:
-                _send(pidfd, signal.SIGKILL)
-            for pidfd in pidfds:
-                if not await readable(pidfd, max(0.0, deadline - time.monotonic())):
-                    return False
-        finally:
-            for pidfd in pidfds:
-                os.close(pidfd)
+        for pidfd in pidfds:
+            _send(pidfd, signal.SIGKILL)
+        if not await _gone(pidfds, deadline):
+            return False
 
 
 class Ended(NamedTuple):
