@@ -42,6 +42,7 @@ class Code(enum.Enum):
     TRUST = Row("VT-TRUST", 2, "a file that root uses could be changed by others", "give it to root, mode go-w")
     ENGINE = Row("VT-ENGINE", 2, "the batch system cannot be used", "ask the administrator")
     ACCESS = Row("VT-ACCESS", 2, "you may not do this", "run as root, or on a job of your own")
+    SUSPEND = Row("VT-SUSPEND", 2, "the job cannot be suspended or resumed", "see what stands in the way")
     BUILD = Row("VT-BUILD", 2, "an image could not be built", "see the build log named")
     INTERNAL = Row("VT-INTERNAL", 70, "a fault in vTorque itself", "report it with the node's log")
     SPEC = Row("VT-SPEC", 71, "the job's specification is unreadable, altered or not legal", "submit again by vsub")

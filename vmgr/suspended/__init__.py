@@ -1,0 +1,1 @@
+"""Suspended jobs: what is stored of them."""
