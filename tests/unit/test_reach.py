@@ -24,6 +24,7 @@ from vmgr.config import Paths
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.client import AgentLink
 from vmgr.reach import agents, login, shell, where
+from vmgr.reach import batch as batch_program
 from vmgr.reach.agents import GREETING, job_here, look_here, member_of, members, open_program, ssh_port
 from vmgr.reach.target import Target, parse_remote_path, parse_target
 from vsub.batch import _answer
@@ -230,7 +231,7 @@ def batch(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Any:
 
     (folder / "vtorque-batch").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "vtorque-batch").chmod(0o755)
-    monkeypatch.setattr(where, "installation", Install)
+    monkeypatch.setattr(batch_program, "installation", Install)
 
     class Config:
         class timeouts:
@@ -277,7 +278,7 @@ def test_another_users_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_batch_system_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
 ) -> None:
-    monkeypatch.setattr(where, "MORE_SECONDS", 0.5)
+    monkeypatch.setattr(batch_program, "MORE_SECONDS", 0.5)
     with pytest.raises(VTorqueError, match=says):
         where.running_jobs(batch(monkeypatch, tmp_path, script))
 
