@@ -5,7 +5,7 @@ of none or one. A job is `{"job": id, "owner": name, "nodes": [...]}`, the mothe
 only those are told that the batch system has: users' text stands beside them in what it prints.
 
 `hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
-`{"new": BOOL}`: whether its user had not held the job before.
+`{"new": BOOL}`: whether its user had not held the job before. `check-requeue` fails where the caller may requeue none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
-USAGE = "usage: vtorque-batch nodes | jobs | job ID | hold JOB | release JOB | requeue JOB"
+USAGE = "usage: vtorque-batch nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | check-requeue"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,6 +44,9 @@ def _answer(batch: Engine, argv: list[str], timeout_s: float) -> object:
             {"job": job.job_id, "owner": job.owner, "nodes": [node for node in job.nodes if node in known]}
             for job in jobs
         ]
+    if argv == ["check-requeue"]:
+        batch.check_requeue(timeout_s)
+        return {}
     if len(argv) == 2 and argv[0] in ("hold", "release", "requeue"):
         return _change(batch, argv[0], _one_job(argv[1]), timeout_s)
     raise VTorqueError(USAGE, code=Code.USAGE)

@@ -137,6 +137,9 @@ class Engine(Protocol):
         Needs an operator, as root on a node is to be. Raises VTorqueError as `hold`.
         """
 
+    def check_requeue(self, timeout_s: float) -> None:
+        """Raise VTorqueError, VT-ACCESS, when the caller may requeue no jobs, VT-ENGINE when that is not known."""
+
 
 def engine(config: Config, install: Installation) -> Engine:
     """The batch system of this site."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -92,6 +93,11 @@ class Embedded(QsubDialect):
     def requeue(self, job_id: str, timeout_s: float) -> None:
         """Requeue a job, which the daemon does for root."""
         self._change("rerun", job_id, timeout_s)
+
+    def check_requeue(self, timeout_s: float) -> None:
+        """Root may, and nobody else."""
+        if os.geteuid() != 0:
+            raise VTorqueError("the embedded batch system lets only root requeue jobs", code=Code.ACCESS)
 
     def _change(self, operation: str, job_id: str, timeout_s: float) -> dict[str, Any]:
         """The daemon's answer. Raises VTorqueError."""

@@ -101,15 +101,41 @@ class Torque(QsubDialect):
 
     def requeue(self, job_id: str, timeout_s: float) -> None:
         """Requeue a job by `qrerun`."""
-        import os  # as above
-        from pwd import getpwuid
-
-        from vsub.engines.listing import change
+        from vsub.engines.listing import change  # as above
 
         program = for_this_host(self._submit.qrerun, "submit.qrerun")
-        who = f"{getpwuid(os.geteuid()).pw_name}@{host_name()}"
-        hint = f"make {who} an operator: qmgr -c 'set server operators += {who}'"
-        change([program, job_id], "submit.qrerun", timeout_s, denied=hint)
+        change([program, job_id], "submit.qrerun", timeout_s, denied=_operator_hint(_own_name()))
+
+    def check_requeue(self, timeout_s: float) -> None:
+        """Look among managers and operators, by the `qmgr` beside `qrerun`."""
+        import os  # as above
+        import socket
+
+        from vsub.engines.listing import ask
+        from vsub.engines.operators import may_requeue, parse_server
+
+        qmgr = f"{os.path.dirname(for_this_host(self._submit.qrerun, 'submit.qrerun'))}/qmgr"  # noqa: PTH120
+        text = ask([qmgr, "-c", "list server"], "submit.qrerun, beside which it is looked for", timeout_s)
+        user = _own_name()
+        if not may_requeue(parse_server(text or ""), user, {host_name(), socket.getfqdn()}):
+            raise VTorqueError(
+                f"{user}@{host_name()} is neither operator nor manager", code=Code.ACCESS, hint=_operator_hint(user)
+            )
+
+
+def _own_name() -> str:
+    import os  # as above
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _operator_hint(user: str) -> str:
+    who = f"{user}@{host_name()}"
+    return f"make {who} an operator: qmgr -c 'set server operators += {who}'"
 
 
 def parse_qstat(text: str) -> JobState:
