@@ -36,6 +36,7 @@ def folder_of(config: Config) -> Optional[str]:
 def check(node: Node) -> Iterator[Finding]:
     folder = folder_of(node.config)
     if folder is None:
+        yield _find(Level.OK, "no job can be suspended: suspended.folder is not set")
         return
     mounts = (node.tree.text("proc/self/mounts") or "").splitlines()
     yield from judge_folder(folder, mounts, alone=node.config.engine == "local")
