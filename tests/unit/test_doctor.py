@@ -466,6 +466,7 @@ def test_the_fixed_part_of_a_path(path: str, fixed: str) -> None:
 
 def test_where_no_job_is_suspended(make: Make) -> None:
     one(suspension.check(make()), OK, "suspended.folder is not set")
+    one(suspension.check(make(suspended={"folder": "/no/such"})), WARNING, "suspended.folder: /no/such: No such file")
 
 
 @pytest.mark.root
