@@ -115,6 +115,9 @@ class Engine(Protocol):
     def nodes(self, timeout_s: float) -> tuple[str, ...]:
         """All nodes of the batch system. Raises VTorqueError (VT-ENGINE) when it does not say within `timeout_s`."""
 
+    def server(self, timeout_s: float) -> str:
+        """The name in the ids of its jobs, `12.NAME`. Raises VTorqueError (VT-ENGINE) as `nodes`."""
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """The jobs that have nodes and that the caller may see, or only the one that is named as a user would.
 
