@@ -57,7 +57,7 @@ class Shelf(NamedTuple):
             room = os.fstatvfs(own)
             free = room.f_bavail * room.f_frsize
             if free < need_bytes:
-                raise OSError(errno.ENOSPC, f"{need_bytes >> 20} MiB are needed, {free >> 20} MiB are free")
+                raise OSError(errno.ENOSPC, f"{_mib(need_bytes)} are needed, {_mib(free)} are free")
             os.mkdir(_new(job_id), 0o700, dir_fd=own)
 
     def create(self, job_id: str, name: str) -> int:
@@ -307,6 +307,10 @@ def _parsed_entry(text: bytes) -> Entry:
         return parse_entry(text, JOB)
     except VTorqueError as err:
         raise OSError(errno.EINVAL, err.message) from None
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
 
 
 def _is_listed(name: str) -> bool:

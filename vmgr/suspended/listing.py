@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, act, look_up, read_from
+from vmgr.node.userio import User, look_up, read_from
 from vmgr.suspended.entry import Entry, parse_entry
 from vmgr.suspended.files import JOB, Shelf
 
@@ -80,9 +80,12 @@ def remove(config: Config, stored: Stored) -> None:
         return
     user = look_up(stored.user)
     shelf = Shelf(_folder(config), user.name, user.uid)
-    asyncio.run(
-        act(user, lambda: shelf.remove(stored.place), path, timeout_s=config.timeouts.suspend, code=Code.SUSPEND)
-    )
+
+    def work() -> bytes:
+        shelf.remove(stored.place)
+        return b""
+
+    asyncio.run(read_from(user, work, path, limit=0, timeout_s=config.timeouts.suspend, code=Code.SUSPEND))
 
 
 def suspended_uses(config: Config, told: Callable[[VTorqueError], None]) -> list[tuple[str, str]]:
