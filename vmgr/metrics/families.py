@@ -17,7 +17,7 @@ from vmgr.node.reap import KINDS
 
 Family = Union[CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily]
 
-STATES = ("starting", "staging", "booting", "ready", "running", "ending", "ended", "failed")
+STATES = ("starting", "staging", "booting", "ready", "running", "suspended", "ending", "ended", "failed")
 """The states that an agent tells (`vmgr.node.state.Progress`); another one is shown when it comes."""
 
 

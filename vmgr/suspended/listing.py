@@ -60,7 +60,7 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
     asks for another's, VT-NODE for one whom nobody knows.
     """
     folder = _folder(config)
-    if os.geteuid() != 0:
+    if not _is_root():
         return Listing(_told(_mine(config, user), _own(config, user).listed), [])
     if user is not None:
         return asyncio.run(_of(config, [look_up(user)]))
@@ -72,7 +72,7 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
 def remove(config: Config, stored: Stored) -> None:
     """Remove what is stored of a job: the caller's own, or as root anybody's. Raises VTorqueError (VT-SUSPEND)."""
     path = f"{_folder(config)}/{stored.user}/{stored.place}"
-    if os.geteuid() != 0:
+    if not _is_root():
         try:
             _own(config, stored.user).remove(stored.place)
         except OSError as err:
@@ -103,6 +103,10 @@ def suspended_uses(config: Config, told: Callable[[VTorqueError], None]) -> list
         for stored in found.stored
         if stored.entry is not None
     ]
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
 
 
 def _folder(config: Config) -> str:
