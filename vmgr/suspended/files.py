@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import NamedTuple, Optional
 
-from vmgr.errors import VTorqueError
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import write_all
 from vmgr.node.wiping import wipe
@@ -36,6 +37,17 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _BULK = r"[0-9]{1,8}\.(?:state|qcow2)"
 _LENGTH = struct.Struct(">I")
+
+
+def site_folder(config: Config) -> str:
+    """The folder of suspended jobs. Raises VTorqueError (VT-SUSPEND) where the site has none."""
+    folder = config.suspended.folder
+    if folder is None:
+        raise VTorqueError(
+            "no job can be suspended on this site", code=Code.SUSPEND,
+            hint=f"suspended.folder is not set, {config.origin('suspended.folder')}",
+        )  # fmt: skip
+    return folder.rstrip("/")
 
 
 class Shelf(NamedTuple):

@@ -17,7 +17,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import User, look_up, read_from
 from vmgr.suspended.entry import Entry, parse_entry
-from vmgr.suspended.files import JOB, Shelf
+from vmgr.suspended.files import JOB, Shelf, site_folder
 
 MAX_LISTED_BYTES = 16 << 20
 MAX_USERS = 10_000
@@ -59,7 +59,7 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
     Raises VTorqueError: VT-SUSPEND where the site has no such folder or it cannot be read, VT-ACCESS for a user who
     asks for another's, VT-NODE for one whom nobody knows.
     """
-    folder = _folder(config)
+    folder = site_folder(config)
     if not _is_root():
         return Listing(_told(_mine(config, user), _own(config, user).listed), [])
     if user is not None:
@@ -71,7 +71,7 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
 
 def remove(config: Config, stored: Stored) -> None:
     """Remove what is stored of a job: the caller's own, or as root anybody's. Raises VTorqueError (VT-SUSPEND)."""
-    path = f"{_folder(config)}/{stored.user}/{stored.place}"
+    path = f"{site_folder(config)}/{stored.user}/{stored.place}"
     if not _is_root():
         try:
             _own(config, stored.user).remove(stored.place)
@@ -79,7 +79,7 @@ def remove(config: Config, stored: Stored) -> None:
             raise _unusable(path, err) from None
         return
     user = look_up(stored.user)
-    shelf = Shelf(_folder(config), user.name, user.uid)
+    shelf = Shelf(site_folder(config), user.name, user.uid)
 
     def work() -> bytes:
         shelf.remove(stored.place)
@@ -109,16 +109,6 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _folder(config: Config) -> str:
-    folder = config.suspended.folder
-    if folder is None:
-        raise VTorqueError(
-            "no job can be suspended on this site", code=Code.SUSPEND,
-            hint=f"suspended.folder is not set, {config.origin('suspended.folder')}",
-        )  # fmt: skip
-    return folder.rstrip("/")
-
-
 def _mine(config: Config, user: Optional[str]) -> str:
     me = pwd.getpwuid(os.geteuid()).pw_name
     if user not in (None, me):
@@ -127,7 +117,7 @@ def _mine(config: Config, user: Optional[str]) -> str:
 
 
 def _own(config: Config, user: Optional[str]) -> Shelf:
-    return Shelf(_folder(config), _mine(config, user), os.geteuid())
+    return Shelf(site_folder(config), _mine(config, user), os.geteuid())
 
 
 def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
@@ -159,7 +149,7 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
 async def _of(config: Config, users: Iterable[User]) -> Listing:
     """What is stored of these users' jobs, each looked at by a child with the user's rights."""
     limit = asyncio.Semaphore(MOST_AT_ONCE)
-    folder = _folder(config)
+    folder = site_folder(config)
 
     async def one(user: User) -> list[Stored]:
         shelf = Shelf(folder, user.name, user.uid)
