@@ -216,6 +216,7 @@ class Site:
             mounts=("home",),
             network="user",
             iocm=None,
+            suspend=False,
             vrdma=False,
             unclot_mib=None,
             workdir=str(self.home),
