@@ -17,7 +17,7 @@ from vmgr.node.reap import KINDS
 
 Family = Union[CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily]
 
-STATES = ("starting", "staging", "booting", "ready", "running", "off", "ending", "ended", "failed")
+STATES = ("starting", "staging", "booting", "ready", "running", "off", "suspended", "ending", "ended", "failed")
 """The states that an agent tells (`vmgr.node.state.Progress`), and that of guests that are switched off; another one is
 shown when it comes.
 """

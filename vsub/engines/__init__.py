@@ -72,7 +72,8 @@ class GuestJob(NamedTuple):
     `options` are the user's, in the language of qsub, directives first; `fitted` is what the guests need of the
     nodes. `directory` is the job directory, whose path must reach root on every node; `program` stands for the job's
     shell. `job_name` is the name of a job whose user gives none; `node_access` is who may share the nodes, None for
-    whoever the batch system lets.
+    whoever the batch system lets; `job_type` is the type that makes the batch system call our hooks, None where it
+    calls them for all jobs.
     """
 
     options: tuple[Option, ...]
@@ -82,6 +83,7 @@ class GuestJob(NamedTuple):
     job_name: str
     interactive: bool
     node_access: Optional[str]
+    job_type: Optional[str]
 
 
 class Engine(Protocol):
