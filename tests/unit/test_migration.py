@@ -334,11 +334,7 @@ def test_the_command_writes_a_new_file_only(vmgr_run: Vmgr, tmp_path: Path) -> N
     (tmp_path / "link").symlink_to("nowhere")
     vmgr_run.refuses("config", "import", str(file), "-o", str(tmp_path / "link"))
     assert "cannot write" in vmgr_run.refuses("config", "import", str(file), "-o", str(tmp_path / "none" / "x"))
-    assert new.read_text() == text and sorted(each.name for each in tmp_path.iterdir()) == [
-        "config.sh",
-        "link",
-        "new.yaml",
-    ]
+    assert new.read_text() == text and not list(tmp_path.glob(".*"))
 
 
 def test_a_file_that_sets_nothing(vmgr_run: Vmgr, tmp_path: Path) -> None:
