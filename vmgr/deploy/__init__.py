@@ -1,0 +1,1 @@
+"""Installing over a cluster."""
