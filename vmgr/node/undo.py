@@ -83,6 +83,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.workspace import undo_workspace  # as above
 
         undo_workspace(step, patience_s)
+    elif kind == "suspending":
+        from vmgr.suspended.store import undo_suspending  # as above
+
+        undo_suspending(step, patience_s)
     elif kind == "partial":
         from vmgr.node.callersfile import undo_partial  # few jobs have such a step
 
