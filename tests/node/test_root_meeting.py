@@ -273,7 +273,8 @@ def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User,
 
 @FUZZ
 @given(
-    st.text(max_size=20) | st.from_regex(r"(up|ready|failed|gone|stopped-[0-9]{1,3})\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
+    st.text(max_size=20) | st.from_regex(r"(up|ready|failed|gone|stopped-[0-9]{1,3})\.[0-9]{1,7}", fullmatch=True),
+    st.binary(max_size=200),
 )
 def test_any_file(name: str, data: bytes) -> None:
     found = parse_report(name, data)

@@ -115,7 +115,10 @@ class Fellows:
         return failures[0] if failures else None
 
     def begin_try(self, number: int) -> None:
-        """On the mother superior: begin to suspend the job, for the `number`th time. Raises VTorqueError (VT-SUSPEND)."""
+        """On the mother superior: begin to suspend the job, for the `number`th time.
+
+        Raises VTorqueError (VT-SUSPEND).
+        """
         if self._barrier is None:
             return
         if number not in meeting.TRIES:

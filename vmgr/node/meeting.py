@@ -51,7 +51,6 @@ LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
 
-
 def of_try(what: str, number: int) -> str:
     """How a step, or an order, of a try to suspend the job is called."""
     return f"{what}-{number}"
