@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Callable, Optional, Protocol, TypeVar
 
@@ -139,9 +139,10 @@ class NodeGuests:
         )
         await self._store.write_part(self._job.job_id, part)
 
-    async def _naming(self, guest: RunningGuest, work: Any) -> Any:
+    async def _naming(self, guest: RunningGuest, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` gives, unless the guest dies meanwhile: QEMU's connection tells that nobody who waits for it."""
         try:
-            return await work
+            return await _while_it_lives(guest, work)
         except VTorqueError as err:
             raise _cannot(f"the guest {guest.name} cannot be stored: {err.message}", err.hint) from err
 
@@ -209,6 +210,20 @@ async def _quiesce(guest: RunningGuest) -> None:
             + (f", they are in use: {holders}" if holders else ""),
             "close what is open there, and leave these directories",
         )
+
+
+async def _while_it_lives(guest: RunningGuest, work: Coroutine[Any, Any, _T]) -> _T:
+    working, dying = asyncio.ensure_future(work), asyncio.ensure_future(guest.died())
+    tasks: list[asyncio.Future[Any]] = [working, dying]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if working.cancelled():
+        dying.result()
+    return working.result()
 
 
 async def _mount(guest: RunningGuest) -> None:
