@@ -77,7 +77,7 @@ def subject(site: GuestSite, save_s: float = 60.0) -> Subject:
     job = site.job._replace(allocation=Allocation(("n1",), 0, "k"))
     crew = site.crew._replace(host_key=HostKey("", KEY), layouts=(BOUND,))
     store = Store(site.node.config, site.user, site.place)
-    return Subject(NodeGuests(job, crew, store, save_s=save_s, tell=told.append), store, told)
+    return Subject(NodeGuests(job, crew, store, save_s=save_s), store, told)
 
 
 async def status(site: GuestSite) -> str:
@@ -130,9 +130,9 @@ def test_disk_and_state_are_stored_and_the_guest_can_go_on(node: Node, user: Use
             for turn in range(2):  # called off, and tried again
                 site.program.orders.clear()
                 await store.begin(JOB, need_bytes=need)
-                await guests.stop()
+                await guests.stop(told.append)
                 assert site.program.orders == ["quiesce"] and await status(site) in ("paused", "prelaunch")
-                await guests.save()
+                await guests.save(told.append)
                 assert await status(site) == "postmigrate" and await site.busy() == []
                 if turn == 0:
                     await guests.go_on()
@@ -173,16 +173,16 @@ def test_disk_and_state_are_stored_and_the_guest_can_go_on(node: Node, user: Use
 def test_a_guest_that_keeps_its_shares_is_told_about(node: Node, user: User, image: Image) -> None:
     async def work() -> None:
         async with GuestSite(node, user, image) as site:
-            guests = subject(site).guests
+            guests, _, told = subject(site)
             site.program.answers["quiesce"] = 1
             site.program.outputs["quiesce"] = "/home: pid 812, user u1\n/data: pid 9\x1b[2J\n" + "x" * 4000
-            error = await refusal(guests.stop())
+            error = await refusal(guests.stop(told.append))
             assert error.code is Code.SUSPEND and len(str(error)) < 1300
             assert "they are in use: /home: pid 812, user u1; /data: pid 9" in str(error) and "\x1b" not in str(error)
             await guests.go_on()
             assert site.program.orders == ["quiesce", "mount"]
             site.program.answers["mount"] = 1
-            await refusal(guests.stop())
+            await refusal(guests.stop(told.append))
             error = await refusal(guests.go_on())
             assert error.code is Code.GUEST and "goes on without its shares" in str(error)
 
@@ -195,9 +195,9 @@ def test_a_guest_that_says_nothing(node: Node, user: User, image: Image, monkeyp
 
     async def work() -> None:
         async with GuestSite(node, user, image) as site:
-            guests = subject(site).guests
+            guests, _, told = subject(site)
             site.program.answers.update(quiesce=None, mount=None)
-            assert "did not let go of its shares within 0.1 s" in str(await refusal(guests.stop()))
+            assert "did not let go of its shares within 0.1 s" in str(await refusal(guests.stop(told.append)))
             assert "it does not answer" in str(await refusal(guests.go_on()))
             site.guest.power = "off"
             assert "the guest n1-1 is off" in str(await refusal(guests.check()))
@@ -212,12 +212,12 @@ def stored(folder: Path) -> list[str]:
 def test_a_store_that_is_full(node: Node, user: User, image: Image, folder: Path) -> None:
     async def work() -> None:
         async with GuestSite(node, user, image, writes=WRITES) as site:
-            guests, store, _ = subject(site)
+            guests, store, told = subject(site)
             error = await refusal(store.begin(JOB, need_bytes=await guests.check()))
             assert error.code is Code.SUSPEND and "MiB are free" in str(error)
             await store.begin(JOB, need_bytes=1)
-            await guests.stop()
-            error = await refusal(guests.save())
+            await guests.stop(told.append)
+            error = await refusal(guests.save(told.append))
             assert error.code is Code.SUSPEND and "cannot be stored" in str(error)
             assert await site.busy() == []
             await guests.go_on()
@@ -235,10 +235,10 @@ def test_a_store_that_is_full_of_the_disk_has_no_room_for_the_state(
 ) -> None:
     async def work() -> None:
         async with GuestSite(node, user, image, writes=WRITES) as site:
-            guests, store, _ = subject(site)
+            guests, store, told = subject(site)
             await store.begin(JOB, need_bytes=1)
-            await guests.stop()
-            error = await refusal(guests.save())
+            await guests.stop(told.append)
+            error = await refusal(guests.save(told.append))
             assert "No space left on device" in str(error)
             await guests.go_on()
             assert await status(site) == "running"
@@ -273,14 +273,14 @@ def test_a_state_that_does_not_come_to_its_end(
         async with GuestSite(node, user, image) as site:
             guests, store, told = subject(site, save_s=3.0)
             await store.begin(JOB, need_bytes=1)
-            await guests.stop()
-            assert "were not stored within 3 s" in str(await refusal(guests.save()))
+            await guests.stop(told.append)
+            assert "were not stored within 3 s" in str(await refusal(guests.save(told.append)))
             await guests.go_on()
             assert await status(site) == "running"
             await store.begin(JOB, need_bytes=1)
             guests, _, told = subject(site)
-            await guests.stop()
-            saving = asyncio.ensure_future(guests.save())
+            await guests.stop(told.append)
+            saving = asyncio.ensure_future(guests.save(told.append))
             while not any(text.startswith("storing the memory of n1-1 ") for text in told):
                 await asyncio.sleep(0.01)
             saving.cancel()
@@ -289,8 +289,8 @@ def test_a_state_that_does_not_come_to_its_end(
             assert await status(site) == "running"
             monkeypatch.setattr(suspending, "copy_pipe", COPY)
             await store.begin(JOB, need_bytes=1)
-            await guests.stop()
-            await guests.save()
+            await guests.stop(told.append)
+            await guests.save(told.append)
             await store.drop(JOB)
 
     run(work())
@@ -302,8 +302,8 @@ def test_a_guest_that_dies_while_it_is_stored(node: Node, user: User, image: Ima
         async with GuestSite(node, user, image) as site:
             guests, store, told = subject(site)
             await store.begin(JOB, need_bytes=1)
-            await guests.stop()
-            saving = asyncio.ensure_future(guests.save())
+            await guests.stop(told.append)
+            saving = asyncio.ensure_future(guests.save(told.append))
             while not any(text.startswith("storing the memory of n1-1 ") for text in told):
                 await asyncio.sleep(0.01)
             site.qemu.send_signal(signal.SIGKILL)
@@ -320,10 +320,10 @@ def test_more_than_a_guest_can_have_is_not_stored(
 
     async def work() -> None:
         async with GuestSite(node, user, image) as site:
-            guests, store, _ = subject(site)
+            guests, store, told = subject(site)
             await store.begin(JOB, need_bytes=1)
-            await guests.stop()
-            assert "QEMU sends more than" in str(await refusal(guests.save()))
+            await guests.stop(told.append)
+            assert "QEMU sends more than" in str(await refusal(guests.save(told.append)))
             await guests.go_on()
             assert await status(site) == "running"
 
