@@ -33,7 +33,7 @@ def import_(file: Path, output: Optional[Path], as_json: bool) -> None:
     comment for each parameter that was dropped, and why: for parts that only running the file would tell, too. Without
     -o it goes to standard output, and nothing is changed.
 
-    Example: vmgr config import /opt/vtorque-2018/common/config.sh -o vtorque.yaml
+    Example: vmgr config import vTorque/common/config.sh -o vtorque.yaml
     """
     from vmgr.migration.convert import convert
     from vmgr.newfile import new_file
