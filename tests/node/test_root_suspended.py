@@ -499,16 +499,16 @@ def test_a_disk_that_is_full_in_the_end(store: Store, small: Path, user: User) -
 
 
 @pytest.mark.parametrize("takes_requests", [False, True])
-def test_a_file_system_that_hangs_costs_the_timeout(
-    site: Node, store: Store, user: User, folder: Path, takes_requests: bool
-) -> None:
+def test_a_file_system_that_hangs_costs_the_timeout(base: Path, user: User, folder: Path, takes_requests: bool) -> None:
+    site = make_node(base, suspended={"folder": str(folder)}, timeouts={"user_file": 1})
+    store = Store(site.config, user)
     (folder / "carol").mkdir(mode=0o700)
     os.chown(folder / "carol", user.uid, user.gid)
 
     async def work() -> None:
         with hanging_mount(user, folder / "carol" / JOB, takes_requests=takes_requests):
             start = time.monotonic()
-            with pytest.raises(VTorqueError, match=r"within 2 s; does its file system answer"):
+            with pytest.raises(VTorqueError, match=r"within 1 s; does its file system answer"):
                 await store.open(JOB, "0.state")
             assert time.monotonic() - start < 4
             found = await listing._of(site.config, [user])
