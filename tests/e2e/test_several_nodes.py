@@ -133,7 +133,7 @@ def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
 def timeline(cluster: Cluster, job_id: str) -> Timeline:
     """What the two nodes of a job have kept of it, put together."""
     vmgr = str(cluster.prefix / "bin" / "vmgr")
-    told = [cluster.enter(node, vmgr, "report", "--here", "--json", job_id) for node in ("n1", "n2")]
+    told = [cluster.enter(node, vmgr, "report", "--part", job_id) for node in ("n1", "n2")]
     return plan(newest([part for text in told for part in read_parts(text.encode())]), time.time())
 
 

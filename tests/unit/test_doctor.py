@@ -691,9 +691,13 @@ def test_timeouts_against_the_alarm() -> None:
 
 def hooks(folder: Path, text: str) -> None:
     folder.mkdir(exist_ok=True)
-    for name in mom.HOOKS:
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel"):
+        hook(folder / name, text)
+
+
+def hook(path: Path, text: str = "#!/bin/sh\n", mode: int = 0o755) -> None:
+    path.write_text(text)
+    path.chmod(mode)
 
 
 def test_hooks_and_alarm_of_a_mom(make: Make, tmp_path: Path) -> None:
@@ -720,6 +724,50 @@ def test_hooks_and_alarm_of_a_mom(make: Make, tmp_path: Path) -> None:
         (folder / "config").write_text("$prologalarm 1000\n")
         (folder / "config").chmod(0o666)
         one(mom.check(patient), FAILURE, "passes over its configuration", "chmod")
+
+
+def test_hooks_of_a_site(make: Make, tmp_path: Path) -> None:
+    patient = make(torque={"mom_priv": str(tmp_path / "mom_priv")})
+    folder, program = tmp_path / "mom_priv", patient.install.program("vtorque-hook")
+    site = folder / "vtorque-site"
+    hooks(folder, f"#!/bin/sh\n# vTorque: all of them\n{program}\n")
+    site.mkdir()
+    hooks(site, "#!/bin/sh\n")
+    well(mom.check(patient))
+    shutil.copy(folder / "prologue", folder / "prologue.user")
+    well(mom.check(patient))
+    hook(folder / "prologue.user")
+    one(mom.check(patient), WARNING, "prologue.user runs as root", "qsub -T user`", "install.sh")
+    (folder / "prologue.user").rename(site / "prologue.user")
+    (site / "epilogue").chmod(0o644)
+    one(mom.check(patient), FAILURE, "vtorque-site/epilogue cannot be run")
+    if os.geteuid() == 0:
+        (site / "epilogue").chmod(0o775)
+        one(mom.check(patient), FAILURE, "vtorque-site/epilogue is not run", "writable", "chmod go-w")
+    (site / "epilogue").unlink()
+    hook(folder / "prologue.orig")
+    one(mom.check(patient), WARNING, "prologue.orig", "qsub -T orig`", "move it out")
+
+
+def test_hooks_for_jobs_of_a_type(make: Make, tmp_path: Path) -> None:
+    patient = make(torque={"mom_priv": str(tmp_path / "mom_priv")}, submit={"job_type": "vtorque"})
+    folder, text = tmp_path / "mom_priv", f"#!/bin/sh\n{patient.install.program('vtorque-hook')}\n"
+    hooks(folder, "#!/bin/sh\n# the site's\n")
+    missing = [found.what for found in mom.check(patient) if found.level is FAILURE]
+    assert [what.split()[2].rpartition("/")[2].rstrip(":") for what in missing] == [
+        "prologue.vtorque", "prologue.parallel.vtorque", "epilogue.vtorque", "epilogue.parallel.vtorque",
+    ]  # fmt: skip
+    for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel"):
+        hook(folder / f"{name}.vtorque", text)
+    well(mom.check(patient))
+    (folder / "epilogue.parallel").chmod(0o600)
+    one(mom.check(patient), FAILURE, "the site's hook", "epilogue.parallel cannot be run")
+    (folder / "epilogue.parallel").unlink()
+    (folder / "vtorque-site").mkdir()
+    one(mom.check(patient), WARNING, "vtorque-site do not run", "submit.job_type")
+    (folder / "vtorque-site").rmdir()
+    hook(folder / "epilogue.other")
+    one(mom.check(patient), WARNING, "qsub -T other`")
 
 
 def test_hooks_of_the_embedded_batch_system(make: Make, tmp_path: Path) -> None:
@@ -782,6 +830,20 @@ def test_leftovers(make: Make) -> None:
     (patient.config.images.overlays / "stray.qcow2").touch()
     one(leftovers.check(patient), WARNING, "1 overlay")
     assert (patient.config.images.overlays / "stray.qcow2").exists(), "a look changes nothing"
+
+
+def test_the_janitors_timer(make: Make, tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one(leftovers.judge_timer(tree), NOTE, "systemd does not run", "every five minutes")
+    (tmp_path / "run" / "systemd" / "system").mkdir(parents=True)
+    one(leftovers.judge_timer(tree), WARNING, "vtorque-reap.timer is not enabled", "systemctl enable")
+    wants = tmp_path / "etc" / "systemd" / "system" / "timers.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "vtorque-reap.timer").symlink_to("/etc/systemd/system/vtorque-reap.timer")
+    well(leftovers.judge_timer(tree))
+    patient = make(torque={"mom_priv": str(tmp_path)})._replace(tree=tree)
+    assert "enabled" in list(leftovers.check(patient))[-1].what  # on a node; a front end needs none
+    well(leftovers.check(make()))
 
 
 # running programs

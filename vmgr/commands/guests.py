@@ -85,6 +85,7 @@ class Where:
 
     def _nodes(self) -> Optional[list[str]]:
         """The nodes to ask, None for this one alone."""
+        from vmgr.node.record import listed
         from vmgr.reach.agents import job_here, look_here
         from vmgr.reach.shell import is_here
         from vmgr.reach.target import parse_target
@@ -99,10 +100,16 @@ class Where:
             return list(nodes_of_job(self.config, job).nodes)
         if self.every:
             return all_nodes(self.config)
-        if (self.config.paths.run / "jobs").exists():
+        here = self.config.paths.run / "jobs"
+        if any(map(listed, listed(here))):
             return None
-        if any(map(is_here, all_nodes(self.config))):
-            return None
+        try:
+            if any(map(is_here, all_nodes(self.config))):
+                return None
+        except VTorqueError:
+            if here.exists():
+                return None  # it has been a node, and most nodes cannot ask the batch system
+            raise
         return [node for job in running_jobs(self.config) for node in job.nodes]
 
 
