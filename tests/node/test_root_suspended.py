@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -496,6 +497,25 @@ def test_a_disk_that_is_full_in_the_end(store: Store, small: Path, user: User) -
     refused(work(), "No space left on device")
     run(store.drop(JOB))
     assert tree(small) == ["carol"] and run(store.find(JOB)) is None
+
+
+def test_a_quota_that_is_used_up(store: Store, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the file system says so: here it is what writes in the child that does."""
+    run(save(store, an_entry(user)))
+
+    async def work(entry: Entry) -> None:
+        await store.begin(JOB, need_bytes=1)
+        await write(store, a_part(0))
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "write_all", full)
+            await store.complete(JOB, entry)
+
+    def full(_fd: int, _data: bytes) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    refused(work(an_entry(user, when=1_800_000_000)), "Disk quota exceeded")
+    run(store.drop(JOB))
+    assert run(store.find(JOB)) == (an_entry(user), (a_part(0),))
 
 
 @pytest.mark.parametrize("takes_requests", [False, True])
