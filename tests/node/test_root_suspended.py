@@ -29,6 +29,8 @@ from vmgr.topology.model import Layout
 
 pytestmark = pytest.mark.root
 JOB = "12.server"
+CHANGES = ("mkdir", "rename", "fsync", "unlink", "rmdir")
+"""What changes a file system, or sees to it that it is changed."""
 HOST_KEY = "ssh-ed25519 " + "A" * 68
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -261,6 +263,30 @@ def test_a_part_is_not_written_before_its_files_are_there(store: Store) -> None:
     refused(work(), "0.state: No such file")
 
 
+def dies_at(monkeypatch: pytest.MonkeyPatch, moment: int, work: Callable[[], Any]) -> bool:
+    """Do some work whose child kills itself before one of its changes; whether it came to its end before that."""
+    seen = [0]
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*words: Any, **more: Any) -> Any:
+            seen[0] += 1
+            if seen[0] > moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*words, **more)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in CHANGES:
+            patched.setattr(os, name, dying(getattr(os, name)))
+        try:
+            run(work())
+        except VTorqueError as err:
+            assert "the process for it died" in str(err)
+            return False
+    return True
+
+
 @pytest.mark.parametrize("moment", range(14))
 def test_killed_at_any_moment(
     store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
@@ -274,32 +300,38 @@ def test_killed_at_any_moment(
         await write(store, a_part(0))
 
     run(prepare())
-    seen = [0]
-
-    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*words: Any, **more: Any) -> Any:
-            seen[0] += 1
-            if seen[0] > moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*words, **more)
-
-        return counted
-
-    with monkeypatch.context() as patched:
-        for name in ("rename", "fsync", "unlink", "rmdir"):
-            patched.setattr(os, name, dying(getattr(os, name)))
-        try:
-            run(store.complete(JOB, new))
-            done = True
-        except VTorqueError as err:
-            assert "the process for it died" in str(err)
-            done = False
+    done = dies_at(monkeypatch, moment, lambda: store.complete(JOB, new))
     found = run(store.find(JOB))
     assert found is None or found[0] in (old, new)
     if done:
         assert found is not None and found[0] == new
     run(save(store, new))
     assert run(store.find(JOB))[0] == new and names(folder / "carol") == [JOB]
+
+
+@pytest.mark.parametrize("moment", range(11))
+def test_killed_while_an_entry_is_removed(
+    store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    run(save(store, an_entry(user)))
+    done = dies_at(monkeypatch, moment, lambda: store.remove(JOB))
+    found = run(store.find(JOB))
+    assert found in (None, (an_entry(user), (a_part(0),))) and not (done and found)
+    run(store.remove(JOB))
+    assert names(folder / "carol") == [] and done == (moment == 10)
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_while_one_is_begun(
+    store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    run(save(store, an_entry(user)))
+    run(store.begin(JOB, need_bytes=1))
+    run(write(store, a_part(0)))
+    dies_at(monkeypatch, moment, lambda: store.begin(JOB, need_bytes=1))
+    assert run(store.find(JOB)) == (an_entry(user), (a_part(0),))
+    run(store.drop(JOB))
+    assert names(folder / "carol") == [JOB]
 
 
 def test_the_moments_reach_to_the_end(store: Store, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +344,7 @@ def test_the_moments_reach_to_the_end(store: Store, user: User, monkeypatch: pyt
     for path in Path(store._shelf.path).rglob("*"):
         os.chown(path, 0, 0)
     os.chown(store._shelf.path, 0, 0)
-    for name in ("rename", "fsync", "unlink", "rmdir"):
+    for name in CHANGES:
         call = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *w, call=call, name=name, **m: (calls.append(name), call(*w, **m))[1])
     shelf.complete(JOB, an_entry(user))
