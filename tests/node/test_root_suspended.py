@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -307,6 +308,33 @@ def test_killed_at_any_moment(
         assert found is not None and found[0] == new
     run(save(store, new))
     assert run(store.find(JOB))[0] == new and names(folder / "carol") == [JOB]
+
+
+def test_what_is_given_up_does_not_happen_later(
+    store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the order to suspend is called off while the entry is being completed."""
+
+    def slow(name: str, *_: object, **__: object) -> None:
+        (folder / "carol" / "reached").touch()
+        signal.pause()
+
+    async def work() -> None:
+        await store.begin(JOB, need_bytes=1)
+        await write(store, a_part(0))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rename", slow)
+            task = asyncio.ensure_future(store.complete(JOB, an_entry(user)))
+            while not (folder / "carol" / "reached").exists():
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert psutil.Process().children() == []
+        await store.drop(JOB)
+
+    run(work())
+    assert names(folder / "carol") == ["reached"]
 
 
 @pytest.mark.parametrize("moment", range(11))

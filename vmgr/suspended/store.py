@@ -15,7 +15,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, act, act_now, open_file, read_from
+from vmgr.node.userio import User, act_now, open_file, read_from
 from vmgr.suspended.entry import USER, Entry, NodePart, dump_part, parse_entry
 from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 
@@ -114,7 +114,15 @@ class Store:
         return f"{self._shelf.path}/{place_name(job_id)}"
 
     async def _act(self, work: Callable[[], None], job_id: str, timeout_s: float) -> None:
-        await act(self._user, work, self._path(job_id), timeout_s=timeout_s, code=Code.SUSPEND, hint=HINT)
+        """Have it done; when this comes to its end, in whatever way, nothing is being done any more."""
+
+        def doing() -> bytes:
+            work()
+            return b""
+
+        await read_from(
+            self._user, doing, self._path(job_id), limit=0, timeout_s=timeout_s, code=Code.SUSPEND, hint=HINT
+        )
 
 
 def undo_suspending(step: Mapping[str, Any], patience_s: float) -> None:
