@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import json
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from test_root_userio import hanging_mount, run
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.userio import User, look_up, read_from
 from vmgr.suspended import files, listing
 from vmgr.suspended.entry import Entry, NodePart, SavedGuest, dump_entry, dump_part
 from vmgr.suspended.listing import stored_jobs, suspended_uses
@@ -635,6 +636,32 @@ def test_root_sees_the_jobs_of_all_users(site: Node, store: Store, known: User, 
     for each in found.stored:
         listing.remove(site.config, each)
     assert names(folder / "carol") == [] and stored_jobs(site.config, "carol").stored == []
+
+
+def test_a_user_sees_and_removes_what_is_the_users_own(site: Node, store: Store, user: User, folder: Path) -> None:
+    nobody = look_up("nobody")
+    run(save(store, an_entry(user)))
+    run(save(Store(site.config, nobody), an_entry(nobody)))
+
+    def as_nobody() -> bytes:
+        (mine,) = stored_jobs(site.config).stored
+        said = [mine.user, mine.state]
+        for work in (
+            lambda: stored_jobs(site.config, user.name),
+            lambda: listing.remove(site.config, mine._replace(user=user.name)),
+            lambda: files.Shelf(str(folder), user.name, user.uid).listed(),
+        ):
+            try:
+                work()
+            except (VTorqueError, OSError) as err:
+                said.append(str(err).partition(";")[0])
+        listing.remove(site.config, mine)
+        return json.dumps([*said, len(stored_jobs(site.config).stored)]).encode()
+
+    said = json.loads(run(read_from(nobody, as_nobody, "x", limit=4096, timeout_s=10, code=Code.STAGE)))
+    others = "VT-ACCESS: suspended jobs of carol are another user's"
+    assert said[:4] == ["nobody", "suspended", others, others] and "Permission denied" in said[4] and said[5] == 0
+    assert run(store.find(JOB)) is not None and names(folder) == ["carol", "nobody"]
 
 
 def test_root_is_told_when_the_folder_is_not_there(site: Node, folder: Path) -> None:
