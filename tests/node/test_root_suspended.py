@@ -257,6 +257,12 @@ def test_half_an_entry_never_becomes_one(
     assert run(store.find(JOB)) is None
 
 
+@pytest.mark.parametrize("fields", [{"image": "/home/carol/disk.qcow2"}, {"key": ""}, {"walltime_s": -1}])
+def test_what_could_not_be_read_again_is_not_written(store: Store, user: User, fields: dict[str, Any]) -> None:
+    refused(save(store, an_entry(user)._replace(**fields)), f"job.json: {next(iter(fields))}: ")
+    assert run(store.find(JOB)) is None
+
+
 def test_a_part_is_not_written_before_its_files_are_there(store: Store) -> None:
     async def work() -> None:
         await store.begin(JOB, need_bytes=1)

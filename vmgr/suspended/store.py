@@ -16,7 +16,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import User, act_now, open_file, read_from
-from vmgr.suspended.entry import USER, Entry, NodePart, dump_part, parse_entry
+from vmgr.suspended.entry import USER, Entry, NodePart, dump_entry, dump_part, parse_entry
 from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 
 FRAMES_BYTES = 1 << 20
@@ -72,6 +72,7 @@ class Store:
 
     async def complete(self, job_id: str, entry: Entry) -> None:
         """Make what has been written the job's entry, by one rename, when all of it is there and fits."""
+        parse_entry(dump_entry(entry), f"{self._path(job_id)}/{JOB}")  # what could not be read again is not written
         await self._act(lambda: self._shelf.complete(job_id, entry), job_id, self._long_s)
 
     async def drop(self, job_id: str) -> None:
