@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from nodesite import REPOSITORY, short_folder
 
 from vmgr.deploy.hookfiles import JOB_TYPE, MODES, SITE_FOLDER, SITE_FOLDER_MODE, WRAP, fill, hook_files, site_hooks
+from vmgr.errors import VTorqueError
+from vmgr.node.hookargs import guest_job
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a mom's hooks belong to root and run as root")
 
@@ -121,6 +125,29 @@ def test_a_job_without_guests_never_starts_it(hooks: Hooks, resources: str) -> N
     for name in EPILOGUES:
         assert hooks.run(name, *epilogue(resources)) == []
     assert not (hooks.base / "started").exists()
+
+
+ITEMS = st.sampled_from(
+    [GUEST, "nodes=1", "walltime=1:00", "prologue=/home/carol/my", "prologue=", f"other={GUEST[8:]}", "x=*", "y=$(z)"]
+    + [
+        f"prologue=/h{where}/.vtorque/abcd1234/{SHA}/{name}"
+        for where in ("", "/a b", "/ü")
+        for name in ("prologue", "x")
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(items=st.lists(ITEMS, max_size=4))
+def test_no_job_that_the_program_takes_for_a_guest_job_is_missed(hooks: Hooks, items: list[str]) -> None:
+    resources = ",".join(items)
+    try:
+        guest = guest_job(resources) is not None
+    except VTorqueError:
+        guest = False  # which the program says
+    if guest:
+        assert hooks.run("prologue", *prologue(resources)) == ["prologue", *prologue(resources)]
+        assert hooks.run("epilogue", *epilogue(resources)) == ["epilogue", *epilogue(resources)]
 
 
 @pytest.mark.parametrize("name", EPILOGUES)
