@@ -173,17 +173,18 @@ class Job:
 
 
 class Jobs:
-    """A node with an owner of jobs."""
+    """A node with an owner of jobs; `settings` are further sections of its configuration."""
 
-    def __init__(self, base: Path, owner: pwd.struct_passwd) -> None:
+    def __init__(self, base: Path, owner: pwd.struct_passwd, **settings: dict[str, object]) -> None:
         self.owner = owner
         shutil.copytree(TEMPLATES, base / "templates")
         self.node = make_node(
             base,
             images={"pool": str(POOL)},
             hypervisor={"allow_emulation": True, "overcommit_cpus": True},
-            policy={"ram": {"min": "192M"}},
+            policy={"ram": {"min": "192M"}, **settings.pop("policy", {})},
             timeouts={"boot": 200},
+            **settings,
         )
         record.make_folder(self.node.config.paths.run, 0o755)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -35,6 +36,7 @@ from vmgr.doctor import (
     settings,
     shares,
     storage,
+    suspension,
 )
 from vmgr.doctor import finding as findings
 from vmgr.doctor.clock import Clocks
@@ -43,6 +45,7 @@ from vmgr.doctor.finding import Node as Patient
 from vmgr.doctor.network import Tried
 from vmgr.doctor.run import Ran, run
 from vmgr.doctor.storage import Place, Room
+from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.node import accel
 from vmgr.node.accel import Kvm
@@ -456,6 +459,70 @@ def test_workspaces(tmp_path: Path) -> None:
 )
 def test_the_fixed_part_of_a_path(path: str, fixed: str) -> None:
     assert shares.fixed_part(path) == fixed
+
+
+# suspension
+
+
+def test_where_no_job_is_suspended(make: Make) -> None:
+    one(suspension.check(make()), OK, "suspended.folder is not set")
+    one(suspension.check(make(suspended={"folder": "/no/such"})), WARNING, "suspended.folder: /no/such: No such file")
+    folder = f"{make().config.paths.spool}/suspended"
+    one(suspension.check(make(suspended={"folder": folder})), WARNING, "lies in paths.spool", "all nodes share")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_the_folder_of_suspended_jobs() -> None:
+    """Root's and everybody's, like /tmp, and on a file system of all nodes."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        base, shared = Path(name), [f"fs:/ {name} nfs4 rw 0 0"]
+        base.chmod(0o755)
+        folder = base / "suspended"
+
+        def judge(path: Path = folder, mounts: list[str] = shared, *, alone: bool = False) -> list[Finding]:
+            return list(suspension.judge_folder(str(path), mounts, alone=alone))
+
+        one(judge(), WARNING, "No such file", "install -d -o root -g root -m 1777")
+        folder.mkdir()
+        folder.chmod(0o1777)
+        well(judge())
+        one(judge(mounts=["/dev/a / xfs rw 0 0"]), WARNING, "xfs", "all nodes share")
+        well(judge(mounts=["/dev/a / xfs rw 0 0"], alone=True))
+        assert list(folder.iterdir()) == []
+        for mode in (0o777, 0o1755, 0o755):
+            folder.chmod(mode)
+            one(judge(), FAILURE, f"has mode {mode:04o}")
+        folder.chmod(0o1777)
+        os.chown(folder, 65534, 65534)
+        one(judge(), FAILURE, "belongs to uid 65534")
+        os.chown(folder, 0, 0)
+        folder.chmod(0o1777)
+        (base / "link").symlink_to(folder)
+        one(judge(base / "link"), WARNING, "no folder")
+        base.chmod(0o700)
+        one(judge(), WARNING, "users cannot make folders in it", "Permission denied")
+        base.chmod(0o777)
+        one(judge(), FAILURE, "others could put another one in its place")
+
+
+def test_the_right_to_requeue(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, asked = make().config, []
+    failure: Optional[VTorqueError] = None
+
+    def ask(config: object, *words: str) -> object:
+        asked.append(words)
+        if failure is not None:
+            raise failure
+        return {}
+
+    monkeypatch.setattr(suspension.batch, "ask", ask)
+    well(suspension.judge_requeue(config))
+    failure = VTorqueError("root@n1 is neither operator nor manager", code=Code.ACCESS, hint="make it one")
+    one(suspension.judge_requeue(config), WARNING, "this node may not requeue", "neither operator", "make it one")
+    failure = VTorqueError("qmgr ended with status 3", code=Code.ENGINE)
+    one(suspension.judge_requeue(config), WARNING, "may not be able", "status 3", "see the reason")
+    assert asked == [("check-requeue",)] * 3
 
 
 # network

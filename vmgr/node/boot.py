@@ -91,7 +91,8 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
             await _disconnect(connecting)
             raise
     progress.stage("pinned and running", "booting")
-    return Crew(tuple(own), tuple(each.guest for each in launched), staged.host_key, wires)
+    layouts = tuple(seats.layout(index, job.group) for index in range(len(own)))
+    return Crew(tuple(own), tuple(each.guest for each in launched), staged.host_key, wires, layouts)
 
 
 async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
