@@ -44,7 +44,10 @@ MAX_NAME_CHARS = 255
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
-_TEXTS = {"code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None)}
+_TEXTS = {
+    "code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None),
+    "resumed": slice(64),
+}  # fmt: skip
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD = struct.Struct(">HI")
 _NAME = re.compile(rf"({'|'.join(KINDS)})\.([0-9]{{1,6}})", re.ASCII)
@@ -158,7 +161,7 @@ def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
     code = Code.named(data["code"])
     problem = VTorqueError(
         f"{node}: {str(data.get('reason'))[:MAX_REASON_CHARS]}",
-        code=code if code.status >= Code.INTERNAL.status else Code.INTERNAL,
+        code=code if code.status >= Code.INTERNAL.status or code is Code.SUSPEND else Code.INTERNAL,
     )
     problem.output = str(data.get("output") or "")[-MAX_OUTPUT_CHARS:]
     return problem

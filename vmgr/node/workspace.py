@@ -51,20 +51,26 @@ def seen_at(mounts: Iterable[Mount], names: JobNames) -> Optional[str]:
     return next((mount.target for mount in mounts if names.workspace and mount.source == names.workspace), None)
 
 
-async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, leads: bool) -> None:
-    """Make the workspace `path`, unless another node has; on the mother superior (`leads`) it is undone later.
+async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, undone: bool) -> None:
+    """Make the workspace `path`, unless another node has, or the job had it before it was suspended.
 
-    Raises VTorqueError (VT-STAGE).
+    On the mother superior it is `undone` later, with the attempt. Raises VTorqueError (VT-STAGE).
     """
-    if leads and config.workspace.wipe:
-        record.append(
-            place, {"do": "workspace", "path": path, "uid": user.uid, "gid": user.gid, "gids": user.gids}
-        )  # fmt: skip
+    if undone:
+        note_workspace(config, place, user, path)
     await act(
         user, lambda: _make(path, user.uid), path, timeout_s=config.timeouts.user_file, code=Code.STAGE,
         hint=f"the workspace is made there with the user's rights (workspace.folder, "
         f"{config.origin('workspace.folder')})",
     )  # fmt: skip
+
+
+def note_workspace(config: Config, place: record.Place, user: User, path: str) -> None:
+    """Note that the workspace ends with the attempt, where the site has it so."""
+    if config.workspace.wipe:
+        record.append(
+            place, {"do": "workspace", "path": path, "uid": user.uid, "gid": user.gid, "gids": user.gids}
+        )  # fmt: skip
 
 
 async def wipe_workspace(config: Config, user: User, path: str) -> None:
