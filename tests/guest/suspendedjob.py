@@ -1,4 +1,4 @@
-"""A job that has been suspended: its guest booted, saved by QMP as it is, and stored as the site's store has it."""
+"""A job that has been suspended: its guests booted, saved by QMP, and stored as the site's store has it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
 from vmgr.node.hookargs import place_name
 from vmgr.node.incoming import shown_version
+from vmgr.node.members import Member
 from vmgr.node.state import Progress
 from vmgr.node.undo import undo
 from vmgr.node.userio import User, look_up
 from vmgr.suspended.entry import Entry, NodePart, SavedGuest, dump_entry, dump_part
+from vmgr.topology.model import Layout
 
 KEY = "f" * 16
 """Stands for the attempt that was suspended: those of a test's own process all look like one."""
@@ -75,7 +77,7 @@ def ssh(jobs: Jobs, path: SpecPath, port: int, host_key: str, command: str) -> s
 
 
 def suspend(jobs: Jobs, path: SpecPath, begin: str, job_id: str = "12.host") -> Suspended:
-    """Boot the job's guest, run the command `begin` in it, and store it."""
+    """Boot the job's guests on one node, run the command `begin` in the first, and store them."""
     return asyncio.run(_suspend(jobs, path, begin, job_id))
 
 
@@ -89,7 +91,7 @@ async def _suspend(jobs: Jobs, path: SpecPath, begin: str, job_id: str) -> Suspe
     crew = await boot(job, node.config, node.base / "templates", Progress(place.start, {}), lambda _: None)
     try:
         await asyncio.gather(*(guest.ready(BOOT_TIMEOUT_S) for guest in crew.guests))
-        (port,) = await crew.open_ssh()
+        port, *_ = await crew.open_ssh()
         await asyncio.get_running_loop().run_in_executor(
             None, lambda: ssh(jobs, path, port, crew.host_key.public, begin)
         )
@@ -107,31 +109,40 @@ async def _store(jobs: Jobs, path: SpecPath, job: Job, crew: Crew) -> Suspended:
     store = Path(str(jobs.node.config.suspended.folder))
     folder = store / job.user.name / place_name(job.job_id)
     folder.mkdir(parents=True)
-    (guest,), (member,) = crew.guests, crew.members
-    answer = await guest.ask("quiesce", BOOT_TIMEOUT_S)
-    assert answer is not None and answer.status == 0
-    await guest.monitor.execute("stop")
-    state = folder / f"{member.rank}.state"
-    await save_state(guest, state)
-    overlay = folder / f"{member.rank}.qcow2"
-    overlay_bytes = None
-    if job.image.disk is not None:
-        (source,) = jobs.node.config.images.overlays.glob("*.qcow2")
-        subprocess.run(["cp", "--sparse=always", str(source), str(overlay)], check=True)
-        overlay_bytes = overlay.stat().st_size
-    layout = crew.layouts[0]._replace(cells=tuple(cell._replace(host_node=None) for cell in crew.layouts[0].cells))
-    saved = SavedGuest(
-        member.rank, member.name, member.mac, member.address, layout, state.stat().st_size, overlay_bytes
-    )  # fmt: skip
-    version = shown_version(await guest.monitor.execute("query-version"))
-    part = NodePart(0, " ".join(crew.host_key.public.split()[:2]), "tcg", version, (saved,))
+    for guest in crew.guests:
+        answer = await guest.ask("quiesce", BOOT_TIMEOUT_S)
+        assert answer is not None and answer.status == 0
+    await asyncio.gather(*(guest.monitor.execute("stop") for guest in crew.guests))
+    saved = [
+        await _save(jobs, folder, member, guest, layout)
+        for member, guest, layout in zip(crew.members, crew.guests, crew.layouts)
+    ]
+    version = shown_version(await crew.guests[0].monitor.execute("query-version"))
+    part = NodePart(0, " ".join(crew.host_key.public.split()[:2]), "tcg", version, tuple(saved))
     entry = Entry(
-        job.job_id, job.user.name, path.sha256, job.image.reference, KEY, 1, 1, int(time.time()), 1
+        job.job_id, job.user.name, path.sha256, job.image.reference, KEY, 1, len(saved), int(time.time()), 1
     )  # fmt: skip
     suspended = Suspended(path, folder, entry, part)
     suspended.write()
     give(job.user, folder.parent, folder, *folder.iterdir())
     return suspended
+
+
+async def _save(jobs: Jobs, folder: Path, member: Member, guest: RunningGuest, layout: Layout) -> SavedGuest:
+    state, overlay = folder / f"{member.rank}.state", folder / f"{member.rank}.qcow2"
+    await save_state(guest, state)
+    sources = list(jobs.node.config.images.overlays.glob(f"*.{member.name}.qcow2"))
+    for source in sources:
+        subprocess.run(["cp", "--sparse=always", str(source), str(overlay)], check=True)
+    return SavedGuest(
+        member.rank,
+        member.name,
+        member.mac,
+        member.address,
+        layout._replace(cells=tuple(cell._replace(host_node=None) for cell in layout.cells)),
+        state.stat().st_size,
+        overlay.stat().st_size if sources else None,
+    )
 
 
 def give(user: User, *paths: Path) -> None:

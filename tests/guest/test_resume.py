@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +18,14 @@ from guestsetup import image_or_skip
 from nodejob import Job, Jobs, account
 from suspendedjob import Suspended, give, left_in, ssh, suspend
 
+from vmgr.jobspec import Disk, GuestGroup
 from vmgr.node.client import AgentLink
 from vmgr.node.userio import look_up
 from vmgr.topology.model import Layout
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
-POLICY: dict[str, object] = {"ram": {"min": "192M"}, "suspend": {"enabled": True}}
+POLICY: dict[str, object] = {"ram": {"min": "192M"}, "suspend": {"enabled": True}, "disk": {"enabled": True}}
 FIELDS: dict[str, Any] = {"suspend": True, "asked": ("suspend",)}
 COUNTS = "cd /tmp; (i=0; while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.1; done) >/dev/null 2>&1 & sleep 1"
 LOOKS = "a=$(cat /tmp/count); sleep 1; b=$(cat /tmp/count); [ $b -gt $a ] && echo goes on; echo made >~/made; hostname"
@@ -168,3 +171,46 @@ def test_a_guest_goes_on(jobs: Jobs, suspended: Suspended) -> None:
     assert left_in(suspended.folder) == []
     log = Path(str(jobs.node.config.logging.file)).read_text()
     assert "epilogue after" in log, "it has obeyed the order to end"
+
+
+def test_guests_on_a_network_of_their_own_go_on(jobs: Jobs) -> None:
+    """They find one another, under the names that they have had."""
+    path = jobs.submit("#!/bin/sh\n", groups=(GuestGroup("micro", 2, 1, 256),), network="job", **FIELDS)
+    begin = f"{COUNTS}; ssh $(sed -n 2p /run/vtorque/nodefile) {shlex.quote(COUNTS)}"
+    suspended = suspend(jobs, path, begin, "14.host")
+    _, second = suspended.part.guests
+
+    def look(snapshot: dict[str, Any]) -> None:
+        port = snapshot["members"][0]["port"]
+        said = ssh(jobs, path, port, suspended.part.host_key, f"{LOOKS}; ssh {second.name} {shlex.quote(LOOKS)}")
+        assert said.split() == ["goes", "on", snapshot["guest"], "goes", "on", second.name]
+
+    with jobs.job(path, "14.host") as job:
+        said = settled(job, look)
+    assert said["state"] == "ready", said
+    assert left_in(suspended.folder) == []
+
+
+@pytest.mark.slow
+def test_a_guest_with_a_disk_goes_on(jobs: Jobs) -> None:
+    """What it has written is on its overlay and its persistent disk, what it has not read yet comes from the image."""
+    group = GuestGroup("debian-12", 1, 2, max(512, image_or_skip("debian-12").min_ram_mib))
+    path = jobs.submit(
+        "#!/bin/sh\n", groups=(group,), **{**FIELDS, "disk": Disk(None, 64), "asked": ("disk", "suspend")}
+    )
+    writes = "head -c 8388608 /dev/urandom >/var/tmp/written; sync; sha256sum </var/tmp/written >/var/tmp/sum"
+    suspended = suspend(jobs, path, f"echo kept >/data/kept; {writes}; {COUNTS}", "13.host")
+    (guest,) = suspended.part.guests
+    assert guest.overlay_bytes and guest.overlay_bytes > 8 << 20
+
+    def look(snapshot: dict[str, Any]) -> None:
+        reads = "dd if=/var/tmp/written iflag=direct bs=1M status=none | sha256sum | cmp - /var/tmp/sum; cat /data/kept"
+        said = ssh(
+            jobs, path, snapshot["ssh"]["port"], suspended.part.host_key, f"{LOOKS}; {reads}; find /usr -type f | wc -l"
+        )
+        assert re.fullmatch(rf"goes on\n{guest.name}\nkept\n\d{{4,}}\n", said), said
+
+    with jobs.job(path, "13.host") as job:
+        said = settled(job, look)
+    assert said["state"] == "ready", said
+    assert left_in(suspended.folder) == []
