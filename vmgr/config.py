@@ -27,11 +27,14 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 class Submit(NamedTuple):
-    """`qsub`, `qstat` and `pbsnodes` are paths, or paths by patterns of host names, the first that fits."""
+    """The programs are paths, or paths by patterns of host names, the first that fits."""
 
     without_vm: str
     qsub: Union[str, dict[str, str]]
     qstat: Union[str, dict[str, str]]
+    qhold: Union[str, dict[str, str]]
+    qrls: Union[str, dict[str, str]]
+    qrerun: Union[str, dict[str, str]]
     pbsnodes: Union[str, dict[str, str]]
     disabled_hosts: list[str]
     default_queue: Optional[str]

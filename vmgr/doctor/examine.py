@@ -27,6 +27,7 @@ from vmgr.doctor import (
     settings,
     shares,
     storage,
+    suspension,
 )
 from vmgr.doctor.finding import Check, Finding, Level, Node, from_plain
 from vmgr.errors import VTorqueError
@@ -46,6 +47,7 @@ CHECKS: Mapping[str, Check] = {
     "network": network.check,
     "rights": rights.check,
     "batch system": mom.check,
+    "suspension": suspension.check,
     "clock": clock.check,
     "leftovers": leftovers.check,
 }

@@ -29,6 +29,7 @@ from vmgr.node.checkedjob import Call, checked_job
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.gate import Gate
 from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
 from vmgr.node.meeting import FAILED, GONE, READY
@@ -36,15 +37,16 @@ from vmgr.node.orders import orders_of
 from vmgr.node.resuming import Resumption, check_alike, told
 from vmgr.node.shown import shown
 from vmgr.node.state import Progress, publish
-from vmgr.node.undo import undo
+from vmgr.node.undo import undo, undo_older
 from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up
 from vmgr.node.waiting import all_of, every, first
-from vmgr.node.workspace import note_workspace, wipe_workspace
+from vmgr.node.workspace import keep_workspace, wipe_workspace
 from vmgr.paths import installation
 from vmgr.trust import check_trusted
 
 if TYPE_CHECKING:
     from vmgr.node.leftovers import Leftovers
+    from vmgr.node.suspension import Suspension
 
 LOCK_FD, SOCKET_FD = 3, 4
 LAST_ANSWER_SECONDS = 5.0
@@ -126,6 +128,9 @@ class Agent:
         self.job: Optional[Job] = None
         self.learned: dict[str, Any] = {"user": call.user, "node_index": call.node_index}
         self.crew: Optional[Crew] = None
+        self.gate = Gate()
+        self.suspension: Optional[Suspension] = None
+        self.suspended = False
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
         self.is_stored = False
@@ -142,7 +147,8 @@ class Agent:
             loop.add_signal_handler(sig, self.job_over.set)
         self._name_guests(short(os.uname().nodename))
         self.progress.stage("agent")
-        self._undo_older()
+        for failure in undo_older(self.config.paths, self.call.job_id, self.place):
+            LOGGER.error("of an earlier attempt is left: %s", failure)
         try:
             user = look_up(self.call.user)
         except VTorqueError as err:
@@ -152,8 +158,11 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None,
-            orders=orders_of(lambda: self.crew, lambda: self.job, self.config, self.progress.fail),
+            joined=leftovers.join if leftovers else None, detached=self._detached,
+            orders=orders_of(
+                lambda: self.crew, lambda: self.job, self.config, self.progress.fail,
+                suspension=lambda: self.suspension, gate=self.gate,
+            ),
         )  # fmt: skip
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (
@@ -170,10 +179,14 @@ class Agent:
             os.close(self.image_held)
         record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
-        self.progress.stage("gone", None if self.progress.error else "ended")
+        self.progress.stage("gone", None if self.progress.error or self.suspended else "ended")
         await asyncio.gather(*telling, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
+
+    def _detached(self, number: object, error: object) -> None:
+        if self.suspension is not None:
+            self.suspension.detached(number, error)
 
     def _leftovers(self, user: User) -> Optional[Leftovers]:
         """Where the site ends what a job leaves running on the node: what ends it."""
@@ -237,7 +250,7 @@ class Agent:
 
     async def _wipe(self) -> None:
         """On the mother superior: wipe the job's workspace where the site says so, now that no node uses it."""
-        if self.job is None or self.job.allocation.node_index or not self.config.workspace.wipe:
+        if self.job is None or self.job.allocation.node_index or not self.config.workspace.wipe or self.suspended:
             return
         path = self.job.stands_for.workspace
         if path is not None and not self.is_stored:
@@ -338,21 +351,40 @@ class Agent:
             return
         self.crew = crew
         try:
+            if job.spec.suspend:
+                from vmgr.node.suspendable import suspension_of  # few jobs can be
+
+                self.suspension = suspension_of(
+                    job, self.call.directory.sha256, crew, fellows, self.config, self.progress, self.gate
+                )
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
                 self.progress.stage("ready", "ready")
                 asyncio.get_running_loop().run_in_executor(None, _reap, self.config)
-                died = [guest.died() for guest in crew.guests]
-                await first(*died, fellows.failure(), self._unattended(), self.job_over.wait())
+                ends = [*(guest.died() for guest in crew.guests), fellows.failure(), self._unattended()]
+                if self.suspension is not None:
+                    ends.append(self.suspension.run())
+                await first(*ends, self.job_over.wait())
+            if await self._is_suspended():
+                return
             self.progress.stage("job ended", "ending")
             await fellows.call_over()
             await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
         except VTorqueError as err:
+            if await self._is_suspended():  # the batch system has ended more of it than was asked for
+                return
             self.progress.fail(err)
             raise
         finally:
-            self.crew = None
+            self.crew = self.suspension = None
             await crew.kill()
+
+    async def _is_suspended(self) -> bool:
+        """Whether the attempt ends because its job is suspended; what has been begun of that is ended."""
+        if self.suspension is not None and await self.suspension.settle():
+            self.suspended = True
+            self.progress.turn("suspended")
+        return self.suspended
 
     async def _boot(self, job: Job, console_logs: ConsoleLogs) -> Optional[Crew]:
         """The node's running guests; None when the job was over before: what is copied for a guest takes its time."""
@@ -396,8 +428,8 @@ class Agent:
         """
         await found.stored.remove(job.job_id)
         self.is_stored = False
-        if job.stands_for.workspace is not None:
-            note_workspace(self.config, self.place, job.user, job.stands_for.workspace)
+        if job.stands_for.workspace is not None and self.config.workspace.wipe:
+            keep_workspace(self.place, job.user, job.stands_for.workspace, kept=False)
 
     async def _introduce(self, job: Job, crew: Crew, fellows: Fellows, timeout_s: float) -> None:
         """Tell the guests of this node where all guests of the job are, once all of them have said so.
@@ -430,10 +462,3 @@ class Agent:
             return
         with stream:
             yield stream
-
-    def _undo_older(self) -> None:
-        """A requeued job keeps its id: what an earlier attempt left, its epilogue lost or late, goes first."""
-        for other in record.places(self.config.paths, self.call.job_id):
-            if other.attempt < self.place.attempt or not other.is_of_this_boot:
-                for failure in undo(other):
-                    LOGGER.error("of an earlier attempt is left: %s", failure)

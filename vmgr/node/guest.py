@@ -119,6 +119,11 @@ class RunningGuest:
         """Seconds of CPU time that its QEMU has used; None when it is gone."""
         return cpu_seconds(self._guest.child.pid)
 
+    @property
+    def pid(self) -> int:
+        """The process of its QEMU."""
+        return self._guest.child.pid
+
     def send_hosts(self, hosts: Iterable[tuple[str, str]]) -> None:
         """Tell the guest address and name of every guest of the job."""
         self._hosts = tuple(hosts)

@@ -56,8 +56,8 @@ async def open_workspace(config: Config, place: record.Place, user: User, path: 
 
     On the mother superior it is `undone` later, with the attempt. Raises VTorqueError (VT-STAGE).
     """
-    if undone:
-        note_workspace(config, place, user, path)
+    if undone and config.workspace.wipe:
+        keep_workspace(place, user, path, kept=False)
     await act(
         user, lambda: _make(path, user.uid), path, timeout_s=config.timeouts.user_file, code=Code.STAGE,
         hint=f"the workspace is made there with the user's rights (workspace.folder, "
@@ -65,12 +65,10 @@ async def open_workspace(config: Config, place: record.Place, user: User, path: 
     )  # fmt: skip
 
 
-def note_workspace(config: Config, place: record.Place, user: User, path: str) -> None:
-    """Note that the workspace ends with the attempt, where the site has it so."""
-    if config.workspace.wipe:
-        record.append(
-            place, {"do": "workspace", "path": path, "uid": user.uid, "gid": user.gid, "gids": user.gids}
-        )  # fmt: skip
+def keep_workspace(place: record.Place, user: User, path: str, *, kept: bool) -> None:
+    """Note whether the workspace outlives the attempt, whoever undoes it; the last word counts."""
+    ids = {"uid": user.uid, "gid": user.gid, "gids": user.gids}
+    record.append(place, {"do": "workspace", "path": path, "kept": kept, **ids})
 
 
 async def wipe_workspace(config: Config, user: User, path: str) -> None:

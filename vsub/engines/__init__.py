@@ -121,6 +121,25 @@ class Engine(Protocol):
         Raises VTorqueError (VT-ENGINE) as `nodes`, VT-ACCESS for another user's job where the batch system hides it.
         """
 
+    def hold(self, job_id: str, timeout_s: float) -> bool:
+        """Keep a job from starting until it is released; one that runs goes on, and is held once it is requeued.
+
+        Gives whether its user had not held it before. Raises VTorqueError: VT-ACCESS for a caller who may not,
+        VT-ENGINE with what else the batch system says.
+        """
+
+    def release(self, job_id: str, timeout_s: float) -> None:
+        """Let a job start that its user holds. Raises VTorqueError as `hold`, also when nothing holds it."""
+
+    def requeue(self, job_id: str, timeout_s: float) -> None:
+        """End a running job and queue it again; returns when the batch system has taken the order.
+
+        Needs an operator, as root on a node is to be. Raises VTorqueError as `hold`.
+        """
+
+    def check_requeue(self, timeout_s: float) -> None:
+        """Raise VTorqueError, VT-ACCESS, when the caller may requeue no jobs, VT-ENGINE when that is not known."""
+
 
 def engine(config: Config, install: Installation) -> Engine:
     """The batch system of this site."""
