@@ -173,19 +173,19 @@ class Job:
 
 
 class Jobs:
-    """A node with an owner of jobs; `settings` are sections of its configuration beside those that all tests need."""
+    """A node with an owner of jobs; `settings` are further sections of its configuration."""
 
     def __init__(self, base: Path, owner: pwd.struct_passwd, **settings: dict[str, object]) -> None:
         self.owner = owner
         shutil.copytree(TEMPLATES, base / "templates")
-        own: dict[str, dict[str, object]] = {
-            "images": {"pool": str(POOL)},
-            "hypervisor": {"allow_emulation": True, "overcommit_cpus": True},
-            "policy": {"ram": {"min": "192M"}},
-            "timeouts": {"boot": 200},
-        }
-        merged = {section: {**own.get(section, {}), **settings.get(section, {})} for section in {**own, **settings}}
-        self.node = make_node(base, **merged)
+        self.node = make_node(
+            base,
+            images={"pool": str(POOL)},
+            hypervisor={"allow_emulation": True, "overcommit_cpus": True},
+            policy={"ram": {"min": "192M"}, **settings.pop("policy", {})},
+            timeouts={"boot": 200},
+            **settings,
+        )
         record.make_folder(self.node.config.paths.run, 0o755)
 
     def submit(self, script: Optional[str] = None, **fields: Any) -> SpecPath:

@@ -85,6 +85,8 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
                 launched.append(await launcher.launch(member, seed, console_logs(member.name)))
                 progress.reached(member.name, "launched")
             progress.stage("launched")
+            if job.part is not None:
+                progress.doing("reading the guests' saved memory")
             await asyncio.gather(*(
                 guest.pin_and_run(qmp, placement, on_tap=on_tap, timeout_s=config.timeouts.launch)
                 for (guest, qmp, on_tap), placement in zip(launched, seats.guests)
