@@ -334,6 +334,22 @@ def _own_image(path: str, distro: Optional[str], arch: Optional[str], checker: C
     return image
 
 
+def guessed_family(image: Image, distro: Optional[str], checker: Checker) -> Optional[str]:
+    """What to tell a user whose own disk, `image`, is taken to be of the default image's family, as nothing was said.
+
+    None where the family was said, the image is of the pool, or the pool knows no other family.
+    """
+    if distro is not None or not image.name.startswith("/"):
+        return None
+    known = {each.family for each in Pool(checker.config.pool).newest(broken=lambda _problem: None)} - {image.family}
+    if not known:
+        return None
+    return (
+        f"img={image.name} is taken to be of the family {image.family}, as the default image is; "
+        f"distro=FAMILY says otherwise: {', '.join(sorted(known))}"
+    )
+
+
 def _like(distro: Optional[str], checker: Checker) -> Image:
     pool, default = Pool(checker.config.pool), checker.policy.default("img")
     if distro is None and default is not None:

@@ -30,6 +30,7 @@ from vmgr.commands import (
     report,
     save,
     ssh,
+    suspend,
     table,
     topology,
 )
@@ -64,6 +65,8 @@ cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
 cli.add_command(dump.dump)
+cli.add_command(suspend.suspend)
+cli.add_command(suspend.resume)
 cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)

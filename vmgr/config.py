@@ -39,6 +39,7 @@ class Submit(NamedTuple):
     disabled_hosts: list[str]
     default_queue: Optional[str]
     node_access: Optional[str]
+    job_type: Optional[str]
 
 
 class Resources(NamedTuple):

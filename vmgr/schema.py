@@ -13,6 +13,7 @@ from vmgr.fields import (
     check,
     choice,
     flag,
+    job_type,
     mac_prefix,
     name,
     nullable,
@@ -70,6 +71,11 @@ SCHEMA: dict[str, Any] = {
             nullable(choice("uniqueuser", "singlejob", "singleuser", "shared")),
             "uniqueuser",
             "`naccesspolicy` of guest jobs that ask for none; null: none",
+        ),
+        "job_type": Key(
+            nullable(job_type),
+            None,
+            "the type of guest jobs (`qsub -T`), where the nodes have vTorque's hooks for that type; null: none",
         ),
     },
     "local": {

@@ -1,8 +1,9 @@
 """`vtorque-batch`: what `vmgr` and node agents want of the batch system, one line of JSON as the answer.
 
-`nodes` prints a list of names, `jobs` the jobs that have nodes and that the caller may see, `job` one of them as a list
-of none or one. A job is `{"job": id, "owner": name, "nodes": [...]}`, the mother superior first. Of the nodes of jobs
-only those are told that the batch system has: users' text stands beside them in what it prints.
+`server` prints the name in the ids of jobs, `nodes` a list of names, `jobs` the jobs that have nodes and that the
+caller may see, `job` one of them as a list of none or one. A job is `{"job": id, "owner": name, "nodes": [...]}`, the
+mother superior first. Of the nodes of jobs only those are told that the batch system has: users' text stands beside
+them in what it prints.
 
 `hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
 `{"new": BOOL}`: whether its user had not held the job before. `check-requeue` fails where the caller may requeue none.
@@ -19,7 +20,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
-USAGE = "usage: vtorque-batch nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | check-requeue"
+USAGE = "usage: vtorque-batch server | nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | check-requeue"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,6 +45,8 @@ def _answer(batch: Engine, argv: list[str], timeout_s: float) -> object:
             {"job": job.job_id, "owner": job.owner, "nodes": [node for node in job.nodes if node in known]}
             for job in jobs
         ]
+    if argv == ["server"]:
+        return batch.server(timeout_s)
     if argv == ["check-requeue"]:
         batch.check_requeue(timeout_s)
         return {}

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from vmgr.deploy.hookfiles import WRAP, hook_files
+
 from .conftest import CONFIG, PATIENCE_S, POOL, REPOSITORY, Site, User, eventually
 from .terminal import SHELL, check_size_and_keys, terminal
 
@@ -23,7 +25,7 @@ QSUB, HOME = os.environ.get("VTORQUE_TEST_QSUB"), os.environ.get("VTORQUE_TEST_T
 pytestmark = pytest.mark.skipif(
     not (QSUB and HOME), reason="no TORQUE: VTORQUE_TEST_QSUB and VTORQUE_TEST_TORQUE_HOME are not set"
 )
-HOOKS = ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel")
+HOOKS = {hook.target: hook.source for hook in hook_files(WRAP) if hook.always}
 
 
 class TorqueSite(Site):
@@ -63,8 +65,8 @@ def site() -> Iterator[Site]:
         (root / "site.yaml").write_text(text)
         install = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(root / "site.yaml")]
         subprocess.run(install, check=True, timeout=PATIENCE_S)
-        for name in HOOKS:
-            shutil.copy(prefix / "share" / "vtorque" / "mom_priv_hooks" / name, mom_priv / name)
+        for name, source in HOOKS.items():
+            shutil.copy(prefix / "share" / "vtorque" / "mom_priv_hooks" / source, mom_priv / name)
         yield here
     finally:
         for name in set(HOOKS) - set(there):

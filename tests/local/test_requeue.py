@@ -236,6 +236,7 @@ def refusals(system: System, job: str) -> int:
 def test_what_the_engine_says(system: System, user: User, other: User) -> None:
     job = Counted(system, user)
     batch = engine(system)
+    assert job.id == f"1.{batch.server(10)}"
     with pytest.raises(VTorqueError, match="VT-ENGINE: job 99 is not known to the batch system"):
         batch.hold("99", 10)
     with pytest.raises(VTorqueError, match="VT-ENGINE: the batch system refuses: The requested state"):

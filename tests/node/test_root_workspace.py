@@ -21,7 +21,7 @@ from vmgr.node import record
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
 from vmgr.node.userio import User
-from vmgr.node.workspace import job_names, open_workspace, wipe_workspace
+from vmgr.node.workspace import job_names, keep_workspace, open_workspace, wipe_workspace
 
 pytestmark = pytest.mark.root
 KEY = "0123456789abcdef"
@@ -166,6 +166,16 @@ def test_the_janitor_wipes_what_a_crash_left_and_not_the_next_attempts(node: Nod
     run(open_workspace(node.config, place, user, after, undone=False))
     assert reap(node.config) == [f"attempt 12.host {place.attempt}"]
     assert not path.exists() and Path(after).is_dir() and not place.folder.exists()
+
+
+def test_one_that_outlives_its_attempt_is_wiped_by_nobody(node: Node, user: User) -> None:
+    """The last word counts: a suspension may be called off."""
+    for words, wiped in (([True], False), ([True, False], True), ([True, False, True], False)):
+        place, path = opened(node, user)
+        for kept in words:
+            keep_workspace(place, user, str(path), kept=kept)
+        assert undo(place) == []
+        assert path.exists() is not wiped and not place.folder.exists()
 
 
 def test_folders_and_files_that_nobody_may_touch(node: Node, user: User) -> None:

@@ -68,6 +68,14 @@ def page() -> str:
     return families.text(fold(Totals(), EVENTS), LIVE).decode()
 
 
+def test_guests_that_are_switched_off() -> None:
+    two = {"state": "running", "guests": ["a", "b"], "members": [{"power": "on"}, {"power": "off"}]}
+    one = {"state": "running", "guests": ["c"], "members": [{"power": "resetting"}]}
+    last = {"state": "ready", "guests": ["d"], "members": [{"power": "off"}]}
+    answers = [two, one, last, {"state": "staging", "guests": []}, {"state": "booting", "guests": ["e", "f"]}]
+    assert live.guests_by_state(answers) == {"running": 2, "off": 2, "staging": 1, "booting": 2}
+
+
 def test_values(page: str) -> None:
     values = samples(page)
     assert values["vtorque_guests", "running"] == 3 and values["vtorque_guests", "booting"] == 0

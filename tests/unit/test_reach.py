@@ -246,6 +246,19 @@ def test_whether_a_node_may_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _answer(batch, ["check-requeue"], 10)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Server: head.cluster\n    server_state = Active\n", "head.cluster"), ("Server: head:15001\n", "head")],
+)
+def test_the_server_of_torque(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "server").write_text(text)
+    batch = torque(tmp_path, f'[ "$*" = "-B -f" ] && cat {tmp_path}/server')
+    assert _answer(batch, ["server"], 10) == name
+    (tmp_path / "server").write_text("    comment = Server: x\nServer: -x;y\n")
+    with pytest.raises(VTorqueError, match="VT-ENGINE: the batch system does not say its server's name"):
+        _answer(batch, ["server"], 10)
+
+
 def test_torque_warns_of_no_failure(tmp_path: Path) -> None:
     torque(tmp_path, "exit 1", qrls="echo 'ALERT: cached server' >&2").release("12", 10)
 

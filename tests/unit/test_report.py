@@ -470,7 +470,7 @@ class Answer(NamedTuple):
 
 def test_what_nodes_say_is_gathered_and_who_says_nothing_is_named() -> None:
     def run(node: str, argv: Sequence[str], *, timeout_s: float) -> Answer:
-        assert list(argv[1:]) == ["report", "--here", "--json", "12.host"] and timeout_s == 7
+        assert list(argv[1:]) == ["report", "--part", "12.host"] and timeout_s == 7
         if node == "n2":
             return Answer(0, b"Welcome to n2 {}\n" + file_of(an_attempt("n2", 1)), b"")
         if node == "n3":

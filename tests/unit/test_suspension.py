@@ -289,7 +289,7 @@ async def settled() -> None:
 def test_a_sister_whose_guests_are_saved(usual: bool, suspended: bool) -> None:
     async def work() -> None:
         here = Doubles(nodes=2)
-        sister = Follower(here.means())
+        sister = Follower(here.means(), here.progress)
         running = asyncio.ensure_future(sister.run())
         await settled()
         assert here.done == []
@@ -310,7 +310,7 @@ def test_a_sister_whose_guests_are_saved(usual: bool, suspended: bool) -> None:
 def test_a_sister_does_one_try_after_the_other() -> None:
     async def work() -> None:
         here = Doubles(nodes=2)
-        sister = Follower(here.means())
+        sister = Follower(here.means(), here.progress)
         running = asyncio.ensure_future(sister.run())
         here.does["stop"] = REFUSED
         here.call("save-1")  # what comes without a beginning counts for nothing
@@ -344,7 +344,7 @@ def test_a_sister_whose_guests_do_not_go_on_fails_the_job() -> None:
         here.does.update(stop=REFUSED, go_on=BROKEN)
         here.call("stop-1")
         with pytest.raises(VTorqueError) as caught:
-            await Follower(here.means()).run()
+            await Follower(here.means(), here.progress).run()
         assert caught.value is BROKEN
 
     run(work)
@@ -353,7 +353,7 @@ def test_a_sister_whose_guests_do_not_go_on_fails_the_job() -> None:
 def test_a_sister_that_hears_nothing_more_goes_on() -> None:
     async def work() -> None:
         here = Doubles(nodes=2)
-        sister = Follower(here.means())
+        sister = Follower(here.means(), here.progress)
         sister._patience_s = 0.05
         running = asyncio.ensure_future(sister.run())
         here.call("stop-1")

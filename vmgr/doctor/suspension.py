@@ -27,15 +27,10 @@ _TRY = 'made=$(mktemp -d "$1/.doctor.XXXXXX") && rmdir "$made"'
 _find = finder("suspension")
 
 
-def folder_of(config: Config) -> Optional[str]:
-    """`suspended.folder`; None where no job can be suspended."""
-    section = getattr(config, "suspended", None)
-    return None if section is None or section.folder is None else os.fspath(section.folder)
-
-
 def check(node: Node) -> Iterator[Finding]:
-    folder = folder_of(node.config)
+    folder = node.config.suspended.folder
     if folder is None:
+        yield _find(Level.OK, "no job can be suspended: suspended.folder is not set")
         return
     mounts = (node.tree.text("proc/self/mounts") or "").splitlines()
     yield from judge_folder(folder, mounts, alone=node.config.engine == "local")

@@ -44,6 +44,8 @@ def _prologue(call: HookCall, install: Installation) -> None:
     if call.directory is None:
         return
     config = load_config(install)
+    if record.has_begun(config.paths, call.job_id):
+        return  # the site's own hook has called ours already
     place = record.new_place(config.paths, call.job_id)
     lock, listener = record.create(place, {**call._asdict(), "directory": list(call.directory)})
     _start_agent(install, place, lock, listener.fileno())

@@ -23,7 +23,7 @@ def suspension_of(
 ) -> Suspension:
     """This node's part in suspending a job whose guests run."""
     store, save_s = store_of(config, job), float(config.timeouts.suspend)
-    guests = NodeGuests(job, crew, store, save_s=save_s, tell=progress.doing)
+    guests = NodeGuests(job, crew, store, save_s=save_s)
     path = job.stands_for.workspace if config.workspace.wipe else None
 
     def keep(kept: bool) -> None:
@@ -37,7 +37,7 @@ def suspension_of(
         await asyncio.get_running_loop().run_in_executor(None, requeue, config, job_id)
 
     means = Means(job, spec_sha256, guests, store, fellows, gate, save_s, requeue_job, keep)
-    return Leader(means, progress) if fellows.leads else Follower(means)
+    return Leader(means, progress) if fellows.leads else Follower(means, progress)
 
 
 def store_of(config: Config, job: Job) -> Storing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Callable, Optional, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from vmgr.node.incoming import shown_version
 from vmgr.node.members import Member
 from vmgr.node.monitor import MAX_REASON, QUARREL, Monitor
 from vmgr.node.orders.diskcopy import disk_copy, overlay_bytes
+from vmgr.node.orders.telling import Tell
 from vmgr.node.piping import copy_pipe
 from vmgr.node.process import resident_bytes
 from vmgr.node.resuming import state_bound
@@ -68,15 +69,15 @@ class Storing(Protocol):
 class NodeGuests:
     """The guests of one node, which are stopped, saved, and let go on, in this order.
 
-    `save_s` is in seconds, for all of them together. `tell` hears what is being done.
+    `save_s` is in seconds, for all of them together.
     """
 
-    def __init__(self, job: Job, crew: Crew, store: Storing, *, save_s: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, crew: Crew, store: Storing, *, save_s: float) -> None:
         self._job = job
         self._crew = crew
         self._store = store
         self._save_s = save_s
-        self._tell = tell
+        self._tell: Tell = lambda text: None
         self._touched = False
 
     async def check(self) -> int:
@@ -97,16 +98,17 @@ class NodeGuests:
                 total += await overlay_bytes(guest.monitor)
         return total
 
-    async def stop(self) -> None:
+    async def stop(self, tell: Tell) -> None:
         """Have all guests let go of their shares, and stop them. Raises VTorqueError (VT-SUSPEND, VT-GUEST)."""
         self._touched = True
-        self._tell("asking the guests to let go of their shares")
+        tell("asking the guests to let go of their shares")
         guests = self._crew.guests
         await all_of(*map(_quiesce, guests))
         await every(*(guest.monitor.execute("stop") for guest in guests))
 
-    async def save(self) -> None:
+    async def save(self, tell: Tell) -> None:
         """Write disks and states of all guests, which are stopped, and this node's part. Raises VTorqueError."""
+        self._tell = tell
         try:
             await within(self._save_s, self._save())
         except asyncio.TimeoutError:
@@ -134,14 +136,14 @@ class NodeGuests:
             layout = unbound(self._crew.layouts[index])
             address = member.address
             saved.append(SavedGuest(member.rank, member.name, member.mac, address, layout, state, overlay))
-        part = await describe(
-            self._crew.guests[0].monitor, self._job.allocation.node_index, self._crew.host_key.public, saved
-        )
+        host_key = " ".join(self._crew.host_key.public.split()[:2])
+        part = await describe(self._crew.guests[0].monitor, self._job.allocation.node_index, host_key, saved)
         await self._store.write_part(self._job.job_id, part)
 
-    async def _naming(self, guest: RunningGuest, work: Any) -> Any:
+    async def _naming(self, guest: RunningGuest, work: Coroutine[Any, Any, _T]) -> _T:
+        """What `work` gives, unless the guest dies meanwhile: QEMU's connection tells that nobody who waits for it."""
         try:
-            return await work
+            return await _while_it_lives(guest, work)
         except VTorqueError as err:
             raise _cannot(f"the guest {guest.name} cannot be stored: {err.message}", err.hint) from err
 
@@ -209,6 +211,20 @@ async def _quiesce(guest: RunningGuest) -> None:
             + (f", they are in use: {holders}" if holders else ""),
             "close what is open there, and leave these directories",
         )
+
+
+async def _while_it_lives(guest: RunningGuest, work: Coroutine[Any, Any, _T]) -> _T:
+    working, dying = asyncio.ensure_future(work), asyncio.ensure_future(guest.died())
+    tasks: list[asyncio.Future[Any]] = [working, dying]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if working.cancelled():
+        dying.result()
+    return working.result()
 
 
 async def _mount(guest: RunningGuest) -> None:

@@ -43,9 +43,9 @@ class Guests(Protocol):
 
     async def check(self) -> int: ...
 
-    async def stop(self) -> None: ...
+    async def stop(self, tell: Tell) -> None: ...
 
-    async def save(self) -> None: ...
+    async def save(self, tell: Tell) -> None: ...
 
     async def go_on(self) -> None: ...
 
@@ -169,9 +169,9 @@ class Leader:
             off.insert(0, means.guests.go_on)
             off.insert(0, lambda: means.fellows.lead(GO_ON, number))
             say("stopping the guests")
-            await self._on_all(STOP, number, STOPPED, means.guests.stop(), QUIESCE_SECONDS)
+            await self._on_all(STOP, number, STOPPED, means.guests.stop(say), QUIESCE_SECONDS)
             say("storing the guests")
-            await self._on_all(SAVE, number, SAVED, means.guests.save(), means.save_s)
+            await self._on_all(SAVE, number, SAVED, means.guests.save(say), means.save_s)
             say("completing what is stored")
             means.keep(True)
             off.append(self._keep_no_more)
@@ -272,8 +272,9 @@ class Leader:
 class Follower:
     """On a sister: does what the mother superior says, one try after the other."""
 
-    def __init__(self, means: Means) -> None:
+    def __init__(self, means: Means, progress: Progress) -> None:
         self._means = means
+        self._progress = progress
         self._last = 0
         self._is_saved = False
         self._patience_s = 2 * means.save_s + QUIESCE_SECONDS + MOUNT_SECONDS + REQUEUE_SECONDS + 4 * MEETING_SECONDS
@@ -309,22 +310,22 @@ class Follower:
 
     async def _follow(self, number: int) -> None:
         """One try, until its end. Raises VTorqueError (VT-GUEST) when the guests cannot go on."""
-        if not await self._do(STOPPED, self._means.guests.stop, QUIESCE_SECONDS):
+        if not await self._do(STOPPED, self._means.guests.stop(self._progress.doing), QUIESCE_SECONDS):
             return await self._go_on()
         if await self._told(number, SAVE) != of_try(SAVE, number):
             return await self._go_on()
-        if await self._do(SAVED, self._save, self._means.save_s):
+        if await self._do(SAVED, self._save(), self._means.save_s):
             await self._told(number)
         await self._go_on()
 
     async def _save(self) -> None:
-        await self._means.guests.save()
+        await self._means.guests.save(self._progress.doing)
         self._is_saved = True
 
-    async def _do(self, step: str, work: Callable[[], Awaitable[None]], limit_s: float) -> bool:
+    async def _do(self, step: str, work: Awaitable[None], limit_s: float) -> bool:
         """Do a step and say so, or why it cannot be done; whether it has been."""
         try:
-            await within(limit_s + MEETING_SECONDS, work())
+            await within(limit_s + MEETING_SECONDS, work)
         except asyncio.TimeoutError:
             await self._tell(step, VTorqueError(f"not {step} in time", code=Code.SUSPEND))
             return False
@@ -355,6 +356,8 @@ class Follower:
     async def _go_on(self) -> None:
         self._is_saved = False
         await self._means.guests.go_on()
+        self._progress.facts["doing"] = None
+        self._progress.turn(self._progress.state)
 
 
 def stops_after(number: int) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ async def read_from(
     code: Code,
     hint: Optional[str] = None,
 ) -> bytes:
-    """What `work` gives, called with the user's rights, at most `limit` bytes.
+    """What `work` gives, called with the user's rights, at most `limit` bytes; its process is collected by then.
 
     Raises VTorqueError with `code` and `hint`, saying what is wrong with `path`.
     """
@@ -176,7 +176,22 @@ async def read_from(
             raise OSError(0, f"larger than {limit} bytes")
         write_all(out, data)
 
-    return await _as_user(user, write, path, limit=limit, timeout_s=timeout_s, code=code, hint=hint)
+    async def everything(reader: asyncio.StreamReader) -> bytes:
+        came = bytearray()
+        while len(came) < limit + 4096 and (data := await reader.read(65536)):
+            came += data
+        return bytes(came)
+
+    stream = await read_stream(user, write)
+    try:
+        data = await asyncio.wait_for(everything(stream.reader), timeout_s)
+    except asyncio.TimeoutError:
+        raise _too_late(path, timeout_s, code) from None
+    finally:
+        await stream.close()
+    body, _, verdict = data.rpartition(b"\0")
+    _judge(verdict, path, code, hint)
+    return body
 
 
 async def open_file(

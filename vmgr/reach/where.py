@@ -28,6 +28,16 @@ def all_nodes(config: Config) -> list[str]:
     return [name for name in answer if isinstance(name, str)]
 
 
+def whole_id(config: Config, job: str) -> str:
+    """The whole id of a job, also of one that the batch system has forgotten. Raises VTorqueError (VT-ENGINE)."""
+    if "." in job:
+        return job
+    server = batch.ask(config, "server")
+    if not isinstance(server, str):
+        raise batch.senseless()
+    return f"{job}.{server}"
+
+
 def nodes_of_job(config: Config, job_id: str) -> JobNodes:
     """Where a job runs, which may be named as `qstat` takes it (`12`, `12.server`).
 

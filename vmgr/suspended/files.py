@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import NamedTuple, Optional
 
-from vmgr.errors import VTorqueError
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import write_all
 from vmgr.node.wiping import wipe
@@ -36,6 +37,17 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _BULK = r"[0-9]{1,8}\.(?:state|qcow2)"
 _LENGTH = struct.Struct(">I")
+
+
+def site_folder(config: Config) -> str:
+    """The folder of suspended jobs. Raises VTorqueError (VT-SUSPEND) where the site has none."""
+    folder = config.suspended.folder
+    if folder is None:
+        raise VTorqueError(
+            "no job can be suspended on this site", code=Code.SUSPEND,
+            hint=f"suspended.folder is not set, {config.origin('suspended.folder')}",
+        )  # fmt: skip
+    return folder.rstrip("/")
 
 
 class Shelf(NamedTuple):
@@ -57,7 +69,7 @@ class Shelf(NamedTuple):
             room = os.fstatvfs(own)
             free = room.f_bavail * room.f_frsize
             if free < need_bytes:
-                raise OSError(errno.ENOSPC, f"{need_bytes >> 20} MiB are needed, {free >> 20} MiB are free")
+                raise OSError(errno.ENOSPC, f"{_mib(need_bytes)} are needed, {_mib(free)} are free")
             os.mkdir(_new(job_id), 0o700, dir_fd=own)
 
     def create(self, job_id: str, name: str) -> int:
@@ -307,6 +319,10 @@ def _parsed_entry(text: bytes) -> Entry:
         return parse_entry(text, JOB)
     except VTorqueError as err:
         raise OSError(errno.EINVAL, err.message) from None
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
 
 
 def _is_listed(name: str) -> bool:

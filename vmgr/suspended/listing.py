@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, act, look_up, read_from
+from vmgr.node.userio import User, look_up, read_from
 from vmgr.suspended.entry import Entry, parse_entry
-from vmgr.suspended.files import JOB, Shelf
+from vmgr.suspended.files import JOB, Shelf, site_folder
 
 MAX_LISTED_BYTES = 16 << 20
 MAX_USERS = 10_000
@@ -59,8 +59,8 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
     Raises VTorqueError: VT-SUSPEND where the site has no such folder or it cannot be read, VT-ACCESS for a user who
     asks for another's, VT-NODE for one whom nobody knows.
     """
-    folder = _folder(config)
-    if os.geteuid() != 0:
+    folder = site_folder(config)
+    if not _is_root():
         return Listing(_told(_mine(config, user), _own(config, user).listed), [])
     if user is not None:
         return asyncio.run(_of(config, [look_up(user)]))
@@ -71,18 +71,21 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
 
 def remove(config: Config, stored: Stored) -> None:
     """Remove what is stored of a job: the caller's own, or as root anybody's. Raises VTorqueError (VT-SUSPEND)."""
-    path = f"{_folder(config)}/{stored.user}/{stored.place}"
-    if os.geteuid() != 0:
+    path = f"{site_folder(config)}/{stored.user}/{stored.place}"
+    if not _is_root():
         try:
             _own(config, stored.user).remove(stored.place)
         except OSError as err:
             raise _unusable(path, err) from None
         return
     user = look_up(stored.user)
-    shelf = Shelf(_folder(config), user.name, user.uid)
-    asyncio.run(
-        act(user, lambda: shelf.remove(stored.place), path, timeout_s=config.timeouts.suspend, code=Code.SUSPEND)
-    )
+    shelf = Shelf(site_folder(config), user.name, user.uid)
+
+    def work() -> bytes:
+        shelf.remove(stored.place)
+        return b""
+
+    asyncio.run(read_from(user, work, path, limit=0, timeout_s=config.timeouts.suspend, code=Code.SUSPEND))
 
 
 def suspended_uses(config: Config, told: Callable[[VTorqueError], None]) -> list[tuple[str, str]]:
@@ -102,14 +105,8 @@ def suspended_uses(config: Config, told: Callable[[VTorqueError], None]) -> list
     ]
 
 
-def _folder(config: Config) -> str:
-    folder = config.suspended.folder
-    if folder is None:
-        raise VTorqueError(
-            "no job can be suspended on this site", code=Code.SUSPEND,
-            hint=f"suspended.folder is not set, {config.origin('suspended.folder')}",
-        )  # fmt: skip
-    return folder.rstrip("/")
+def _is_root() -> bool:
+    return os.geteuid() == 0
 
 
 def _mine(config: Config, user: Optional[str]) -> str:
@@ -120,7 +117,7 @@ def _mine(config: Config, user: Optional[str]) -> str:
 
 
 def _own(config: Config, user: Optional[str]) -> Shelf:
-    return Shelf(_folder(config), _mine(config, user), os.geteuid())
+    return Shelf(site_folder(config), _mine(config, user), os.geteuid())
 
 
 def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
@@ -152,7 +149,7 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
 async def _of(config: Config, users: Iterable[User]) -> Listing:
     """What is stored of these users' jobs, each looked at by a child with the user's rights."""
     limit = asyncio.Semaphore(MOST_AT_ONCE)
-    folder = _folder(config)
+    folder = site_folder(config)
 
     async def one(user: User) -> list[Stored]:
         shelf = Shelf(folder, user.name, user.uid)

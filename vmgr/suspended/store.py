@@ -17,7 +17,7 @@ from vmgr.node import record
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import User, act, act_now, open_file, read_from
 from vmgr.suspended.entry import USER, Entry, NodePart, dump_part, parse_entry
-from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, unframed
+from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 
 FRAMES_BYTES = 1 << 20
 """What the lengths between the texts of an entry may add to them."""
@@ -32,15 +32,10 @@ class Store:
     """
 
     def __init__(self, config: Config, user: User, place: Optional[record.Place] = None) -> None:
-        folder = config.suspended.folder
-        if folder is None:
-            raise VTorqueError(
-                "no job can be suspended on this site", code=Code.SUSPEND,
-                hint=f"suspended.folder is not set, {config.origin('suspended.folder')}",
-            )  # fmt: skip
+        folder = site_folder(config)
         if not re.fullmatch(USER, user.name, re.ASCII):
             raise VTorqueError(f"a user named {user.name!r} cannot have jobs suspended", code=Code.SUSPEND)
-        self._shelf = Shelf(folder.rstrip("/"), user.name, user.uid)
+        self._shelf = Shelf(folder, user.name, user.uid)
         self._user = user
         self._place = place
         self._short_s: float = config.timeouts.user_file

@@ -72,7 +72,8 @@ class GuestJob(NamedTuple):
     `options` are the user's, in the language of qsub, directives first; `fitted` is what the guests need of the
     nodes. `directory` is the job directory, whose path must reach root on every node; `program` stands for the job's
     shell. `job_name` is the name of a job whose user gives none; `node_access` is who may share the nodes, None for
-    whoever the batch system lets.
+    whoever the batch system lets; `job_type` is the type that makes the batch system call our hooks, None where it
+    calls them for all jobs.
     """
 
     options: tuple[Option, ...]
@@ -82,6 +83,7 @@ class GuestJob(NamedTuple):
     job_name: str
     interactive: bool
     node_access: Optional[str]
+    job_type: Optional[str]
 
 
 class Engine(Protocol):
@@ -114,6 +116,9 @@ class Engine(Protocol):
 
     def nodes(self, timeout_s: float) -> tuple[str, ...]:
         """All nodes of the batch system. Raises VTorqueError (VT-ENGINE) when it does not say within `timeout_s`."""
+
+    def server(self, timeout_s: float) -> str:
+        """The name in the ids of its jobs, `12.NAME`. Raises VTorqueError (VT-ENGINE) as `nodes`."""
 
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """The jobs that have nodes and that the caller may see, or only the one that is named as a user would.

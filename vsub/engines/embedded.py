@@ -74,6 +74,10 @@ class Embedded(QsubDialect):
 
         return known_nodes((self._ask({"op": "nodes"}, timeout_s) or {}).get("nodes"))
 
+    def server(self, timeout_s: float) -> str:
+        """The server's name, from the daemon."""
+        return str((self._ask({"op": "nodes"}, timeout_s) or {}).get("server"))
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from the daemon."""
         from vsub.engines.listing import placed_job  # as above

@@ -124,6 +124,14 @@ def parse_jobs(text: str) -> tuple[PlacedJob, ...]:
     return tuple(jobs)
 
 
+def parse_server_name(text: str) -> str:
+    """The server in the output of `qstat -B -f`, without its port. Raises VTorqueError (VT-ENGINE) for none."""
+    found = re.search(r"^Server: ([A-Za-z0-9][A-Za-z0-9.-]{0,254})(?::[0-9]+)?$", text, re.MULTILINE)
+    if found is None:
+        raise VTorqueError("the batch system does not say its server's name", code=Code.ENGINE)
+    return found[1]
+
+
 def parse_holds(text: str) -> str:
     """The letters of what holds a job in the output of `qstat -f` of it: `u` its user, `o`, `s`, `n` for nothing."""
     for line in text.split("\n"):

@@ -72,6 +72,13 @@ class Torque(QsubDialect):
         program = for_this_host(self._submit.pbsnodes, "submit.pbsnodes")
         return parse_pbsnodes(ask([program], "submit.pbsnodes", timeout_s) or "")
 
+    def server(self, timeout_s: float) -> str:
+        """The server's name, from `qstat -B -f`."""
+        from vsub.engines.listing import ask, parse_server_name  # as above
+
+        program = for_this_host(self._submit.qstat, "submit.qstat")
+        return parse_server_name(ask([program, "-B", "-f"], "submit.qstat", timeout_s) or "")
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from `qstat -f`."""
         from vsub.engines.listing import ask, parse_jobs  # as above

@@ -102,7 +102,8 @@ class Clients:
         if operation == "stat":
             return self._stat(message, peer), None
         if operation == "nodes":
-            return {"nodes": [machine.name for machine in self._server.cluster.machines]}, None
+            nodes = [machine.name for machine in self._server.cluster.machines]
+            return {"nodes": nodes, "server": self._server.name}, None
         if operation == "wait":
             return await self._wait(self._own(message, peer), reader), None
         if operation in ("offline", "online"):
