@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from vmgr.config import Mount
 from vmgr.images.pool import Image
@@ -14,7 +14,9 @@ from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.resuming import Resumption
 from vmgr.node.userio import User
 from vmgr.node.workspace import JobNames
-from vmgr.suspended.entry import NodePart
+
+if TYPE_CHECKING:
+    from vmgr.suspended.entry import NodePart
 
 
 class Job(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import split_reference
@@ -16,8 +16,10 @@ from vmgr.jobspec import GuestGroup
 from vmgr.node.allocation import Allocation
 from vmgr.node.members import Member
 from vmgr.node.network.plan import NetworkPlan
-from vmgr.suspended.entry import Entry, NodePart, SavedGuest
 from vmgr.topology.model import Cell, Layout
+
+if TYPE_CHECKING:
+    from vmgr.suspended.entry import Entry, NodePart, SavedGuest
 
 MIB = 1 << 20
 DEVICES_BYTES = 256 * MIB
