@@ -15,6 +15,7 @@ from vmgr.commands import (
     build,
     completion,
     config,
+    configimport,
     console,
     doctor,
     dump,
@@ -76,6 +77,7 @@ cli.add_command(doctor.doctor)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
+config.config.add_command(configimport.import_)
 cli.add_command(table.errors)
 cli.add_command(completion.completion)
 
