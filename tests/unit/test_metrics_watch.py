@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from typing import Optional
 
 import pytest
 from nodesite import Node, make_node, short_folder
