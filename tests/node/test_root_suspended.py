@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import errno
+import json
 import os
 import signal
 import socket
@@ -19,7 +22,7 @@ from test_root_userio import hanging_mount, run
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.userio import User, look_up, read_from
 from vmgr.suspended import files, listing
 from vmgr.suspended.entry import Entry, NodePart, SavedGuest, dump_entry, dump_part
 from vmgr.suspended.listing import stored_jobs, suspended_uses
@@ -28,6 +31,8 @@ from vmgr.topology.model import Layout
 
 pytestmark = pytest.mark.root
 JOB = "12.server"
+CHANGES = ("mkdir", "rename", "fsync", "unlink", "rmdir")
+"""What changes a file system, or sees to it that it is changed."""
 HOST_KEY = "ssh-ed25519 " + "A" * 68
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -252,12 +257,42 @@ def test_half_an_entry_never_becomes_one(
     assert run(store.find(JOB)) is None
 
 
+@pytest.mark.parametrize("fields", [{"image": "/home/carol/disk.qcow2"}, {"key": ""}, {"walltime_s": -1}])
+def test_what_could_not_be_read_again_is_not_written(store: Store, user: User, fields: dict[str, Any]) -> None:
+    refused(save(store, an_entry(user)._replace(**fields)), f"job.json: {next(iter(fields))}: ")
+    assert run(store.find(JOB)) is None
+
+
 def test_a_part_is_not_written_before_its_files_are_there(store: Store) -> None:
     async def work() -> None:
         await store.begin(JOB, need_bytes=1)
         await store.write_part(JOB, a_part(0))
 
     refused(work(), "0.state: No such file")
+
+
+def dies_at(monkeypatch: pytest.MonkeyPatch, moment: int, work: Callable[[], Any]) -> bool:
+    """Do some work whose child kills itself before one of its changes; whether it came to its end before that."""
+    seen = [0]
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*words: Any, **more: Any) -> Any:
+            seen[0] += 1
+            if seen[0] > moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*words, **more)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in CHANGES:
+            patched.setattr(os, name, dying(getattr(os, name)))
+        try:
+            run(work())
+        except VTorqueError as err:
+            assert "the process for it died" in str(err)
+            return False
+    return True
 
 
 @pytest.mark.parametrize("moment", range(14))
@@ -273,32 +308,65 @@ def test_killed_at_any_moment(
         await write(store, a_part(0))
 
     run(prepare())
-    seen = [0]
-
-    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*words: Any, **more: Any) -> Any:
-            seen[0] += 1
-            if seen[0] > moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*words, **more)
-
-        return counted
-
-    with monkeypatch.context() as patched:
-        for name in ("rename", "fsync", "unlink", "rmdir"):
-            patched.setattr(os, name, dying(getattr(os, name)))
-        try:
-            run(store.complete(JOB, new))
-            done = True
-        except VTorqueError as err:
-            assert "the process for it died" in str(err)
-            done = False
+    done = dies_at(monkeypatch, moment, lambda: store.complete(JOB, new))
     found = run(store.find(JOB))
     assert found is None or found[0] in (old, new)
     if done:
         assert found is not None and found[0] == new
     run(save(store, new))
     assert run(store.find(JOB))[0] == new and names(folder / "carol") == [JOB]
+
+
+def test_what_is_given_up_does_not_happen_later(
+    store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the order to suspend is called off while the entry is being completed."""
+
+    def slow(name: str, *_: object, **__: object) -> None:
+        (folder / "carol" / "reached").touch()
+        signal.pause()
+
+    async def work() -> None:
+        await store.begin(JOB, need_bytes=1)
+        await write(store, a_part(0))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rename", slow)
+            task = asyncio.ensure_future(store.complete(JOB, an_entry(user)))
+            while not (folder / "carol" / "reached").exists():
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert psutil.Process().children() == []
+        await store.drop(JOB)
+
+    run(work())
+    assert names(folder / "carol") == ["reached"]
+
+
+@pytest.mark.parametrize("moment", range(11))
+def test_killed_while_an_entry_is_removed(
+    store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    run(save(store, an_entry(user)))
+    done = dies_at(monkeypatch, moment, lambda: store.remove(JOB))
+    found = run(store.find(JOB))
+    assert found in (None, (an_entry(user), (a_part(0),))) and not (done and found)
+    run(store.remove(JOB))
+    assert names(folder / "carol") == [] and done == (moment == 10)
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_while_one_is_begun(
+    store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    run(save(store, an_entry(user)))
+    run(store.begin(JOB, need_bytes=1))
+    run(write(store, a_part(0)))
+    dies_at(monkeypatch, moment, lambda: store.begin(JOB, need_bytes=1))
+    assert run(store.find(JOB)) == (an_entry(user), (a_part(0),))
+    run(store.drop(JOB))
+    assert names(folder / "carol") == [JOB]
 
 
 def test_the_moments_reach_to_the_end(store: Store, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +379,7 @@ def test_the_moments_reach_to_the_end(store: Store, user: User, monkeypatch: pyt
     for path in Path(store._shelf.path).rglob("*"):
         os.chown(path, 0, 0)
     os.chown(store._shelf.path, 0, 0)
-    for name in ("rename", "fsync", "unlink", "rmdir"):
+    for name in CHANGES:
         call = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *w, call=call, name=name, **m: (calls.append(name), call(*w, **m))[1])
     shelf.complete(JOB, an_entry(user))
@@ -498,17 +566,36 @@ def test_a_disk_that_is_full_in_the_end(store: Store, small: Path, user: User) -
     assert tree(small) == ["carol"] and run(store.find(JOB)) is None
 
 
+def test_a_quota_that_is_used_up(store: Store, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the file system says so: here it is what writes in the child that does."""
+    run(save(store, an_entry(user)))
+
+    async def work(entry: Entry) -> None:
+        await store.begin(JOB, need_bytes=1)
+        await write(store, a_part(0))
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "write_all", full)
+            await store.complete(JOB, entry)
+
+    def full(_fd: int, _data: bytes) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    refused(work(an_entry(user, when=1_800_000_000)), "Disk quota exceeded")
+    run(store.drop(JOB))
+    assert run(store.find(JOB)) == (an_entry(user), (a_part(0),))
+
+
 @pytest.mark.parametrize("takes_requests", [False, True])
-def test_a_file_system_that_hangs_costs_the_timeout(
-    site: Node, store: Store, user: User, folder: Path, takes_requests: bool
-) -> None:
+def test_a_file_system_that_hangs_costs_the_timeout(base: Path, user: User, folder: Path, takes_requests: bool) -> None:
+    site = make_node(base, suspended={"folder": str(folder)}, timeouts={"user_file": 1})
+    store = Store(site.config, user)
     (folder / "carol").mkdir(mode=0o700)
     os.chown(folder / "carol", user.uid, user.gid)
 
     async def work() -> None:
         with hanging_mount(user, folder / "carol" / JOB, takes_requests=takes_requests):
             start = time.monotonic()
-            with pytest.raises(VTorqueError, match=r"within 2 s; does its file system answer"):
+            with pytest.raises(VTorqueError, match=r"within 1 s; does its file system answer"):
                 await store.open(JOB, "0.state")
             assert time.monotonic() - start < 4
             found = await listing._of(site.config, [user])
@@ -555,6 +642,32 @@ def test_root_sees_the_jobs_of_all_users(site: Node, store: Store, known: User, 
     for each in found.stored:
         listing.remove(site.config, each)
     assert names(folder / "carol") == [] and stored_jobs(site.config, "carol").stored == []
+
+
+def test_a_user_sees_and_removes_what_is_the_users_own(site: Node, store: Store, user: User, folder: Path) -> None:
+    nobody = look_up("nobody")
+    run(save(store, an_entry(user)))
+    run(save(Store(site.config, nobody), an_entry(nobody)))
+
+    def as_nobody() -> bytes:
+        (mine,) = stored_jobs(site.config).stored
+        said = [mine.user, mine.state]
+        for work in (
+            lambda: stored_jobs(site.config, user.name),
+            lambda: listing.remove(site.config, mine._replace(user=user.name)),
+            lambda: files.Shelf(str(folder), user.name, user.uid).listed(),
+        ):
+            try:
+                work()
+            except (VTorqueError, OSError) as err:
+                said.append(str(err).partition(";")[0])
+        listing.remove(site.config, mine)
+        return json.dumps([*said, len(stored_jobs(site.config).stored)]).encode()
+
+    said = json.loads(run(read_from(nobody, as_nobody, "x", limit=4096, timeout_s=10, code=Code.STAGE)))
+    others = "VT-ACCESS: suspended jobs of carol are another user's"
+    assert said[:4] == ["nobody", "suspended", others, others] and "Permission denied" in said[4] and said[5] == 0
+    assert run(store.find(JOB)) is not None and names(folder) == ["carol", "nobody"]
 
 
 def test_root_is_told_when_the_folder_is_not_there(site: Node, folder: Path) -> None:

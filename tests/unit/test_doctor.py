@@ -467,6 +467,8 @@ def test_the_fixed_part_of_a_path(path: str, fixed: str) -> None:
 def test_where_no_job_is_suspended(make: Make) -> None:
     one(suspension.check(make()), OK, "suspended.folder is not set")
     one(suspension.check(make(suspended={"folder": "/no/such"})), WARNING, "suspended.folder: /no/such: No such file")
+    folder = f"{make().config.paths.spool}/suspended"
+    one(suspension.check(make(suspended={"folder": folder})), WARNING, "lies in paths.spool", "all nodes share")
 
 
 @pytest.mark.root

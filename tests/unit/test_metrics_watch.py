@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from typing import Optional
 
 import pytest
 from nodesite import Node, make_node, short_folder
@@ -54,7 +55,12 @@ def test_of_several_nodes_each_counts_its_own_guests() -> None:
     assert events(progress, set())[0]["boot_s"] == 4.0
 
 
-def test_a_life(node: Node) -> None:
+@pytest.mark.parametrize(
+    "ends",
+    [(("job ended", "ending"), ("gone", "ended")), (("suspended", "suspended"), ("gone", None))],
+    ids=["ended", "suspended"],
+)
+def test_a_life(node: Node, ends: tuple[tuple[str, Optional[str]], ...]) -> None:
     place = node.place()
     lock, listener = record.create(place, {})
     listener.close()
@@ -68,8 +74,9 @@ def test_a_life(node: Node) -> None:
         for name, state in (("agent", None), ("pinned and running", "booting"), ("ready", "ready")):
             progress.stage(name, state)
         await asyncio.sleep(0)
-        progress.stage("job ended", "ending")
-        progress.stage("gone", "ended")
+        for name, state in ends:
+            progress.stage(name, state)
+            await asyncio.sleep(0)
         await asyncio.wait_for(counting, 10)
 
     asyncio.run(live())

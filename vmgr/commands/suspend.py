@@ -18,7 +18,6 @@ from vmgr.errors import Code, VTorqueError, printable
 from vmgr.paths import installation
 from vmgr.reach import batch
 from vmgr.reach.target import Target, parse_target
-from vmgr.suspended.files import site_folder
 
 if TYPE_CHECKING:
     from vmgr.suspended.listing import Stored
@@ -34,14 +33,14 @@ _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 def suspend(job: str, as_json: bool) -> None:
     """Suspend a running job: its guests are stored, it waits, held.
 
-    For jobs submitted with -vm suspend=on. The nodes are free then, and the walltime stands still. `vmgr resume` lets
-    the job go on. What stands in the way, such as a program with a file open on a share, is named, and the job goes
-    on as if nothing had been; so it does when this command is interrupted.
+    For jobs submitted with -vm suspend=on. The nodes are free then; `vmgr resume` lets the job go on. What stands in
+    the way, such as a program with a file open on a share, is named, and the job goes on as if nothing had been; so it
+    does when this command is interrupted.
 
     Example: vmgr suspend 12.server
     """
     config, target = load_config(installation()), _the_job(job)
-    site_folder(config)  # or there is nothing to be done here
+    _need_folder(config)
     suspension = _Suspension(config, target)
     with _signals_interrupt():
         try:
@@ -67,7 +66,7 @@ def resume(job: str, as_json: bool) -> None:
     Example: vmgr resume 12.server
     """
     config, target = load_config(installation()), _the_job(job)
-    site_folder(config)  # or there is nothing to be done here
+    _need_folder(config)
     job_id = _resumable(config, target)
     batch.release(config, job_id)
     if as_json:
@@ -139,6 +138,12 @@ def _the_job(text: str) -> Target:
             f"{text[:80]!r} names a guest", code=Code.VALUE, hint=f"say {target.job}: a job is suspended as a whole"
         )
     return target
+
+
+def _need_folder(config: Config) -> None:
+    from vmgr.suspended.files import site_folder  # as above
+
+    site_folder(config)
 
 
 def _check(job_id: str, snapshot: dict[str, Any]) -> None:

@@ -32,10 +32,28 @@ def check(node: Node) -> Iterator[Finding]:
     if folder is None:
         yield _find(Level.OK, "no job can be suspended: suspended.folder is not set")
         return
+    inside = next((key for key, place in own_places(node.config).items() if _lies_in(folder, place)), None)
+    if inside is not None:
+        what = f"suspended.folder: {folder} lies in {inside}, of which each node has its own"
+        yield _find(Level.WARNING, what, "take a folder that all nodes share")
+        return
     mounts = (node.tree.text("proc/self/mounts") or "").splitlines()
     yield from judge_folder(folder, mounts, alone=node.config.engine == "local")
     if mom.place(node).is_dir():
         yield from judge_requeue(node.config)
+
+
+def own_places(config: Config) -> dict[str, Path]:
+    """What each node has for its own, simulated ones too."""
+    found = {"paths.spool": config.paths.spool, "paths.run": config.paths.run}
+    found["images.overlays"] = config.images.overlays
+    if config.images.cache.folder is not None:
+        found["images.cache.folder"] = config.images.cache.folder
+    return found
+
+
+def _lies_in(folder: str, place: Path) -> bool:
+    return place in (Path(folder), *Path(folder).parents)
 
 
 def judge_folder(folder: str, mounts: Sequence[str], *, alone: bool) -> Iterator[Finding]:

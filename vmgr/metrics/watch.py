@@ -46,7 +46,8 @@ def events(progress: Progress, noted: set[str]) -> list[dict[str, Any]]:
             found.append(ready)
     if "failed" not in noted and progress.error is not None:
         found.append({"e": "failed", "code": progress.error.code.text})
-    if "ended" not in noted and progress.state == "ended":
+    over = progress.stages[-1:] and progress.stages[-1]["name"] == "gone"
+    if "ended" not in noted and (progress.state == "ended" or (over and progress.state == "suspended")):
         found.append({"e": "ended"})
     return found
 

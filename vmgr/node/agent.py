@@ -383,7 +383,8 @@ class Agent:
         """Whether the attempt ends because its job is suspended; what has been begun of that is ended."""
         if self.suspension is not None and await self.suspension.settle():
             self.suspended = True
-            self.progress.turn("suspended")
+            if self.progress.state != "suspended":  # a sister, or a failure that is none
+                self.progress.stage("suspended", "suspended")
         return self.suspended
 
     async def _boot(self, job: Job, console_logs: ConsoleLogs) -> Optional[Crew]:

@@ -142,7 +142,10 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
                 else:
                     problems.append(_strange(f"{folder}/{entry.name}", "it is no user's own folder"))
     except OSError as err:
-        raise _unusable(folder, err) from None
+        raise VTorqueError(
+            f"{folder} cannot be used: {err.strerror}", code=Code.SUSPEND,
+            hint="is its file system mounted here? (suspended.folder)",
+        ) from None  # fmt: skip
     return sorted(users), problems
 
 

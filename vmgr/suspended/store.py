@@ -15,8 +15,8 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, act, act_now, open_file, read_from
-from vmgr.suspended.entry import USER, Entry, NodePart, dump_part, parse_entry
+from vmgr.node.userio import User, act_now, open_file, read_from
+from vmgr.suspended.entry import USER, Entry, NodePart, dump_entry, dump_part, parse_entry
 from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 
 FRAMES_BYTES = 1 << 20
@@ -72,6 +72,7 @@ class Store:
 
     async def complete(self, job_id: str, entry: Entry) -> None:
         """Make what has been written the job's entry, by one rename, when all of it is there and fits."""
+        parse_entry(dump_entry(entry), f"{self._path(job_id)}/{JOB}")  # what could not be read again is not written
         await self._act(lambda: self._shelf.complete(job_id, entry), job_id, self._long_s)
 
     async def drop(self, job_id: str) -> None:
@@ -114,7 +115,15 @@ class Store:
         return f"{self._shelf.path}/{place_name(job_id)}"
 
     async def _act(self, work: Callable[[], None], job_id: str, timeout_s: float) -> None:
-        await act(self._user, work, self._path(job_id), timeout_s=timeout_s, code=Code.SUSPEND, hint=HINT)
+        """Have it done; when this comes to its end, in whatever way, nothing is being done any more."""
+
+        def doing() -> bytes:
+            work()
+            return b""
+
+        await read_from(
+            self._user, doing, self._path(job_id), limit=0, timeout_s=timeout_s, code=Code.SUSPEND, hint=HINT
+        )
 
 
 def undo_suspending(step: Mapping[str, Any], patience_s: float) -> None:

@@ -166,13 +166,12 @@ class Cluster(NamedTuple):
 
     def can_start(self, request: NodeRequest) -> bool:
         """Whether the job waits for no node that is offline; one that could not start anyway need not wait."""
+        return not self.offline or self._fits(request, now=True) or not self._fits(request, now=False)
+
+    def _fits(self, request: NodeRequest, *, now: bool) -> bool:
         try:
-            self.allocate(request, now=True)
+            self.allocate(request, now=now)
         except Refused:
-            try:
-                self.allocate(request)
-            except Refused:
-                return True
             return False
         return True
 
