@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.control import Order, Talk
-from vmgr.node.orders.telling import telling
+from vmgr.node.orders.telling import as_answer, telling
+from vmgr.node.staging.overlay import MIB
 
 if TYPE_CHECKING:
     from vmgr.node.orders import JobNow, SuspensionNow
@@ -36,7 +37,7 @@ def order(job: JobNow, suspension: SuspensionNow) -> Order:
             raise VTorqueError("the job has no guests that are ready", code=Code.SUSPEND, hint="wait for `running`")
         async with telling(leading.suspend) as told:
             async for text in told:
-                yield {"doing": text}
+                yield as_answer(text, running.group.ram_mib * MIB)
             told.result()
         yield {"suspended": running.job_id}
 
