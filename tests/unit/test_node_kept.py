@@ -26,7 +26,7 @@ from vmgr.node.marks import Copier, MarkFilter
 
 RUNNER = Path(__file__).parents[2] / "templates" / "guest" / "common" / "run"
 SHELLS = [name for name in ("dash", "bash", "busybox") if shutil.which(name)]
-PATIENCE_S = 120
+PATIENCE_S = 25
 
 # marks in a stream
 
