@@ -128,12 +128,14 @@ def test_everything_in_its_order() -> None:
     async def work() -> None:
         here, said = Doubles(nodes=2), list[str]()
         leader = here.leader()
+        running = asyncio.ensure_future(leader.run())
         states = {}
         here.does["requeue 12.host"] = lambda: asyncio.sleep(0, states.update(requeue=here.progress.state))
         await leader.suspend(said.append)
         assert here.done == [*TO_REQUEUE, "over True"]
         assert states == {"requeue": "running"}
         assert here.progress.state == "suspended" and here.progress.stages[-1]["name"] == "suspended"
+        await running
         assert await leader.settle() is True
         assert said[0] == "looking for room in the store" and said[-1] == "having the job requeued"
         with pytest.raises(VTorqueError, match="VT-SUSPEND: the job is suspended;"):

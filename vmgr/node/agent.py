@@ -173,11 +173,11 @@ class Agent:
         if leftovers is not None:
             await leftovers.end()
         await self._wipe()
+        record.note_end(self.config.paths, self.call.job_id, self.place)
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         if self.image_held is not None:
             os.close(self.image_held)
-        record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
         self.progress.stage("gone", None if self.progress.error or self.suspended else "ended")
         await asyncio.gather(*telling, return_exceptions=True)

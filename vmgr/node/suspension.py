@@ -71,7 +71,7 @@ class Suspension(Protocol):
     """The agent's side of it, on any node."""
 
     async def run(self) -> None:
-        """Follow what is said, for as long as the job lives. Raises VTorqueError when the job cannot go on."""
+        """Follow what is said until the job is suspended. Raises VTorqueError when it cannot go on."""
 
     async def settle(self) -> bool:
         """The job is over: come to an end with what has been begun; whether the job is suspended.
@@ -99,12 +99,14 @@ class Leader:
         self._trying: Optional[asyncio.Future[None]] = None
         self._given_up: asyncio.Future[VTorqueError] = asyncio.get_running_loop().create_future()
         self._detached: asyncio.Future[Optional[str]] = asyncio.get_running_loop().create_future()
-        self._broken: asyncio.Future[VTorqueError] = asyncio.get_running_loop().create_future()
+        self._over: asyncio.Future[Optional[VTorqueError]] = asyncio.get_running_loop().create_future()
         self._suspended = False
 
     async def run(self) -> None:
         """See `Suspension`."""
-        raise await self._broken
+        error = await self._over
+        if error is not None:
+            raise error
 
     async def settle(self) -> bool:
         """See `Suspension`."""
@@ -185,6 +187,8 @@ class Leader:
         self._suspended = True
         self._progress.stage("suspended", "suspended")
         await means.fellows.call_over(suspended=True)
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def _requeue(self) -> None:
         """Have the job requeued: nothing is called off meanwhile, for nobody knows whether that has been done."""
@@ -242,8 +246,8 @@ class Leader:
                 await undo()
             except VTorqueError as err:
                 LOGGER.warning("%s", err)
-                if err.code is Code.GUEST and not self._broken.done():
-                    self._broken.set_result(err)
+                if err.code is Code.GUEST and not self._over.done():
+                    self._over.set_result(err)
         self._progress.facts["doing"] = None
         self._progress.turn("running")
 
