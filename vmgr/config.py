@@ -143,6 +143,10 @@ class Mount(NamedTuple):
         """This share for one job, as `fill` does it; what is not known, which is None or missing, stays as it is."""
         return self._replace(source=fill(self.source, names), target=fill(self.target, names))
 
+    def as_saved(self) -> Mount:
+        """This share as guests have it that can be suspended: QEMU saves none with virtiofs, so 9p stands in for it."""
+        return self._replace(kind="9p") if self.kind == "virtiofs" else self
+
     @property
     def needs_workspace(self) -> bool:
         """Whether this share shows the job's workspace, or something in it."""

@@ -104,7 +104,7 @@ def make_plan(
     guessed = guessed_family(image, distro, checker)
     check_disk_of(image, features.fs_type, checker)
     group = with_room(group, image, request, checker)
-    check_shares(features.mounts, image, checker)
+    check_shares(features.mounts, image, checker, suspend=features.suspend)
     _check_nodes(asked_of_nodes, policy)
     fitted = fit(group, features, asked_of_nodes, image, request, checker)
     mounts = _known_mounts(config, features.mounts, account)

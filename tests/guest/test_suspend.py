@@ -6,6 +6,7 @@ The test stands for the job's wrapper, and for the batch system.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -280,3 +281,68 @@ def test_an_agent_that_is_killed_leaves_nothing(site: tuple[Jobs, Batch], batch:
         assert len(guests) == 1 and process.end(guests[0], timeout_s=10, sig=0), "it dies with its agent"
         assert stored(jobs) != [], "what was being written"
         assert undo(place) == [] and stored(jobs) == []
+
+
+COUNTS = "cd /tmp; (while sleep 0.1; do echo x >>/tmp/count; done) >/dev/null 2>&1 & echo kept >/workspace/kept; echo"
+GOES_ON = (
+    "before=$(wc -l </tmp/count); until [ $(wc -l </tmp/count) -gt $before ]; do sleep 0.1; done; cat /workspace/kept"
+)
+
+
+def test_a_job_goes_on_as_often_as_it_is_suspended(
+    site: tuple[Jobs, Batch], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a start that came to nothing. Its workspace is the same all the time, and gone at its end."""
+    jobs, _ = site
+    later = itertools.count(1)
+    monkeypatch.setattr(
+        record, "new_place", lambda _, job_id: jobs.node.place(job_id, record.hook_start() + next(later))
+    )
+    path = jobs.submit("#!/bin/sh\n", suspend=True, mounts=("home", "workspace"))
+    store = Store(jobs.node.config, look_up(jobs.owner.pw_name))
+    scratch = jobs.node.base / "scratch"
+
+    async def suspended_after(job: Job, command: str) -> str:
+        async with wrapped(job) as wrapper:
+            said = wrapper.said(command)
+            assert await order(job) == {"suspended": "12.host"}
+            await wrapper.until("suspended")
+        return said
+
+    with jobs.job(path) as job:
+        run(suspended_after(job, COUNTS))
+    entry, parts = asyncio.run(store.find("12.host")) or (None, None)
+    assert entry is not None and [folder.name for folder in scratch.iterdir()] == [f"12.host.{entry.key}"]
+
+    async def killed(job: Job, stage: str) -> None:
+        socket = newest_socket(job.node.config.paths, job.job_id)
+        assert socket is not None
+        link = await AgentLink.connect(socket)
+        async for snapshot in link.follow("follow"):
+            if any(each["name"] == stage for each in snapshot["stages"]):
+                os.kill(job.agent, signal.SIGKILL)
+        link.close()
+
+    for stage in ("spec", "launched"):
+        with jobs.job(path) as job:
+            run(killed(job, stage))
+            (place,) = record.places(jobs.node.config.paths)
+            guests = [process.recorded(step) for step in record.steps(place) if step.get("role") == "qemu"]
+            assert all(process.end(guest, timeout_s=10, sig=0) for guest in guests)
+            assert undo(place) == []
+        assert asyncio.run(store.find("12.host")) == (entry, parts) and (scratch / f"12.host.{entry.key}").is_dir()
+
+    with jobs.job(path) as job:
+        assert run(suspended_after(job, GOES_ON)) == "kept"
+    again, _ = asyncio.run(store.find("12.host")) or (None, None)
+    assert again is not None and again.key == entry.key and again.when >= entry.when
+
+    async def to_the_end(job: Job) -> str:
+        async with wrapped(job) as wrapper:
+            assert wrapper.seen["resumed"] and stored(jobs) == []
+            return wrapper.said(GOES_ON)
+
+    before = epilogues(jobs)
+    with jobs.job(path) as job:
+        assert run(to_the_end(job)) == "kept"
+    assert epilogues(jobs) > before and not list(scratch.iterdir())

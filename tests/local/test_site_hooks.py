@@ -124,36 +124,33 @@ def test_a_guest_job_has_the_sites_hooks_too(system: System, user: User, what: s
 def test_job_types_where_ours_lie_in_place_of_the_sites(cluster: System, user: User) -> None:
     """In the mode wrap every type has the site's and our hooks, each in its role, on every node."""
     install(cluster, WRAP)
-    for guest in (False, True):
-        whole = {node: ["prologue.parallel", "prologue.user.parallel"] for node in ("n2",)}
-        whole["n1"] = ["prologue", "prologue.user", "epilogue.user", "epilogue"]
-        whole["n2"] += ["epilogue.user.parallel", "epilogue.parallel"]
-        for hooks in whole.values() if guest else ():
-            hooks.insert(1, "ours")
-            hooks.insert(-1, "ours")
-        for job_type in ("", *TYPES):
-            options = ["-T", job_type] if job_type else []
-            seen = run(cluster, user, "-l", "nodes=2", *options, guest=guest)
-            assert (seen.status, seen.out) == (0, "job\n")
-            by_node = {node: [h.partition(":")[2] for h in seen.hooks if h.startswith(f"{node}:")] for node in whole}
-            assert by_node == whole, job_type
+    whole = {
+        "n1": "prologue ours prologue.user epilogue.user ours epilogue",
+        "n2": "prologue.parallel ours prologue.user.parallel epilogue.user.parallel ours epilogue.parallel",
+    }
+    for job_type in ("", *TYPES):
+        options = ["-T", job_type] if job_type else []
+        seen = run(cluster, user, "-l", "nodes=2", *options, guest=True)
+        assert (seen.status, seen.out) == (0, "job\n")
+        by_node = {node: " ".join(h[3:] for h in seen.hooks if h.startswith(f"{node}:")) for node in whole}
+        assert by_node == whole, job_type
+    assert (
+        run(cluster, user, "-l", "nodes=2", "-T", "parallel").of_the_site == run(cluster, user, "-l", "nodes=2").hooks
+    )
 
 
 def test_job_types_where_the_sites_hooks_stay(cluster: System, user: User) -> None:
     """In the mode jobtype jobs of other types have what they had before; a user's may name ours, each in its role."""
-    plain = {}
-    install(cluster, PLAIN)
     for job_type in TYPES:
-        plain[job_type] = run(cluster, user, "-l", "nodes=2", "-T", job_type)
-    install(cluster, JOB_TYPE)
-    for guest in (False, True):
-        for job_type in TYPES:
-            seen = run(cluster, user, "-l", "nodes=2", "-T", job_type, guest=guest)
-            assert (seen.status, seen.out) == (0, "job\n")
-            assert sorted(seen.of_the_site) == sorted(plain[job_type].hooks), job_type
-            ours = [hook for hook in seen.hooks if hook.endswith(":ours")]
-            expected = {"vtorque": ["n2", "n1", "n2", "n1"], "parallel.vtorque": ["n1", "n1"]}.get(job_type, [])
-            assert ours == [f"{node}:ours" for node in expected if guest], job_type
+        install(cluster, PLAIN)
+        plain = run(cluster, user, "-l", "nodes=2", "-T", job_type)
+        install(cluster, JOB_TYPE)
+        seen = run(cluster, user, "-l", "nodes=2", "-T", job_type, guest=True)
+        assert (seen.status, seen.out) == (0, "job\n")
+        assert sorted(seen.of_the_site) == sorted(plain.hooks), job_type
+        ours = [hook for hook in seen.hooks if hook.endswith(":ours")]
+        expected = {"vtorque": ["n2", "n1", "n2", "n1"], "parallel.vtorque": ["n1", "n1"]}.get(job_type, [])
+        assert ours == [f"{node}:ours" for node in expected], job_type
 
 
 @pytest.mark.parametrize("mode", [WRAP, JOB_TYPE])

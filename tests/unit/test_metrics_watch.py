@@ -42,6 +42,13 @@ def test_boot_counts_from_the_first_instruction() -> None:
     assert events(progress, {"ready"}) == []
 
 
+def test_what_goes_on_has_booted_nothing() -> None:
+    progress = Progress(now(), {})
+    progress.private = SPEC
+    at(progress, pinned_and_running=1.5, resumed=2.0, ready=2.1)
+    assert events(progress, set()) == [{"e": "ready", "image": "micro", "guests": 3, "boot_s": None, "start_s": 2.1}]
+
+
 def test_of_several_nodes_each_counts_its_own_guests() -> None:
     progress = Progress(now(), {})
     at(progress, pinned_and_running=1.0, guests_ready=5.0, ready=60.0)

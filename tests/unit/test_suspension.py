@@ -54,6 +54,7 @@ class Doubles:
         job = SimpleNamespace(
             job_id="12.host", user=a_user(), image=SimpleNamespace(reference="micro@1"),
             allocation=SimpleNamespace(key="k", nodes=("n1", "n2")[: self.nodes]), group=SimpleNamespace(per_node=1),
+            path_key="k",
         )  # fmt: skip
         guests: Any = SimpleNamespace(
             check=self._check, **{name: self._doing(name) for name in ("stop", "save", "go_on")}

@@ -62,6 +62,6 @@ def _ready(progress: Progress) -> Optional[dict[str, Any]]:
         "e": "ready",
         "image": group.get("image", "other"),
         "guests": group.get("per_node", 1),
-        "boot_s": round(max(0.0, ready - times.get("pinned and running", ready)), 3),
+        "boot_s": None if "resumed" in times else round(max(0.0, ready - times.get("pinned and running", ready)), 3),
         "start_s": max(0.0, ready),
     }

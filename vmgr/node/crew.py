@@ -17,7 +17,8 @@ from vmgr.topology.model import Layout
 class Crew(NamedTuple):
     """A node's running guests, in the order of their numbers, the host key that they share, and their network.
 
-    `layouts` are what each of them sees of CPUs and memory.
+    `layouts` are what each of them sees of CPUs and memory. The private half of the host key of guests that go on is
+    theirs alone.
     """
 
     members: tuple[Member, ...]

@@ -60,7 +60,10 @@ KINDS = (UP, READY, FAILED, GONE, *(of_try(step, number) for step in STEPS for n
 ORDERS = (HOSTS, OVER, *(of_try(order, number) for order in (STOP, SAVE, GO_ON) for number in TRIES))
 _WITH_WORDS = (HOSTS, OVER)
 
-_TEXTS = {"code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None)}
+_TEXTS = {
+    "code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None),
+    "resumed": slice(64),
+}  # fmt: skip
 _OF_TRIES = tuple(f"{step}-" for step in STEPS)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD = struct.Struct(">HI")
@@ -159,7 +162,7 @@ def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
     code = Code.named(data["code"])
     problem = VTorqueError(
         f"{node}: {str(data.get('reason'))[:MAX_REASON_CHARS]}",
-        code=code if code.status >= Code.INTERNAL.status else Code.INTERNAL,
+        code=code if code.status >= Code.INTERNAL.status or code is Code.SUSPEND else Code.INTERNAL,
     )
     problem.output = str(data.get("output") or "")[-MAX_OUTPUT_CHARS:]
     return problem

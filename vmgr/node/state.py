@@ -127,7 +127,7 @@ class Progress:
             await changed.wait()
 
 
-OF_ALL = ("booted", "prologue", "epilogue")
+OF_ALL = ("booted", "prologue", "resumed", "epilogue")
 """What guests say that is a stage of their node when all of them have."""
 
 

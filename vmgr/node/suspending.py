@@ -20,12 +20,14 @@ from vmgr.node import record
 from vmgr.node.crew import Crew
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
+from vmgr.node.incoming import shown_version
 from vmgr.node.members import Member
 from vmgr.node.monitor import MAX_REASON, QUARREL, Monitor
 from vmgr.node.orders.diskcopy import disk_copy, overlay_bytes
 from vmgr.node.orders.telling import Tell
 from vmgr.node.piping import copy_pipe
 from vmgr.node.process import resident_bytes
+from vmgr.node.resuming import state_bound
 from vmgr.node.staging.child import Channel, in_child
 from vmgr.node.staging.copying import percent
 from vmgr.node.staging.overlay import MIB, empty_overlay, fill_overlay
@@ -39,8 +41,6 @@ QUIESCE_SECONDS = 120.0
 MOUNT_SECONDS = 300.0
 """To take them back, also where it has still been busy with letting go of them."""
 CANCEL_SECONDS = 20.0
-DEVICES_BYTES = 256 * MIB
-"""What a state may have beside the guest's RAM: memory of devices and firmware, tables."""
 BANDWIDTH = 1 << 40
 """Bytes a second that QEMU may write, where nothing is to be left for a guest that runs (its default is 2^27)."""
 MAX_EVENTS = 100
@@ -177,7 +177,7 @@ class NodeGuests:
     async def _save_state(self, member: Member, guest: RunningGuest) -> int:
         """Have QEMU write the guest's state into a pipe, and a child from there into the store; its size in bytes."""
         ram = self._job.group.ram_mib * MIB
-        most = ram + ram // 16 + DEVICES_BYTES
+        most = state_bound(self._job.group.ram_mib)
         fd = await self._store.create(self._job.job_id, f"{member.rank}.state")
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
 
@@ -299,13 +299,6 @@ async def describe(monitor: Monitor, node: int, host_key: str, guests: Iterable[
         return NodePart(node, host_key, accelerator, shown_version(version), tuple(guests))
     except QUARREL as err:
         raise VTorqueError("QEMU does not say what it is", code=Code.GUEST) from err
-
-
-def shown_version(answer: Any) -> str:
-    """The version in QEMU's answer to `query-version`, as `7.2.22 (Debian …)`. Raises what a wrong answer leads to."""
-    numbers, package = answer["qemu"], str(answer.get("package", ""))
-    version = ".".join(str(int(numbers[part])) for part in ("major", "minor", "micro"))
-    return "".join(c for c in f"{version} ({package})" if " " <= c <= "~")[:128] if package else version
 
 
 def unbound(layout: Layout) -> Layout:

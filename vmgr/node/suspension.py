@@ -268,7 +268,7 @@ class Leader:
             job.user.name,
             self._means.spec_sha256,
             job.image.reference,
-            job.allocation.key,
+            job.path_key,
             len(job.allocation.nodes),
             job.group.per_node,
             int(time.time()),

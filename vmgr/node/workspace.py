@@ -51,12 +51,12 @@ def seen_at(mounts: Iterable[Mount], names: JobNames) -> Optional[str]:
     return next((mount.target for mount in mounts if names.workspace and mount.source == names.workspace), None)
 
 
-async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, leads: bool) -> None:
-    """Make the workspace `path`, unless another node has; on the mother superior (`leads`) it is undone later.
+async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, undone: bool) -> None:
+    """Make the workspace `path`, unless another node has, or the job had it before it was suspended.
 
-    Raises VTorqueError (VT-STAGE).
+    On the mother superior it is `undone` later, with the attempt. Raises VTorqueError (VT-STAGE).
     """
-    if leads and config.workspace.wipe:
+    if undone and config.workspace.wipe:
         keep_workspace(place, user, path, kept=False)
     await act(
         user, lambda: _make(path, user.uid), path, timeout_s=config.timeouts.user_file, code=Code.STAGE,

@@ -150,6 +150,8 @@ def _guest(
     said = {moment.name: moment for moment in reversed(guest.moments) if moment.start is not None}
     started = reached.get("started", reached.get("launched", 0.0))
     booted, ready = reached.get("booted"), reached.get("ready")
+    if "resumed" in reached:  # it has only got its memory and its shares back
+        booted, ready = started, reached["resumed"]
     kernel, first_process = started, None
     if booted is not None and "uptime" in said:
         kernel = _within(said["uptime"].start or 0.0, started, booted)
@@ -157,9 +159,11 @@ def _guest(
         first_process = _within(said["kernel"].t, kernel, booted)
     job_started = None if job.started is None or ready is None else max(ready, job.started - part.began)
     job_ended = None if job_started is None or job.ended is None else max(job_started, job.ended - part.began)
-    marks = [
+    boots = [
         (Phase.FIRMWARE, started if kernel > started else None), (Phase.KERNEL, kernel), (Phase.SYSTEM, first_process),
-        (Phase.SETUP, booted), (Phase.WAIT, ready), (Phase.JOB, job_started),
+    ]  # fmt: skip
+    marks = [
+        *([] if "resumed" in reached else boots), (Phase.SETUP, booted), (Phase.WAIT, ready), (Phase.JOB, job_started),
         (Phase.END, job_ended if ending is None else max(ending, job_ended or 0.0)),
     ]  # fmt: skip
     low = _within(started, 0.0, end)
