@@ -214,6 +214,7 @@ class Site:
             mounts=("home",),
             network="user",
             iocm=None,
+            suspend=False,
             vrdma=False,
             unclot_mib=None,
             workdir=str(self.home),

@@ -34,6 +34,7 @@ class Features(NamedTuple):
     iocm: Optional[Iocm]
     vrdma: bool
     unclot_mib: Optional[int]
+    suspend: bool = False
 
 
 class Checker:
@@ -251,6 +252,43 @@ def guest_features(request: Request, checker: Checker, guests: int) -> Features:
     return features
 
 
+def against_suspension(features: Features, image: str, *, interactive: bool, rerunnable: bool = True) -> Optional[str]:
+    """What of a job does not go with its suspension, as its user would write it; None where nothing does.
+
+    `image` is the one that is asked for.
+    """
+    found = (
+        (interactive, "an interactive job (-I)"),
+        (not rerunnable, "-r n, because a suspended job is requeued"),
+        (features.network == "bridge", "network=bridge"),
+        (image.startswith("/"), f"a disk of your own, img={image}"),
+        (features.iocm is not None, "iocm=true"),
+        (features.vrdma, "vrdma=true"),
+        (features.unclot_mib is not None, "unclot=true"),
+    )
+    return next((what for is_so, what in found if is_so), None)
+
+
+def suspendable(asked: Optional[bool], against: Optional[str], checker: Checker) -> bool:
+    """Whether a job can be suspended: as asked, else as the policy has it where nothing is `against` it.
+
+    Raises VTorqueError (VT-POLICY) for a job that is to be and cannot.
+    """
+    usual, folder = bool(checker.policy.default("suspend")), checker.config.suspended.folder
+    if asked is None:
+        return usual and folder is not None and against is None
+    if asked and not usual:
+        checker.switched_on("suspend", asked)
+    if asked and folder is None:
+        origin = checker.config.origin("suspended.folder")
+        raise checker.refused(
+            "suspend", asked, "is not available on this site", f"suspended.folder is not set, {origin}"
+        )
+    if asked and against is not None:
+        raise checker.refused("suspend", asked, f"does not go with {against}", "leave one of the two out")
+    return asked
+
+
 def choose_image(group: GuestGroup, distro: Optional[str], arch: Optional[str], checker: Checker) -> Image:
     """The image of a group, which must exist and be what the user says it is."""
     if group.image.startswith("/"):
@@ -387,11 +425,13 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nod
     _check_nodes(nodes, policy)
     checker.group(group)
     pinning = "file" if spec.pinning.mode == "map" else spec.pinning.mode
-    checker.features(
-        Features(
-            pinning, spec.fs_type, spec.disk, spec.mounts, spec.network, spec.iocm, spec.vrdma, spec.unclot_mib
-        )
+    features = Features(
+        pinning, spec.fs_type, spec.disk, spec.mounts, spec.network, spec.iocm, spec.vrdma, spec.unclot_mib,
+        spec.suspend,
     )  # fmt: skip
+    checker.features(features)
+    against = against_suspension(features, group.image, interactive=spec.interactive)
+    suspendable(spec.suspend, against, checker)
     for key, given in (("vm_prologue", spec.vm_prologue), ("vm_epilogue", spec.vm_epilogue)):
         if given is not None:
             checker.switched_on(key, given)

@@ -115,6 +115,12 @@ class Workspace(NamedTuple):
     wipe: bool
 
 
+class Suspended(NamedTuple):
+    """Where suspended jobs are stored, a path; None where no job can be suspended."""
+
+    folder: Optional[str]
+
+
 class Mount(NamedTuple):
     """One share; `source` and `target` may hold `{home}`, `{user}`, `{job}` and `{workspace}`.
 
@@ -189,6 +195,7 @@ class Timeouts(NamedTuple):
     shutdown: int
     disk: int
     wipe: int
+    suspend: int
     reach: int
 
 
@@ -248,6 +255,10 @@ class Config:
     @property
     def workspace(self) -> Workspace:
         return Workspace(**self._tree["workspace"])
+
+    @property
+    def suspended(self) -> Suspended:
+        return Suspended(**self._tree["suspended"])
 
     @cached_property
     def local(self) -> Local:

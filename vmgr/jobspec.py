@@ -85,11 +85,12 @@ class Spec(NamedTuple):
 
     `asked` holds the request keys that the user gave (all other values were defaults). `distro` and `arch` are what
     the user says the image is, for the node to hold against the image. `metadata` is cloud-config of the user's own.
-    `iocm`, `vrdma` and `unclot_mib` (shared memory of a node's guests) are the optional components, None and false
-    when they are off. `shell` is the interpreter asked for (`qsub -S`), None for the login shell. An `interactive`
-    job runs its `script` on a terminal, or a login shell when that is None. `array` holds the indexes of a job array
-    (`0,3,7-9`), whose members share the job directory. `arguments` is the text of `qsub -F`. `keep` tells the job
-    wrapper that somebody still reads the job directory afterwards.
+    `suspend` says whether the job can be suspended. `iocm`, `vrdma` and `unclot_mib` (shared memory of a node's
+    guests) are the optional components, None and false when they are off. `shell` is the interpreter asked for
+    (`qsub -S`), None for the login shell. An `interactive` job runs its `script` on a terminal, or a login shell when
+    that is None. `array` holds the indexes of a job array (`0,3,7-9`), whose members share the job directory.
+    `arguments` is the text of `qsub -F`. `keep` tells the job wrapper that somebody still reads the job directory
+    afterwards.
     """
 
     ruid: str
@@ -103,6 +104,7 @@ class Spec(NamedTuple):
     metadata: Optional[dict[str, Any]]
     mounts: tuple[str, ...]
     network: str
+    suspend: bool
     iocm: Optional[Iocm]
     vrdma: bool
     unclot_mib: Optional[int]
@@ -255,6 +257,7 @@ class _Reader:
             metadata=self._metadata(),
             mounts=self._texts("mounts"),
             network=self._choice("network", ("user", "bridge", "job")),
+            suspend=self._flag("suspend"),
             iocm=self._iocm(),
             vrdma=self._flag("vrdma"),
             unclot_mib=None if self.tree["unclot_mib"] is None else self._count(self.tree, "unclot_mib", 1),

@@ -101,6 +101,7 @@ KEYS: dict[str, Any] = {
             nullable(names), None, "shares of a guest when the user names none; all that are allowed when not set"
         ),
     ),
+    "suspend": _switch("the suspension of a job"),
     "iocm": _switch("the I/O core manager"),
     "iocm_min_cores": _bounded("cores kept for I/O", _CORES, 0, 64, 1),
     "iocm_max_cores": _bounded("cores taken for I/O", _CORES, 0, 64, 1),

@@ -74,6 +74,7 @@ KEYS = {
     "metadata": Key(_text, _PATH, "cloud-config of your own for the guest", is_file=True),
     "network": Key(_text, _WORD, "how the guest is connected"),
     "mounts": Key(_names, "names of shares joined by +, or none", "the site's shares that the guest sees"),
+    "suspend": Key(_flag, _SWITCH, "whether the job can be suspended, by `vmgr suspend`"),
     "iocm": Key(_flag, _SWITCH, "I/O core manager"),
     "iocm_min_cores": Key(parse_count, _COUNT, "cores that it keeps for I/O at least"),
     "iocm_max_cores": Key(parse_count, _COUNT, "cores that it takes for I/O at most"),

@@ -155,6 +155,13 @@ SCHEMA: dict[str, Any] = {
         ),
         "wipe": Key(flag, False, "whether it is wiped after the job"),
     },
+    "suspended": {
+        "folder": Key(
+            nullable(path),
+            None,
+            "where suspended jobs are stored, on a file system that all nodes share; null: no job can be suspended",
+        ),
+    },
     "guest": {
         "vm_hooks": Key(nullable(path), None, "folder with the site's VM prologue and epilogue, run as root"),
         "kill_user_processes": Key(flag, False, "whether what a job leaves running on its nodes is ended"),
@@ -201,6 +208,7 @@ SCHEMA: dict[str, Any] = {
             "seconds that an epilogue lets a guest with a persistent disk shut down, before it ends it",
         ),
         "wipe": Key(number(1, 3600), 120, "seconds for the wiping of a workspace at the end of its job"),
+        "suspend": Key(number(1, 86400), 600, "seconds for a node to store its guests of a job, and to copy them back"),
         "reach": Key(number(1, 120), 10, "seconds that the batch system, or another node, may take to answer `vmgr`"),
     },
     "logging": {

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, Optional
 from vmgr.checks import (
     Checker,
     Features,
+    against_suspension,
     check_disk_of,
     check_metadata,
     check_shares,
     choose_image,
     guest_features,
     guest_group,
+    suspendable,
     with_room,
 )
 from vmgr.config import Config, Mount, fill
@@ -90,6 +92,12 @@ def make_plan(
     group = guest_group(request, checker)
     asked_of_nodes = engine.read_host_request(options)
     features = guest_features(request, checker, asked_of_nodes.nodes.number * group.per_node)
+    stays = last(options, "r")
+    against = against_suspension(
+        features, group.image, interactive=interactive, rerunnable=stays is None or stays.value != "n"
+    )
+    asked = bool(request["suspend"].value) if "suspend" in request else None
+    features = features._replace(suspend=suspendable(asked, against, checker))
     image = choose_image(group, _text(request, "distro"), _text(request, "arch"), checker)
     check_disk_of(image, features.fs_type, checker)
     group = with_room(group, image, request, checker)

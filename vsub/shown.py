@@ -75,6 +75,7 @@ def _guests(plan: Plan) -> Iterator[Row]:
         "fs_type": features.fs_type,
         "network": features.network,
         "mounts": features.mounts,
+        "suspend": features.suspend,
         "iocm": features.iocm is not None,
         "vrdma": features.vrdma,
         "unclot": features.unclot_mib is not None,

@@ -99,6 +99,7 @@ class Submission:
             metadata=plan.metadata,
             mounts=features.mounts,
             network=features.network,
+            suspend=features.suspend,
             iocm=features.iocm,
             vrdma=features.vrdma,
             unclot_mib=features.unclot_mib,

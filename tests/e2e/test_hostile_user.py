@@ -37,6 +37,7 @@ SPEC = Spec(
     mounts=("home", "opt-hpc"),
     network="user",
     iocm=None,
+    suspend=False,
     vrdma=False,
     unclot_mib=None,
     workdir="/tmp",

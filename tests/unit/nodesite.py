@@ -98,7 +98,7 @@ def a_spec(**fields: object) -> Spec:
     values: dict[str, object] = {
         "ruid": "0123456789abcdef", "groups": (GuestGroup("micro", 1, 2, 512),), "asked": (), "distro": None,
         "arch": None, "pinning": Pinning("auto", None), "fs_type": "overlay", "disk": None, "metadata": None,
-        "mounts": ("home",), "network": "user", "iocm": None, "vrdma": False, "unclot_mib": None,
+        "mounts": ("home",), "network": "user", "suspend": False, "iocm": None, "vrdma": False, "unclot_mib": None,
         "workdir": "/home/carol", "shell": None, "interactive": False, "array": None, "script": "a" * 64,
         "arguments": "", "vm_prologue": None, "vm_epilogue": None,
         "ssh_public_key": "ssh-ed25519 " + "A" * 68, "keep": False,

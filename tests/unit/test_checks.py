@@ -67,6 +67,7 @@ def test_default_features(config: Config) -> None:
         "iocm": None,
         "vrdma": False,
         "unclot_mib": None,
+        "suspend": False,
     }
 
 
@@ -219,6 +220,46 @@ def test_features_that_are_switched_off(site: Site, key: str, fields: dict[str, 
     assert f" is refused; {key} is switched off here (policy.{key}.enabled, {site.install.config} line 4)" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"interactive": True}, "an interactive job"),
+        ({"network": "bridge"}, "network=bridge"),
+        ({"iocm": Iocm(1, 1)}, "iocm=true"),
+        ({"vrdma": True}, "vrdma=true"),
+        ({"unclot_mib": 64}, "unclot=true"),
+        ({"groups": (GROUP._replace(image="/home/carol/d.qcow2"),)}, "img=/home/carol/d.qcow2"),
+    ],
+)
+def test_what_does_not_go_with_suspension(site: Site, fields: dict[str, Any], what: str) -> None:
+    site.configure(
+        "components: {iocm: true, vrdma: true, unclot: true}\n"
+        "policy: {img: {default: micro}, vcpus: {max: 8}, network: {allowed: [user, bridge]}}\n"
+        "suspended: {folder: /scratch/s}\n"
+    )
+    text = site.install.config.read_text()
+    site.install.config.write_text(text.replace("images: {pool:", "images: {allow_user_images: true, pool:"))
+    config = load_config(site.install)
+    spec = SPEC._replace(mounts=("home", "opt-hpc"), suspend=True)
+    assert check_spec(spec, config, CAROL, "here", nodes=1).name == "micro"
+    with pytest.raises(VTorqueError, match="suspend=true does not go with") as caught:
+        check_spec(spec._replace(**fields), config, CAROL, "here", nodes=1)
+    assert what in str(caught.value) and caught.value.code is Code.POLICY
+
+
+def test_suspension_needs_a_folder_and_permission(site: Site) -> None:
+    spec = SPEC._replace(mounts=("home", "opt-hpc"), suspend=True)
+    for config, text in (
+        ("policy: {}\n", "suspended.folder is not set"),
+        ("policy: {suspend: {enabled: false}}\nsuspended: {folder: /s}\n", "suspend is switched off here"),
+    ):
+        site.configure(config)
+        with pytest.raises(VTorqueError, match=text):
+            check_spec(spec, load_config(site.install), CAROL, "here", nodes=1)
+    site.configure("policy: {suspend: {enabled: false, default: true}}\nsuspended: {folder: /s}\n")
+    assert check_spec(spec, load_config(site.install), CAROL, "here", nodes=1)
 
 
 def test_a_default_needs_no_permission(site: Site) -> None:

@@ -37,10 +37,14 @@ def test_what_is_not_possible_yet_is_refused_by_name(fields: dict[str, Any], sai
 
 
 def notes(
-    policy: dict[str, Any], bridge: Optional[str] = None, workspace: Optional[str] = None, **components: bool
+    policy: dict[str, Any],
+    bridge: Optional[str] = None,
+    workspace: Optional[str] = None,
+    suspended: Optional[str] = None,
+    **components: bool,
 ) -> list[str]:
     tree = check_config({"policy": policy, "components": components})
-    return beyond_nodes(tree["policy"], tree["components"], Provided(bridge, workspace))
+    return beyond_nodes(tree["policy"], tree["components"], Provided(bridge, workspace, suspended))
 
 
 def test_nodes_can_do_what_is_built_in() -> None:
@@ -93,6 +97,13 @@ def test_an_override_says_only_what_is_its_own() -> None:
     lines = notes({**some, "queues": overrides})
     words = [line.partition(" ")[0] for line in lines]
     assert words == ["policy.metadata.allowed", "policy.queues.big.metadata.allowed"]
+
+
+def test_a_suspension_that_has_no_folder_is_told_of_where_it_is_the_default() -> None:
+    assert notes({}) == notes({"suspend": {"enabled": True}}) == []
+    assert notes({"suspend": {"default": True}}, suspended="/scratch/suspended") == []
+    (line,) = notes({"suspend": {"default": True}})
+    assert line == "policy.suspend.default is true: no job can be suspended as long as suspended.folder is not set"
 
 
 def test_components_count_where_the_site_has_them() -> None:

@@ -14,7 +14,7 @@ CONFIG = "{config}"
 COMMAND = "the command line"
 KEYS = "off, " + ", ".join(f"{key}=VALUE" for key in (
     "img", "distro", "arch", "vcpus", "ram", "vms_per_node", "vcpu_pinning", "fs_type", "disk", "vm_prologue",
-    "vm_epilogue", "metadata", "network", "mounts", "iocm", "iocm_min_cores", "iocm_max_cores", "vrdma", "unclot",
+    "vm_epilogue", "metadata", "network", "mounts", "suspend", "iocm", "iocm_min_cores", "iocm_max_cores", "vrdma", "unclot",
     "unclot_shmem",
 ))  # fmt: skip
 

@@ -24,6 +24,7 @@ vcpu_pinning      off                                       job.sh line 3
 fs_type           overlay                                   {DEFAULT}
 network           user                                      default (<config> line 3, policy.users.carol.network.default)
 mounts            home+opt-hpc                              {DEFAULT}
+suspend           false                                     {DEFAULT}
 iocm              false                                     {DEFAULT}
 vrdma             false                                     {DEFAULT}
 unclot            false                                     {DEFAULT}

@@ -77,7 +77,7 @@ def split(words: Union[str, list[str]]) -> list[str]:
 DEFAULTS: dict[str, Any] = {
     "image": "micro", "per_node": 1, "vcpus": 1, "ram_mib": 512,
     "asked": (), "distro": None, "arch": None, "pinning": ("auto", None), "fs_type": "overlay", "disk": None,
-    "metadata": None, "mounts": ("home", "opt-hpc"), "network": "user", "iocm": None, "vrdma": False,
+    "metadata": None, "mounts": ("home", "opt-hpc"), "network": "user", "suspend": False, "iocm": None, "vrdma": False,
     "unclot_mib": None, "workdir": "<work>", "shell": None, "interactive": False, "array": None, "arguments": "",
     "vm_prologue": None, "vm_epilogue": None, "keep": False,
 }  # fmt: skip
@@ -454,6 +454,9 @@ TOGETHER = {"network": "job"}
 HAS_ALL = "components: {iocm: true, vrdma: true, unclot: true}\n"
 SITE_HAS_ALL = f"policy: {{{GENERAL}}}\n{HAS_ALL}"
 WIDE = policy("vms_per_node: {max: 4}, fs_type: {allowed: [overlay, sharedfs, ramdisk]}, network: {allowed: [user, bridge, job]}, disk: {enabled: true, max: 20G}, metadata: {allowed: [packages, write_files]}, nodes: {max: 4}")
+FOLDER = "suspended: {folder: /scratch/suspended}\n"
+SUSPENDED = f"policy: {{{GENERAL}}}\n{FOLDER}"
+SUSPENDED_BY_DEFAULT = policy("suspend: {default: true}") + FOLDER
 MAP = b"1: {0: 2, 1: '4-5,7'}\n"
 CLOUD = b"packages: [gcc]\n"
 
@@ -496,6 +499,14 @@ KEYS = [
     key("vrdma=enabled", {"vrdma": True}, config=SITE_HAS_ALL),
     key("unclot=true", {"unclot_mib": 64}, "mem=832mb", config=SITE_HAS_ALL),
     key("unclot=true,unclot_shmem=1G", {"unclot_mib": 1024}, "mem=1792mb", config=SITE_HAS_ALL),
+    key("suspend=on", {"suspend": True}, config=SUSPENDED),
+    key("suspend=on,network=job", {"suspend": True, "network": "job"}, config=SUSPENDED),
+    key("suspend=off", {}),
+    guest("-I -x job.sh", spec=SESSION, result='{"v": 1, "status": 0, "code": null}', config=SUSPENDED_BY_DEFAULT),
+    guest("-r n job.sh", "-r n", "mem=768mb", config=SUSPENDED_BY_DEFAULT),
+    guest("-r y job.sh", "-r y", "mem=768mb", spec={"suspend": True}, config=SUSPENDED_BY_DEFAULT),
+    key("suspend=off", {}, config=SUSPENDED_BY_DEFAULT),
+    guest("job.sh", "", "mem=768mb", config=policy("suspend: {default: true}")),
     key("iocm=off,vrdma=disabled,unclot=no", {}),  # what is not asked for need not be there
     misread("vcpus=two", COUNT),
     misread("vcpus=1.5", COUNT),
@@ -545,6 +556,14 @@ KEYS = [
     wrong("iocm=true", f"VT-POLICY: iocm=true ({CL}) is not available on this site; components.iocm, the built-in default"),
     wrong("vrdma=true", f"VT-POLICY: vrdma=true ({CL}) is not available on this site; components.vrdma, the built-in default"),
     wrong("unclot=true", f"VT-POLICY: unclot=true ({CL}) is not available on this site; components.unclot, the built-in default"),
+    wrong("suspend=on", f"VT-POLICY: suspend=true ({CL}) is not available on this site; suspended.folder is not set, the built-in default"),
+    wrong("suspend=on", f"VT-POLICY: suspend=true ({CL}) is refused; suspend is switched off here (policy.suspend.enabled, <config> line 3)", config=policy("suspend: {enabled: false}") + FOLDER),
+    refused("-I -vm suspend=on", f"VT-POLICY: suspend=true ({CL}) does not go with an interactive job (-I); leave one of the two out", config=SUSPENDED),
+    refused("-r n -vm suspend=on job.sh", f"VT-POLICY: suspend=true ({CL}) does not go with -r n, because a suspended job is requeued; leave one of the two out", config=SUSPENDED),
+    wrong("suspend=on,network=bridge", f"VT-POLICY: suspend=true ({CL}) does not go with network=bridge; leave one of the two out", config=WIDE + FOLDER),
+    wrong("suspend=on,vrdma=on", f"VT-POLICY: suspend=true ({CL}) does not go with vrdma=true; leave one of the two out", config=SITE_HAS_ALL + FOLDER),
+    wrong("suspend=on,iocm=on", f"VT-POLICY: suspend=true ({CL}) does not go with iocm=true; leave one of the two out", config=SITE_HAS_ALL + FOLDER),
+    wrong("suspend=on,unclot=on", f"VT-POLICY: suspend=true ({CL}) does not go with unclot=true; leave one of the two out", config=SITE_HAS_ALL + FOLDER),
     wrong("iocm_min_cores=1", f"VT-KEY: iocm_min_cores ({CL}) means nothing without iocm; add iocm=true", config=SITE_HAS_ALL),
     wrong("iocm=true,iocm_max_cores=65", f"VT-POLICY: iocm_max_cores=65 ({CL}) is above the maximum 64; 0 to 64 is allowed (the built-in default)", config=SITE_HAS_ALL),
     wrong("iocm=true,iocm_min_cores=3,iocm_max_cores=2", f"VT-POLICY: iocm_min_cores=3 ({CL}) is above iocm_max_cores=2; give a range", config=SITE_HAS_ALL),

@@ -67,7 +67,7 @@ def _notes(source: str, user: Optional[str], queue: Optional[str]) -> list[str]:
 
     tree, lines = read_tree(source)
     config = Config(source, tree, lines)
-    provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
+    provided = Provided(tree["network"]["bridge"]["name"], tree["workspace"]["folder"], tree["suspended"]["folder"])
     notes = beyond_nodes(tree["policy"], tree["components"], provided)
     notes += without_software(tree["guest"], Pool(tree["images"]["pool"]))
     notes += contradictions(tree["policy"], config.policy_for, _group_or_none)

@@ -20,7 +20,7 @@ def check(node: Node) -> Iterator[Finding]:
     except VTorqueError as err:
         yield _find(Level.FAILURE, err.message, err.hint or "vmgr config check")
         return
-    provided = Provided(bridge=tree["network"]["bridge"]["name"], workspace=tree["workspace"]["folder"])
+    provided = Provided(tree["network"]["bridge"]["name"], tree["workspace"]["folder"], tree["suspended"]["folder"])
     notes = beyond_nodes(tree["policy"], tree["components"], provided)
     for note in notes:
         yield _find(Level.WARNING, note, f"change it in {source}")

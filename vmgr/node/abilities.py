@@ -49,10 +49,11 @@ def without_software(guest: Mapping[str, Any], pool: Pool) -> list[str]:
 
 
 class Provided(NamedTuple):
-    """What some requests need: the site's bridge, and the folder of workspaces; None where it has none."""
+    """What some requests need: a bridge, folders for workspaces and for suspended jobs; None where there is none."""
 
     bridge: Optional[str]
     workspace: Optional[str]
+    suspended: Optional[str]
 
 
 def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool], provided: Provided) -> list[str]:
@@ -84,6 +85,8 @@ def _beyond(policy: Mapping[str, Any], components: Mapping[str, bool], provided:
         networks["enabled"] or "bridge" in (networks["default"], networks["several"])
     ):  # fmt: skip
         yield "network.allowed", "has bridge: nodes refuse it as long as network.bridge.name is not set"
+    if provided.suspended is None and policy["suspend"]["default"]:
+        yield "suspend.default", "is true: no job can be suspended as long as suspended.folder is not set"
     if policy["metadata"]["enabled"]:
         from vmgr.node.cloudconfig import KEYS  # loads PyYAML, which an agent can do without
 
