@@ -157,7 +157,14 @@ class Site:
             folder.mkdir(mode=0o755)
         (self.root / "site.yaml").write_text(CONFIG.format(root=self.root, run=self.run, patience=PATIENCE_S))
         subprocess.run(
-            [str(REPOSITORY / "install.sh"), "--prefix", str(self.prefix), "--config", str(self.root / "site.yaml")],
+            [
+                str(REPOSITORY / "install.sh"),
+                "--no-links",
+                "--prefix",
+                str(self.prefix),
+                "--config",
+                str(self.root / "site.yaml"),
+            ],  # fmt: skip
             env={**os.environ, "TMPDIR": str(self.root)},
             check=True,
         )

@@ -62,6 +62,7 @@ def site() -> Iterator[Site]:
         text = text.replace("submit: {without_vm: guest}", f"submit: {{qsub: {QSUB}, qstat: {qstat}}}")
         (root / "site.yaml").write_text(text)
         install = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(root / "site.yaml")]
+        install.append("--no-links")
         subprocess.run(install, check=True, timeout=PATIENCE_S)
         for name in HOOKS:
             shutil.copy(prefix / "share" / "vtorque" / "mom_priv_hooks" / name, mom_priv / name)

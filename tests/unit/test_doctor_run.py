@@ -202,7 +202,7 @@ def test_lines_are_told_apart_by_node() -> None:
 
 
 def test_a_node_that_says_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "MAX_NODE_BYTES", 100)
+    monkeypatch.setattr(pdsh, "MAX_NODE_BYTES", 100)
     heard = pdsh.Heard(["n1", "n2"])
     for _ in range(50):
         heard.feed(b"n1: xxxxxxxxx\n" * 50)

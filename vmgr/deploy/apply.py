@@ -64,7 +64,7 @@ def converge(
     """
     manifest = store.load() or Manifest()
     steps = [_step(want, manifest.entries.get(want.path)) for want in wants]
-    gone = [path for path in manifest.entries if path not in {want.path for want in wants} | set(also)]
+    gone = _gone(manifest, wants, also)
     outcome = Outcome()
     for step in steps:
         if step.action == KEEP:
@@ -95,6 +95,18 @@ def converge(
     manifest.state, manifest.toolkit, manifest.facts = "installed", toolkit, facts
     store.save(manifest)
     return outcome
+
+
+def _gone(manifest: Manifest, wants: Sequence[Want], also: Iterable[str]) -> list[str]:
+    """Paths that are no longer wanted; a folder is wanted as long as something in it is."""
+    stay = {want.path for want in wants} | set(also)
+    above: set[str] = set()
+    for path in stay:
+        while path != "/":
+            path = os.path.dirname(path)
+            above.add(path)
+    wanted_folders = {path for path, entry in manifest.entries.items() if entry.kind == FOLDER and path in above}
+    return [path for path in manifest.entries if path not in stay | wanted_folders]
 
 
 def _step(want: Want, entry: Optional[Entry]) -> Step:
@@ -258,7 +270,8 @@ def undo_all(
     outcome = Outcome()
     manifest = store.load()
     if manifest is None:
-        _forget(store, Manifest())
+        if os.path.isdir(store.folder):
+            _forget(store, Manifest(), [], outcome)
         return outcome
     if dry:
         outcome.removed += manifest.entries
@@ -268,25 +281,50 @@ def undo_all(
         store.save(manifest)
     for path in generated:
         files.remove(path)
+    around = _around(store, manifest)
     for path, entry in reversed(list(manifest.entries.items())):
+        if path in around:
+            continue
         reason = undo_one(path, entry, outcome, kept)
         if reason:
             outcome.kept.append(f"{path} {reason}")
-    _forget(store, manifest)
+    _forget(store, manifest, around, outcome)
     return outcome
 
 
-def _forget(store: Store, manifest: Manifest) -> None:
-    """Give the folders their times back, and remove the manifest itself."""
-    above = os.path.dirname(store.folder)
+def _around(store: Store, manifest: Manifest) -> list[str]:
+    """Folders of ours in which the manifest's own folder lies, the innermost first."""
+    found = [
+        path for path, entry in manifest.entries.items() if entry.kind == FOLDER and store.folder.startswith(f"{path}/")
+    ]
+    return sorted(found, key=len, reverse=True)
+
+
+def _forget(store: Store, manifest: Manifest, around: Sequence[str], outcome: Outcome) -> None:
+    """Give the folders their times back, and remove the manifest itself with what was made around it, in one step."""
+    top: Optional[str] = None
+    _sweep(store.path)
+    if os.path.isdir(store.folder) and set(os.listdir(store.folder)) <= {os.path.basename(store.path)}:
+        top = store.folder
+        for folder in around:
+            if os.listdir(folder) != [os.path.basename(top)]:
+                outcome.kept.append(f"{folder} is not empty: {', '.join(sorted(os.listdir(folder))[:5])}")
+                break
+            top = folder
+            outcome.removed.append(folder)
+    above = os.path.dirname(top) if top else ""
     for folder, times in manifest.folders.items():
         if folder != above:
             give_back(folder, times)
-    _sweep(store.path)
-    with suppress(FileNotFoundError):
-        os.unlink(store.path)
-    with suppress(OSError):
-        os.rmdir(store.folder)
+    if top is None:
+        outcome.kept.append(f"{store.folder} is not empty")
+        files.remove(store.path)
+        return
+    gone = files.beside(top)
+    files.remove(gone)
+    os.rename(top, gone)
+    files.flush_folder(above)
+    files.remove(gone)
     if above in manifest.folders:
         give_back(above, manifest.folders[above])
 

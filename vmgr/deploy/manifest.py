@@ -80,10 +80,11 @@ def parse(text: str, source: str) -> Manifest:
 
 
 class Store:
-    """The folder that keeps a manifest, root's alone. `folder` is made by the first installation."""
+    """The folder that keeps a manifest; the first installation makes it, with `mode`. The manifest is root's alone."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, mode: int = 0o700) -> None:
         self.folder = folder
+        self.mode = mode
         self.path = f"{folder}/{NAME}"
 
     def load(self) -> Optional[Manifest]:
@@ -111,7 +112,7 @@ class Store:
         remove(new)
         inner = new + self.folder[len(top) :]
         os.makedirs(os.path.dirname(inner) if entries else above, 0o755, exist_ok=True)
-        os.mkdir(inner, 0o700)
+        os.mkdir(inner, self.mode)
         Store(inner).save(manifest)
         os.rename(new, top)
         flush_folder(above)

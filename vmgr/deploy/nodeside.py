@@ -174,9 +174,7 @@ def tree_links(prefix: str, name: str) -> list[Want]:
 
 def _own_tree(order: Order, make: Any) -> list[Want]:
     prefix = order.prefix
-    known = order.store.load()
-    above = [path for path in (known.entries if known else {}) if f"{prefix}/".startswith(f"{path}/")]
-    wants = [Want(path, FOLDER, 0o755) for path in dict.fromkeys([*above, *folders_to(prefix)])]
+    wants = [Want(path, FOLDER, 0o755) for path in folders_to(prefix)]
     for name in ("trees", "etc", "etc/vtorque", "etc/vtorque/vm"):
         wants.append(Want(f"{prefix}/{name}", FOLDER, 0o755))
     wants.append(Want(f"{prefix}/trees/{order.tree}", TREE, 0o755, make=make or _no_tree))

@@ -78,9 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("--hooks", metavar="MODE", help="wrap: ours run the site's own (default); jobtype: ours for guest jobs only")
     add("--torque-home", metavar="DIR", help=f"TORQUE's folder on the nodes (default {TORQUE_HOME})")
     add("--prologalarm", metavar="DO", help="keep (default), or raise: give hooks the time that the timeouts need")
-    add(
-        "--upgrade", action="store_true", help="bring what is installed here, and on all nodes that have it, up to date"
-    )
+    add("--upgrade", action="store_true", help="bring up to date what is here, and on all nodes that have it")
     add("--check", action="store_true", help="verify what is installed here and on the nodes; changes nothing")
     add("--uninstall", action="store_true", help="take it all away again; with --nodes or --all, only from those nodes")
     add("--forget", metavar="SET", help="these nodes are gone for good: nothing is done for them any more")
