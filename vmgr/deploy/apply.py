@@ -129,10 +129,19 @@ def _intend(store: Store, manifest: Manifest, steps: Sequence[Step], gone: Seque
                     _remember(manifest, os.path.dirname(path))
     for path in gone:
         _remember(manifest, os.path.dirname(path))
+    _will_restore(manifest, gone)
     manifest.state = "changing"
     for path in manifest.entries:
         _sweep(path)
     store.save(manifest)
+
+
+def _will_restore(manifest: Manifest, paths: Iterable[str]) -> None:
+    """Note which of these give way to what lies aside: once that lies there no longer, it has been given back."""
+    for path in paths:
+        entry = manifest.entries[path]
+        if entry.aside and look(entry.aside).kind:
+            entry.pending = True
 
 
 def _link_before(path: str) -> Optional[dict[str, Any]]:
@@ -158,6 +167,7 @@ def _do(step: Step) -> None:
     if want.kind == FOLDER:
         with suppress(FileExistsError):
             os.mkdir(want.path, 0o700)
+        os.chown(want.path, *want.owner)
         os.chmod(want.path, want.mode)
         files.flush_folder(os.path.dirname(want.path))
     elif want.kind == TREE:
@@ -278,6 +288,7 @@ def undo_all(
         return outcome
     if manifest.state != "removing":
         manifest.state = "removing"
+        _will_restore(manifest, manifest.entries)
         store.save(manifest)
     for path in generated:
         files.remove(path)

@@ -385,7 +385,7 @@ def _why(path: str, wants: Sequence[Want]) -> str:
     want = next(want for want in wants if want.path == path)
     if not seen.kind:
         return "is missing"
-    if seen.digest == want.digest and want.kind == FILE:
+    if want.kind == FOLDER or (want.kind == FILE and seen.digest == want.digest):
         uid, gid = want.owner
         return f"has owner {seen.uid}:{seen.gid} and mode {seen.mode:04o}, not {uid}:{gid} and {want.mode:04o}"
     return "is not the one of this version"

@@ -66,7 +66,7 @@ def decide(want: Want, entry: Optional[Entry], seen: Seen, aside: Seen) -> Step:
         return Step(want, NONE, entry)
     if seen.kind == entry.kind and seen.digest in entry.ours:
         return Step(want, MAKE, new)
-    if aside.kind and aside.inode == seen.inode:  # moved, and ours is not there yet
+    if aside.kind and _is_still_there(entry, seen, aside):  # it has its second name, and ours is not there yet
         return Step(want, MAKE, new)
     if entry.pending and want.over:
         return Step(want, MAKE, new)
@@ -75,11 +75,18 @@ def decide(want: Want, entry: Optional[Entry], seen: Seen, aside: Seen) -> Step:
     return Step(want, KEEP, entry, "was changed since it was installed")
 
 
+def _is_still_there(entry: Entry, seen: Seen, aside: Seen) -> bool:
+    """Whether at the path itself lies what has, as `aside`, a second name already."""
+    link = entry.was is not None and seen.kind == LINK and seen.digest == entry.was["target"]
+    return aside.inode == seen.inode or link
+
+
 def _decide_folder(want: Want, entry: Optional[Entry], seen: Seen) -> Step:
     if seen.kind == "folder" and want.kind == TREE:
         return Step(want, MAKE if want.make else NONE, entry or Entry(want.kind, want.mode))
     if seen.kind == "folder":
-        return Step(want, NONE, entry)
+        right = (seen.mode, seen.uid, seen.gid) == (want.mode, *want.owner)
+        return Step(want, NONE if right or entry is None else MAKE, entry)
     if seen.kind:
         return Step(want, KEEP, entry, "is no folder")
     return Step(want, MAKE, Entry(want.kind, want.mode))
@@ -115,7 +122,7 @@ REMOVE, RESTORE, DROP_ASIDE = "remove", "restore", "drop"
 
 def undoing(entry: Entry, seen: Seen, aside: Seen) -> str:
     """What is to be done to undo an entry: REMOVE, RESTORE, DROP_ASIDE, NONE, or KEEP for what somebody has changed."""
-    if aside.kind and aside.inode == seen.inode:
+    if aside.kind and _is_still_there(entry, seen, aside):
         return DROP_ASIDE
     if not seen.kind:
         return RESTORE if aside.kind else NONE
