@@ -16,6 +16,7 @@ from vmgr.deploy.manifest import Manifest, Store
 from vmgr.deploy.nodeside import (
     LINKED,
     earlier_trees,
+    folder_wants,
     folders_to,
     generated_files,
     guest_jobs,
@@ -115,16 +116,17 @@ class Front:
     def wants(self, config: bytes, site: Site, front: str) -> list[Want]:
         """All of it, in the order in which it is made: what a mom runs comes after what that needs."""
         hooks = moms.Hooks(hookfiles.WRAP, hookfiles.DEFAULT_JOB_TYPE, self.prefix, site.spool, self.source.hooks)
+        manifest = self.store.load()
         wants = self.programs(config)
         wants.append(Want(f"{self.store.folder}/id", FILE, 0o644, f"{front}\n".encode()))
         wants += tree_links(self.prefix, self.source.name)
         wants += moms.samples(f"{self.prefix}/mom_priv_hooks", hooks)
         if site.engine == "local":
             mom_priv = f"{site.local}/mom_priv"
-            wants += [Want(path, FOLDER, 0o755) for path in folders_to(mom_priv)]
+            wants += folder_wants(mom_priv, manifest)
             wants += moms.hook_wants(mom_priv, hooks)
         if self.links:
-            wants += outside.wants(self.prefix)
+            wants += outside.wants(self.prefix, manifest)
         wants.append(Want(f"{self.prefix}/{INSTALLED}", FILE, 0o644, f"{self.source.name}\n".encode()))
         return wants
 

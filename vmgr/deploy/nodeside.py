@@ -139,7 +139,7 @@ def _same_prefix(order: Order, manifest: Optional[Manifest]) -> None:
 
 def wants_of(order: Order, manifest: Optional[Manifest], make: Any = None) -> list[Want]:
     """All that should lie on this node, in the order in which it is made."""
-    wants = [] if is_shared(order) else _own_tree(order, make)
+    wants = [] if is_shared(order) else _own_tree(order, manifest, make)
     if os.path.isdir(UNITS):
         wants += _timer(order)
     wants += moms.hook_wants(order.mom_priv, _hooks(order))
@@ -166,15 +166,22 @@ def folders_to(path: str) -> list[str]:
     return found[::-1]
 
 
+def folder_wants(path: str, manifest: Optional[Manifest]) -> list[Want]:
+    """A folder, and what leads to it, as far as it is ours or missing."""
+    ours = [each for each, entry in manifest.entries.items() if entry.kind == FOLDER] if manifest else []
+    leading = [each for each in ours if f"{path}/".startswith(f"{each}/")]
+    return [Want(each, FOLDER, 0o755) for each in sorted({*leading, *folders_to(path)}, key=len)]
+
+
 def tree_links(prefix: str, name: str) -> list[Want]:
     """The links that make a tree the present one; the first of them does it for all others at once."""
     wants = [Want(f"{prefix}/current", LINK, target=f"trees/{name}")]
     return wants + [Want(f"{prefix}/{each}", LINK, target=f"current/{each}") for each in LINKED]
 
 
-def _own_tree(order: Order, make: Any) -> list[Want]:
+def _own_tree(order: Order, manifest: Optional[Manifest], make: Any) -> list[Want]:
     prefix = order.prefix
-    wants = [Want(path, FOLDER, 0o755) for path in folders_to(prefix)]
+    wants = folder_wants(prefix, manifest)
     for name in ("trees", "etc", "etc/vtorque", "etc/vtorque/vm"):
         wants.append(Want(f"{prefix}/{name}", FOLDER, 0o755))
     wants.append(Want(f"{prefix}/trees/{order.tree}", TREE, 0o755, make=make or _no_tree))

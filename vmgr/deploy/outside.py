@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Optional
 
 from vmgr.deploy.build import COMPLETIONS
-from vmgr.deploy.nodeside import folders_to
-from vmgr.deploy.wants import FILE, FOLDER, LINK, Want
+from vmgr.deploy.manifest import Manifest
+from vmgr.deploy.nodeside import folder_wants
+from vmgr.deploy.wants import FILE, LINK, Want
 
 PLACE = "/usr/local"
 PROFILE = "/etc/profile.d"
@@ -20,7 +22,7 @@ esac
 """
 
 
-def wants(prefix: str) -> list[Want]:
+def wants(prefix: str, manifest: Optional[Manifest]) -> list[Want]:
     """Links to the programs, their man pages and completions in PLACE, and a snippet in PROFILE where that is."""
     links = {f"{PLACE}/bin/{name}": f"{prefix}/bin/{name}" for name in ("vsub", "vmgr")}
     for page in ("vsub.1", "vmgr.1"):
@@ -29,8 +31,7 @@ def wants(prefix: str) -> list[Want]:
         links[f"{PLACE}/share/{name}"] = f"{prefix}/share/{name}"
     found: dict[str, Want] = {}
     for path, target in links.items():
-        for folder in folders_to(os.path.dirname(path)):
-            found[folder] = Want(folder, FOLDER, 0o755)
+        found.update((want.path, want) for want in folder_wants(os.path.dirname(path), manifest))
         found[path] = Want(path, LINK, target=target)
     if os.path.isdir(PROFILE):
         path = f"{PROFILE}/vtorque.sh"
