@@ -145,14 +145,14 @@ places="$prefix/share/vtorque/mom_priv_hooks"
 [ "$(setting engine)" != local ] || places="$places $(setting local.spool)/mom_priv"
 for place in $places; do
     mkdir -p "$place"
-    for hook in "$source"/mom_priv_hooks/*; do
-        target=$place/$(basename "$hook")
-        sed "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g" "$hook" >"$target.new"
-        if cmp -s "$target.new" "$target"; then
-            rm "$target.new"
+    for name in prologue prologue.parallel epilogue epilogue.parallel epilogue.precancel; do
+        target=$place/$name new=$place/.$name.new # a user could have $name.new run, by qsub -T new
+        sed "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g" "$source/mom_priv_hooks/${name%%.*}" >"$new"
+        if cmp -s "$new" "$target"; then
+            rm "$new"
         else
-            chmod 755 "$target.new"
-            mv "$target.new" "$target"
+            chmod 755 "$new"
+            mv "$new" "$target"
         fi
     done
 done

@@ -31,6 +31,7 @@ from vmgr.commands import (
     report,
     save,
     ssh,
+    suspend,
     table,
     topology,
 )
@@ -65,6 +66,8 @@ cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
 cli.add_command(dump.dump)
+cli.add_command(suspend.suspend)
+cli.add_command(suspend.resume)
 cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)

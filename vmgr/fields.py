@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple, Union
 
+from vmgr.deploy.hookfiles import is_job_type
 from vmgr.images.pool import REFERENCE
 from vmgr.units import parse_size_mib
 
@@ -69,6 +70,13 @@ def text(value: Any) -> str:
 def name(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
         raise ValueError("a name of up to 64 letters, digits, `-`, `_` and `.` is needed")
+    return value
+
+
+def job_type(value: Any) -> str:
+    """A type of jobs of TORQUE's (`qsub -T`) that can be vTorque's own."""
+    if not isinstance(value, str) or not is_job_type(value):
+        raise ValueError("a word of up to 32 letters, digits, `-`, `_` is needed, no ending of a hook (user, parallel)")
     return value
 
 

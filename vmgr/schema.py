@@ -13,6 +13,7 @@ from vmgr.fields import (
     check,
     choice,
     flag,
+    job_type,
     mac_prefix,
     name,
     nullable,
@@ -58,6 +59,11 @@ SCHEMA: dict[str, Any] = {
             pattern,
         ),
         "qstat": OneOf(Key(path, "/usr/bin/qstat", "likewise its qstat"), pattern),
+        "qhold": OneOf(Key(path, "/usr/bin/qhold", "likewise its qhold, of which `vmgr suspend` makes use"), pattern),
+        "qrls": OneOf(Key(path, "/usr/bin/qrls", "likewise its qrls, of which `vmgr resume` makes use"), pattern),
+        "qrerun": OneOf(
+            Key(path, "/usr/bin/qrerun", "likewise its qrerun, by which nodes requeue jobs that are suspended"), pattern
+        ),
         "pbsnodes": OneOf(Key(path, "/usr/bin/pbsnodes", "likewise its pbsnodes"), pattern),
         "disabled_hosts": Key(patterns, [], "hosts from which guest jobs may not be submitted"),
         "default_queue": Key(nullable(name), None, "the queue whose policy holds for a job that names none"),
@@ -65,6 +71,11 @@ SCHEMA: dict[str, Any] = {
             nullable(choice("uniqueuser", "singlejob", "singleuser", "shared")),
             "uniqueuser",
             "`naccesspolicy` of guest jobs that ask for none; null: none",
+        ),
+        "job_type": Key(
+            nullable(job_type),
+            None,
+            "the type of guest jobs (`qsub -T`), where the nodes have vTorque's hooks for that type; null: none",
         ),
     },
     "local": {

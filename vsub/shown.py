@@ -51,6 +51,8 @@ def explain(plan: Plan, config: Config) -> Iterator[Row]:
         yield Row(f"-l {name}", value, OF_GUESTS + _in_place_of(name, wanted))
     if config.submit.node_access is not None and not chooses_node_access(plan.options):
         yield Row("-l naccesspolicy", config.submit.node_access, config.origin("submit.node_access"))
+    if config.submit.job_type is not None:
+        yield Row("-T", config.submit.job_type, config.origin("submit.job_type"))
     yield Row("directory", plan.workdir, _workdir_source(plan))
 
 

@@ -71,6 +71,7 @@ class Submission:
             job_name=plan.job_name,
             interactive=plan.interactive,
             node_access=self._config.submit.node_access,
+            job_type=self._config.submit.job_type,
         )
 
     def _files(self) -> dict[str, bytes]:

@@ -93,7 +93,7 @@ def test_commands_work(page: Path, site: Site, user: User) -> None:
     shown = [command for command in commands(page) if not elsewhere(command.text)]
     if not shown:
         pytest.skip("shows no command that is run here")
-    for example in sorted((REPOSITORY / "examples").glob("*.sh")):
+    for example in sorted((REPOSITORY / "examples").iterdir()):
         user.write(example.name, example.read_text())
     path = f"{site.prefix}/bin:{site.prefix}/libexec/local:/usr/local/bin:/usr/bin:/bin"
     jobs: list[str] = []

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Done, Site, User, installed
+from .conftest import REPOSITORY, Done, Site, User, installed
 from .test_several_nodes import EVERYWHERE, Cluster
 
-RING = Path(__file__).with_name("mpi_ring.c")
+RING = REPOSITORY / "examples" / "ring.c"
 ELEMENTS = 200_000
 """How many numbers the program reduces."""
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from nodesite import REPOSITORY, make_node, wait_gone
 
+from vmgr.deploy.hookfiles import fill
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import accel, process
 from vmgr.node.control import Control
@@ -443,8 +444,8 @@ def test_an_epilogue_as_the_user_starts_nothing(base: Path, user: User) -> None:
     program.chmod(0o755)
     (base / "spool" / "jobs" / "12.host").mkdir(parents=True)
     hook = base / "epilogue.precancel"
-    text = (REPOSITORY / "mom_priv_hooks" / hook.name).read_text()
-    hook.write_text(text.replace("@PREFIX@", str(base)).replace("@SPOOL@", str(base / "spool")))
+    text = (REPOSITORY / "mom_priv_hooks" / "epilogue").read_text()
+    hook.write_text(fill(text, prefix=str(base), spool=str(base / "spool")))
     hook.chmod(0o755)
     environment = {"PATH": "/bin:/usr/bin"}
     ids = {"user": user.uid, "group": user.gid, "extra_groups": []}

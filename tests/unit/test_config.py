@@ -110,6 +110,8 @@ def test_values_and_their_origin(install: Installation) -> None:
         ("submit: {qsub: {login*: x}}\n", "line 1: submit.qsub.login* is 'x': an absolute path"),
         ("submit: {disabled_hosts: login}\n", "line 1: submit.disabled_hosts is 'login': a list of host names"),
         ("submit: {node_access: any}\n", "line 1: submit.node_access is 'any': one of uniqueuser, singlejob"),
+        ("submit: {job_type: user}\n", "line 1: submit.job_type is 'user': a word of up to 32 letters"),
+        ("submit: {job_type: user.x}\n", "line 1: submit.job_type is 'user.x': a word of up to 32 letters"),
         ("components: {iocm: 1}\n", "line 1: components.iocm is '1': true or false is needed"),
         ("resources: {host_cores: -1}\n", "line 1: resources.host_cores is '-1': a whole number from 0 to 1024"),
         ("policy: {raise_requests: 1}\n", "line 1: policy.raise_requests is '1': true or false is needed"),

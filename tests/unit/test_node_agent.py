@@ -11,7 +11,7 @@ from nodesite import a_spec, a_user, an_image, make_node, short_folder
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec, SpecPath, dump_spec, spec_hash
-from vmgr.node import agent
+from vmgr.node import checkedjob
 from vmgr.node.allocation import Allocation
 from vmgr.node.userio import primary_group
 from vmgr.policy import Subject
@@ -29,16 +29,17 @@ def specification(
     async def read_file(*_: object, **__: object) -> bytes:
         return data
 
-    monkeypatch.setattr(agent, "read_file", read_file)
-    monkeypatch.setattr(agent, "check_spec", lambda _spec, _config, subject, _source, nodes: subjects.append(subject))
-    monkeypatch.setattr(agent.Pool, "hold", lambda _pool, choose: (choose() or an_image(base), None))
+    monkeypatch.setattr(checkedjob, "read_file", read_file)
+    monkeypatch.setattr(
+        checkedjob, "check_spec", lambda _spec, _config, subject, _source, **_: subjects.append(subject)
+    )
+    monkeypatch.setattr(checkedjob.Pool, "hold", lambda _pool, choose: (choose() or an_image(base), None))
     facts = {"job_id": "12.host", "user": "carol", "node_index": 0, "queue": None, **call}
 
     async def work() -> None:
-        found = agent.Call(directory=SpecPath("/home/carol", "0" * 16, spec_hash(data)), **facts)
+        found = checkedjob.Call(directory=SpecPath("/home/carol", "0" * 16, spec_hash(data)), **facts)
         node = make_node(base, policy=policy or {})
-        attempt = agent.Agent(node.config, base, node.place(), found, None)
-        await attempt._job(a_user(), allocation)
+        await checkedjob.checked_job(found, node.config, node.place(), a_user(), allocation)
 
     with short_folder() as base:
         asyncio.run(work())

@@ -86,9 +86,10 @@ DEFAULTS: dict[str, Any] = {
 PROGRAMS = {"prologue": '#!/bin/sh\nexec PREFIX/libexec/vtorque-user-prologue "$@"\n', "job": '#!/bin/sh\nexec PREFIX/libexec/vtorque-job DIR "$@"\n'}
 
 
-def guest_argv(options: Union[str, list[str]] = "", wanted: str = "mem=768mb", *, access: Optional[str] = "uniqueuser", name: Optional[str] = "job.sh", interactive: bool = False) -> list[str]:
+def guest_argv(options: Union[str, list[str]] = "", wanted: str = "mem=768mb", *, access: Optional[str] = "uniqueuser", name: Optional[str] = "job.sh", interactive: bool = False, job_type: Optional[str] = None) -> list[str]:
     """qsub's arguments for a guest job: what is always there, the user's `options`, what the guests need (`wanted`)."""
     words = ["-C", "", "-l", "prologue=DIR/prologue", "-S", "PREFIX/libexec/vtorque-job"]
+    words += [] if job_type is None else ["-T", job_type]
     words += ["-I", "-x"] if interactive else []
     words += [] if name is None else ["-N", name]
     words += split(options)
@@ -97,10 +98,10 @@ def guest_argv(options: Union[str, list[str]] = "", wanted: str = "mem=768mb", *
     return [*words, *(["-l", f"naccesspolicy={access}"] if access else []), "DIR/job"]
 
 
-def guest(line: Union[str, list[str]], options: Union[str, list[str]] = "", wanted: str = "mem=768mb", *, access: Optional[str] = "uniqueuser", name: Optional[str] = "job.sh", spec: Optional[dict[str, Any]] = None, **more: Any) -> Row:
+def guest(line: Union[str, list[str]], options: Union[str, list[str]] = "", wanted: str = "mem=768mb", *, access: Optional[str] = "uniqueuser", name: Optional[str] = "job.sh", spec: Optional[dict[str, Any]] = None, job_type: Optional[str] = None, **more: Any) -> Row:
     """A guest job that is submitted."""
     interactive = (spec or {}).get("interactive", False)
-    return Row(split(line), guest_argv(options, wanted, access=access, name=name, interactive=interactive), spec or {}, **more)
+    return Row(split(line), guest_argv(options, wanted, access=access, name=name, interactive=interactive, job_type=job_type), spec or {}, **more)
 
 
 def refused(line: Union[str, list[str]], error: str, status: int = 2, **more: Any) -> Row:
@@ -682,6 +683,12 @@ RESOURCES = [
     guest("-W x=NACCESSPOLICY:SINGLEJOB job.sh", "-W x=NACCESSPOLICY:SINGLEJOB", access=None),
     guest("job.sh", access=None, submit=", node_access: null"),
     guest("job.sh", access="singleuser", submit=", node_access: singleuser"),
+    # the type of guest jobs
+    guest("job.sh", job_type="vtorque", submit=", job_type: vtorque"),
+    guest("-I -x job.sh", spec={"interactive": True, "keep": True}, job_type="vm", submit=", job_type: vm", result='{"v": 1, "status": 7, "code": null}', status=7),
+    unhonoured("-T vtorque job.sh", "-T vtorque", "vTorque's own hooks must run, and those of another name would run in their place", submit=", job_type: vtorque"),
+    plain("-vm off job.sh", "job.sh", submit=", job_type: vtorque"),
+    plain("-vm off -T own job.sh", "-T own job.sh", submit=", job_type: vtorque"),
     # what no guest job can ask for
     refused("-l nodes=1 -l procs=2 job.sh", "VT-OPTION: -l nodes=1 and -l procs=2 cannot both be honoured in a guest job; say nodes=N:ppn=M"),
     refused("-l ncpus=2 -L tasks=1 job.sh", "VT-OPTION: -l ncpus=2 and -L tasks=1 cannot both be honoured in a guest job; say nodes=N:ppn=M"),

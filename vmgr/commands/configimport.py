@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def import_(file: Path, output: Optional[Path], as_json: bool) -> None:
-    """Turn a configuration file of the bash vTorque of 2018 into one of this version.
+    """Turn a file of the bash vTorque of 2018 into a configuration.
 
     FILE is its common/config.sh. It is read, never run. What comes out is a whole configuration, checked, with a
     comment for each parameter that was dropped, and why: for parts that only running the file would tell, too. Without
     -o it goes to standard output, and nothing is changed.
 
-    Example: vmgr config import /opt/vtorque-2018/common/config.sh -o vtorque.yaml
+    Example: vmgr config import vTorque/common/config.sh -o vtorque.yaml
     """
     from vmgr.migration.convert import convert
     from vmgr.newfile import new_file

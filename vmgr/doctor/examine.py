@@ -28,6 +28,7 @@ from vmgr.doctor import (
     settings,
     shares,
     storage,
+    suspension,
 )
 from vmgr.doctor.finding import Check, Finding, Level, Node, from_plain
 from vmgr.errors import VTorqueError
@@ -48,6 +49,7 @@ CHECKS: Mapping[str, Check] = {
     "rights": rights.check,
     "confinement": confinement.check,
     "batch system": mom.check,
+    "suspension": suspension.check,
     "clock": clock.check,
     "leftovers": leftovers.check,
 }

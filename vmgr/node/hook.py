@@ -44,6 +44,8 @@ def _prologue(call: HookCall, install: Installation) -> None:
     if call.directory is None:
         return
     config = load_config(install)
+    if record.has_begun(config.paths, call.job_id):
+        return  # the site's own hook has called ours already
     place = record.new_place(config.paths, call.job_id)
     lock, listener = record.create(place, {**call._asdict(), "directory": list(call.directory)})
     _start_agent(install, place, lock, listener.fileno())
@@ -98,6 +100,7 @@ def end_job(config: Config, job_id: str) -> None:
         for failure in failures:
             print(f"vtorque: epilogue: {failure}", file=sys.stderr)
         settled = settled and not failures
+        record.take_end(config.paths, job_id)  # of an agent that was just about to end by itself
     if settled:
         record.exhume(config.paths, job_id)
 

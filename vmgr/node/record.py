@@ -70,6 +70,12 @@ def hook_start() -> int:
     return process.start_ticks(os.getsid(0)) or process.start_ticks(os.getpid()) or 0
 
 
+def has_begun(paths: Paths, job_id: str) -> bool:
+    """Whether the hook that the caller belongs to has made a place for the job."""
+    begun = hook_start()
+    return any(place.start == begun and place.is_of_this_boot for place in places(paths, job_id))
+
+
 def places(paths: Paths, job_id: Optional[str] = None) -> list[Place]:
     """The places of all attempts on this node, or of one job's, oldest first."""
     found = []
@@ -221,7 +227,10 @@ def exhume(paths: Paths, job_id: str) -> None:
 
 
 def note_end(paths: Paths, job_id: str, place: Place) -> None:
-    """Leave word for the epilogue that the attempt is over and undone, so that it need not expect its agent."""
+    """Leave word for the epilogue that the attempt is over and about to be undone: it need not expect its agent.
+
+    It comes before the undoing, so that an epilogue which ends that agent meets either the record or this word.
+    """
     _write_mark(paths.run / "ended" / place_name(job_id), place.start)
 
 

@@ -36,6 +36,8 @@ class QsubDialect:
             "-l", f"prologue={job.directory}/prologue",
             "-S", job.program,
         ]  # fmt: skip
+        if job.job_type is not None:
+            arguments += ["-T", job.job_type]
         if job.interactive:
             arguments += ["-I", "-x"]
         if not any(option.letter == "N" for option in job.options):
