@@ -132,4 +132,4 @@ class KeptSession(GuestSession):
 
 
 def _refusal(why: str) -> VTorqueError:
-    return VTorqueError(f"the job cannot be suspended now: {why}", code=Code.SUSPEND)
+    return VTorqueError(why, code=Code.SUSPEND)

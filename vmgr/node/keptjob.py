@@ -75,7 +75,7 @@ class KeptJob:
         if self._session.detached:
             return None
         if self._refused is not None:
-            return f"the job cannot be suspended now: {self._refused}"
+            return self._refused
         try:
             await self._session.detach(DETACH_SECONDS)
         except VTorqueError as err:
