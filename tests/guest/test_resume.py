@@ -183,6 +183,7 @@ def test_a_guest_goes_on(jobs: Jobs, suspended: Suspended) -> None:
     assert "epilogue after" in log, "it has obeyed the order to end"
 
 
+@pytest.mark.slow
 def test_guests_on_a_network_of_their_own_go_on(jobs: Jobs) -> None:
     """They find one another, under the names that they have had."""
     path = jobs.submit("#!/bin/sh\n", groups=(GuestGroup("micro", 2, 1, 256),), network="job", **FIELDS)
