@@ -16,9 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from installsite import SITE_HOOKS, SSHD, Cluster, picture
+from installsite import REPOSITORY, SITE_HOOKS, SSHD, Cluster, picture
 
+from vmgr import __version__
+from vmgr.deploy import build, tree
+from vmgr.deploy.build import PARTS
 from vmgr.deploy.hookfiles import is_ours
+from vmgr.deploy.nodeside import LINKED
 
 pytestmark = [
     pytest.mark.skipif(not SSHD.exists() or shutil.which("pdsh") is None, reason="needs sshd and pdsh"),
@@ -293,7 +297,7 @@ def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> 
 
 
 def test_an_installation_from_before_there_were_trees(cluster: Cluster) -> None:
-    """Its folders become links, and its configuration stays; it is one's own machine, with the embedded batch system."""
+    """Its folders become links, and its configuration stays; it has the embedded batch system."""
     prefix, base = cluster.prefix.with_name(f"{cluster.prefix.name}-old"), cluster.base / "old"
     source = build.source_at(str(REPOSITORY), __version__, "/usr/bin/python3")
     text = f"engine: local\nlocal: {{spool: {base}/local}}\npaths: {{spool: {base}/spool}}\n"
