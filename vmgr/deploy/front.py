@@ -155,7 +155,11 @@ class Front:
         facts = {"id": front, "tree": self.source.name, "previous": previous, "links": self.links}
         facts.update(engine=site.engine, spool=site.spool)
         outcome = apply.converge(self.store, wants, toolkit=self.source.version, facts=facts, also=also)
-        build.run_python(self.tree, "from vmgr.deploy.settings import compile_; compile_(sys.argv[1])", self.prefix)
+        if outcome.changed and previous not in (None, BEFORE):
+            earlier = f"{self.prefix}/trees/{previous}"
+            outcome.kept += [f"{earlier}/{path} was changed; it is used no more" for path in tree.differences(earlier)]
+        program = "from vmgr.deploy.settings import compile_; compile_(*sys.argv[1:])"
+        build.run_python(self.tree, program, self.prefix, "again" if outcome.changed else "")
         return outcome
 
     def _adopt(self) -> None:

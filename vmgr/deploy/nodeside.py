@@ -241,7 +241,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
         facts = {"prefix": order.prefix, "tree": order.tree, "previous": previous, "mode": order.mode}
         wants = wants_of(order, manifest, None if stream is None else lambda path: unpack(stream, path))
         outcome = apply.converge(store, wants, toolkit=order.toolkit, facts=facts, also=also)
-        if not shared:
+        if not shared and (outcome.changed or not os.path.exists(generated_files(order.prefix)[0])):
             _run([f"{order.prefix}/bin/vmgr", "config", "compile"])
         if order.units and os.path.isdir("/run/systemd/system") and any(UNITS in path for path in outcome.made):
             _run(["systemctl", "daemon-reload"])
@@ -249,8 +249,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
     told = "installed" if outcome.changed else "is current"
     told += f", hooks {order.mode}, prefix {'shared' if shared else 'of its own'}"
     if outcome.moved:
-        names = sorted(os.path.basename(path) for path in outcome.moved)
-        told += f", moved aside: {', '.join(names)}"
+        told += f", moved aside: {_names(order, outcome.moved)}"
     problem = moms.alarm_problem(order.mom_priv, order.needed_s)
     answer = _told("ok", outcome, told)
     if problem:
@@ -310,8 +309,7 @@ def _uninstall(order: Order) -> dict[str, Any]:
         _run(["systemctl", "daemon-reload"])
     told = "vTorque removed"
     if outcome.restored:
-        names = sorted(os.path.basename(path) for path in outcome.restored)
-        told += f", given back: {', '.join(names)}"
+        told += f", given back: {_names(order, outcome.restored)}"
     return _told("ok", outcome, told)
 
 
@@ -425,6 +423,12 @@ def _run(argv: Sequence[str]) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise Refused(f"{' '.join(argv)}: {said[-1] if said else f'status {done.returncode}'}")
+
+
+def _names(order: Order, paths: Sequence[str]) -> str:
+    """Which hooks in `mom_priv` these are."""
+    hooks = (os.path.basename(path) for path in paths if path != f"{order.mom_priv}/config")
+    return ", ".join(sorted(hooks)) or "no hook"
 
 
 def _told(status: str, outcome: Outcome, text: str) -> dict[str, Any]:

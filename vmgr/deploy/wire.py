@@ -7,6 +7,7 @@ Python and the remote shell.
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import shlex
@@ -61,7 +62,7 @@ def write_stream(stream: BinaryIO, order: Mapping[str, Any], tree: Optional[str]
     """Write a whole stream; `tree` is the folder that is packed into it."""
     stream.write(head({**order, "has_tree": tree is not None}))
     if tree is not None:
-        with tarfile.open(fileobj=stream, mode="w|gz", compresslevel=1) as tar:
+        with gzip.GzipFile("", "wb", 1, stream) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
             tar.add(tree, arcname=".")
 
 
