@@ -41,7 +41,7 @@ NEEDED_S = 251
 def cluster() -> Iterator[Cluster]:
     """A front end with vTorque and three nodes without, of which n3 is down."""
     word = secrets.token_hex(3)
-    base, prefix = Path(f"/var/lib/vtorque-test-{word}"), Path(f"/opt/vtorque-test-{word}")
+    base, prefix = Path(f"/dev/shm/vtorque-test-{word}"), Path(f"/opt/vtorque-test-{word}")
     base.mkdir(mode=0o755)
     Path("/run/sshd").mkdir(exist_ok=True)
     made = Cluster(base, prefix)
@@ -255,8 +255,8 @@ def newer(cluster: Cluster) -> Path:
     start = folder / "vmgr" / "__init__.py"
     start.write_text(re.sub('__version__ = ".*"', '__version__ = "99.1"', start.read_text()))
     schema = folder / "vmgr" / "schema.py"
-    key = '        "news": Key(flag, False, "what only this version knows"),\n        "job_type": Key('
-    schema.write_text(schema.read_text().replace('        "job_type": Key(', key, 1))
+    section = '    "news": {"told": Key(flag, False, "what only this version knows")},\n    "submit": {'
+    schema.write_text(schema.read_text().replace('    "submit": {', section, 1))
     return folder
 
 
@@ -278,7 +278,7 @@ def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> 
     told = cluster.install(
         "--upgrade", "--wheels", str(wheels), source=newer, PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x"
     )
-    assert "new in the configuration: submit.news (default False): what only this version knows" in told
+    assert "new in the configuration: news.told (default False): what only this version knows" in told
     assert f"kept: {prefix}/{old}/share/vtorque/templates/report.css was changed; it is used no more" in told
     assert {name: line.split(",")[0] for name, line in lines(told).items()} == {"n1": "installed", "n2": "installed"}
     for place in (prefix, own):

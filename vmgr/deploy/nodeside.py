@@ -260,7 +260,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
 
 
 def unpack(stream: BinaryIO, folder: str) -> None:
-    """Unpack a tree from a tar that root has made, and seal it when all of it is as its seal says.
+    """Unpack a tree from a tar that root has made, and give it its name when all that its seal names is there.
 
     Raises Refused for one that did not arrive whole.
     """
@@ -273,10 +273,10 @@ def unpack(stream: BinaryIO, folder: str) -> None:
     except (tarfile.TarError, EOFError, OSError) as err:
         files.remove(part)
         raise Refused(f"the programs did not arrive whole: {err}") from err
-    wrong = tree.differences(part)
-    if wrong:
+    missing = sorted(tree.sealed_listing(part).keys() - tree.names(part))
+    if missing or not tree.is_sealed(part):
         files.remove(part)
-        raise Refused(f"the programs did not arrive whole: {', '.join(wrong[:3])}")
+        raise Refused(f"the programs did not arrive whole: {', '.join(missing[:3]) or 'no list of them'}")
     tree.flush(part)
     files.remove(folder)
     os.rename(part, folder)
