@@ -57,10 +57,12 @@ class Cost(NamedTuple):
     cpu: float
 
 
-def measure(argv: Sequence[str]) -> Cost:
-    """Run a program as a session leader."""
+def measure(argv: Sequence[str], user: Optional[int] = None) -> Cost:
+    """Run a program as a session leader, with the rights of `user` or the caller's."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, check=True)
+    subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, check=True, user=user
+    )
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return Cost(wall * 1000, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000)
 

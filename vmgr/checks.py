@@ -334,6 +334,22 @@ def _own_image(path: str, distro: Optional[str], arch: Optional[str], checker: C
     return image
 
 
+def guessed_family(image: Image, distro: Optional[str], checker: Checker) -> Optional[str]:
+    """What to tell a user whose own disk, `image`, is taken to be of the default image's family, as nothing was said.
+
+    None where the family was said, the image is of the pool, or the pool knows no other family.
+    """
+    if distro is not None or not image.name.startswith("/"):
+        return None
+    known = {each.family for each in Pool(checker.config.pool).newest(broken=lambda _problem: None)} - {image.family}
+    if not known:
+        return None
+    return (
+        f"img={image.name} is taken to be of the family {image.family}, as the default image is; "
+        f"distro=FAMILY says otherwise: {', '.join(sorted(known))}"
+    )
+
+
 def _like(distro: Optional[str], checker: Checker) -> Image:
     pool, default = Pool(checker.config.pool), checker.policy.default("img")
     if distro is None and default is not None:
@@ -383,15 +399,17 @@ def check_room(group: GuestGroup, image: Image, checker: Checker) -> None:
         )  # fmt: skip
 
 
-def check_shares(names: Iterable[str], image: Image, checker: Checker) -> None:
-    """Refuse a share of a kind that the image has no driver for."""
+def check_shares(names: Iterable[str], image: Image, checker: Checker, *, suspend: bool) -> None:
+    """Refuse a share of a kind that the image has no driver for. `suspend`: the guests can be suspended."""
     for mount in checker.config.mounts:
-        if mount.name in names and mount.kind not in image.features:
+        seen = mount.as_saved() if suspend else mount
+        if mount.name in names and seen.kind not in image.features:
+            other = "" if seen == mount else f"; by {mount.kind} it is there with suspend=off"
             raise VTorqueError(
                 f"the image {image.name} cannot mount the share {mount.name}{checker.source('mounts')}, "
-                f"which is of kind {mount.kind} ({checker.config.origin('mounts')})",
+                f"which is of kind {seen.kind} ({checker.config.origin('mounts')})",
                 code=Code.IMAGE,
-                hint=f"choose another image, or leave {mount.name} out of mounts=",
+                hint=f"choose another image, or leave {mount.name} out of mounts={other}",
             )
 
 
@@ -412,10 +430,13 @@ def check_metadata(keys: Mapping[str, object], image: Image, checker: Checker) -
         )
 
 
-def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nodes: int) -> Image:
+def check_spec(
+    spec: Spec, config: Config, subject: Subject, source: str, *, nodes: int, stored: Optional[str] = None
+) -> Image:
     """Root's second check of a specification, against the node's own configuration; gives the guests' image.
 
-    `nodes` is how many the batch system gave to the job. Raises VTorqueError (VT-POLICY, VT-IMAGE).
+    `nodes` is how many the batch system gave to the job. Guests that go on have the revision `stored` (NAME@REVISION)
+    of the image that is asked for, not its newest. Raises VTorqueError (VT-POLICY, VT-IMAGE).
     """
     if len(spec.groups) != 1:
         raise VTorqueError(f"{source} asks for {len(spec.groups)} guest groups", code=Code.POLICY, hint="1 is allowed")
@@ -437,11 +458,11 @@ def check_spec(spec: Spec, config: Config, subject: Subject, source: str, *, nod
             checker.switched_on(key, given)
     if spec.pinning.cpus is not None and [len(guest) for guest in spec.pinning.cpus] != [group.vcpus] * group.per_node:
         raise VTorqueError(f"{source} does not bind each vCPU of each guest", code=Code.POLICY)
-    image = choose_image(group, spec.distro, spec.arch, checker)
+    image = choose_image(group._replace(image=stored or group.image), spec.distro, spec.arch, checker)
     check_disk_of(image, spec.fs_type, checker)
     check_room(group, image, checker)
     checker.size(group, image)
-    check_shares(spec.mounts, image, checker)
+    check_shares(spec.mounts, image, checker, suspend=spec.suspend)
     if spec.metadata is not None:
         checker.switched_on("metadata", "cloud-config")
         check_metadata(spec.metadata, image, checker)

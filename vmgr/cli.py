@@ -15,6 +15,7 @@ from vmgr.commands import (
     build,
     completion,
     config,
+    configimport,
     console,
     doctor,
     dump,
@@ -30,6 +31,7 @@ from vmgr.commands import (
     report,
     save,
     ssh,
+    suspend,
     table,
     topology,
 )
@@ -64,6 +66,8 @@ cli.add_command(ssh.cp)
 cli.add_command(console.console)
 cli.add_command(power.power)
 cli.add_command(dump.dump)
+cli.add_command(suspend.suspend)
+cli.add_command(suspend.resume)
 cli.add_command(logs.logs)
 cli.add_command(report.report)
 cli.add_command(reached.agent_states)
@@ -73,6 +77,7 @@ cli.add_command(doctor.doctor)
 cli.add_command(metrics.metrics)
 cli.add_command(topology.topology)
 cli.add_command(config.config)
+config.config.add_command(configimport.import_)
 cli.add_command(table.errors)
 cli.add_command(completion.completion)
 

@@ -27,11 +27,14 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 class Submit(NamedTuple):
-    """`qsub`, `qstat` and `pbsnodes` are paths, or paths by patterns of host names, the first that fits."""
+    """The programs are paths, or paths by patterns of host names, the first that fits."""
 
     without_vm: str
     qsub: Union[str, dict[str, str]]
     qstat: Union[str, dict[str, str]]
+    qhold: Union[str, dict[str, str]]
+    qrls: Union[str, dict[str, str]]
+    qrerun: Union[str, dict[str, str]]
     pbsnodes: Union[str, dict[str, str]]
     disabled_hosts: list[str]
     default_queue: Optional[str]
@@ -139,6 +142,10 @@ class Mount(NamedTuple):
     def filled(self, names: Mapping[str, Optional[str]]) -> Mount:
         """This share for one job, as `fill` does it; what is not known, which is None or missing, stays as it is."""
         return self._replace(source=fill(self.source, names), target=fill(self.target, names))
+
+    def as_saved(self) -> Mount:
+        """This share as guests have it that can be suspended: QEMU saves none with virtiofs, so 9p stands in for it."""
+        return self._replace(kind="9p") if self.kind == "virtiofs" else self
 
     @property
     def needs_workspace(self) -> bool:

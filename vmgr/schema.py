@@ -59,6 +59,11 @@ SCHEMA: dict[str, Any] = {
             pattern,
         ),
         "qstat": OneOf(Key(path, "/usr/bin/qstat", "likewise its qstat"), pattern),
+        "qhold": OneOf(Key(path, "/usr/bin/qhold", "likewise its qhold, of which `vmgr suspend` makes use"), pattern),
+        "qrls": OneOf(Key(path, "/usr/bin/qrls", "likewise its qrls, of which `vmgr resume` makes use"), pattern),
+        "qrerun": OneOf(
+            Key(path, "/usr/bin/qrerun", "likewise its qrerun, by which nodes requeue jobs that are suspended"), pattern
+        ),
         "pbsnodes": OneOf(Key(path, "/usr/bin/pbsnodes", "likewise its pbsnodes"), pattern),
         "disabled_hosts": Key(patterns, [], "hosts from which guest jobs may not be submitted"),
         "default_queue": Key(nullable(name), None, "the queue whose policy holds for a job that names none"),

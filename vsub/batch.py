@@ -1,8 +1,12 @@
-"""`vtorque-batch nodes|jobs|job ID`: what `vmgr` asks of the batch system, as one line of JSON.
+"""`vtorque-batch`: what `vmgr` and node agents want of the batch system, one line of JSON as the answer.
 
-`nodes` prints a list of names, `jobs` the jobs that have nodes and that the caller may see, `job` one of them as a list
-of none or one. A job is `{"job": id, "owner": name, "nodes": [...]}`, the mother superior first. Of the nodes of jobs
-only those are told that the batch system has: users' text stands beside them in what it prints.
+`server` prints the name in the ids of jobs, `nodes` a list of names, `jobs` the jobs that have nodes and that the
+caller may see, `job` one of them as a list of none or one. A job is `{"job": id, "owner": name, "nodes": [...]}`, the
+mother superior first. Of the nodes of jobs only those are told that the batch system has: users' text stands beside
+them in what it prints.
+
+`hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
+`{"new": BOOL}`: whether its user had not held the job before. `check-requeue` fails where the caller may requeue none.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
-USAGE = "usage: vtorque-batch nodes | jobs | job ID"
+USAGE = "usage: vtorque-batch server | nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | check-requeue"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,4 +45,31 @@ def _answer(batch: Engine, argv: list[str], timeout_s: float) -> object:
             {"job": job.job_id, "owner": job.owner, "nodes": [node for node in job.nodes if node in known]}
             for job in jobs
         ]
+    if argv == ["server"]:
+        return batch.server(timeout_s)
+    if argv == ["check-requeue"]:
+        batch.check_requeue(timeout_s)
+        return {}
+    if len(argv) == 2 and argv[0] in ("hold", "release", "requeue"):
+        return _change(batch, argv[0], _one_job(argv[1]), timeout_s)
     raise VTorqueError(USAGE, code=Code.USAGE)
+
+
+def _one_job(text: str) -> str:
+    """The id of one job; `qrerun all` would be every job of the site. Raises VTorqueError (VT-VALUE)."""
+    from vmgr.reach.target import parse_target
+
+    target = parse_target(text)
+    if target.rank is not None:
+        raise VTorqueError(f"{text[:80]!r} names a guest, and a job is needed", code=Code.VALUE, hint="leave out :RANK")
+    return target.job
+
+
+def _change(batch: Engine, what: str, job_id: str, timeout_s: float) -> dict[str, bool]:
+    if what == "hold":
+        return {"new": batch.hold(job_id, timeout_s)}
+    if what == "release":
+        batch.release(job_id, timeout_s)
+    else:
+        batch.requeue(job_id, timeout_s)
+    return {}

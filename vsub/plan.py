@@ -15,6 +15,7 @@ from vmgr.checks import (
     check_metadata,
     check_shares,
     choose_image,
+    guessed_family,
     guest_features,
     guest_group,
     suspendable,
@@ -98,10 +99,12 @@ def make_plan(
     )
     asked = bool(request["suspend"].value) if "suspend" in request else None
     features = features._replace(suspend=suspendable(asked, against, checker))
-    image = choose_image(group, _text(request, "distro"), _text(request, "arch"), checker)
+    distro = _text(request, "distro")
+    image = choose_image(group, distro, _text(request, "arch"), checker)
+    guessed = guessed_family(image, distro, checker)
     check_disk_of(image, features.fs_type, checker)
     group = with_room(group, image, request, checker)
-    check_shares(features.mounts, image, checker)
+    check_shares(features.mounts, image, checker, suspend=features.suspend)
     _check_nodes(asked_of_nodes, policy)
     fitted = fit(group, features, asked_of_nodes, image, request, checker)
     mounts = _known_mounts(config, features.mounts, account)
@@ -128,7 +131,7 @@ def make_plan(
         metadata=_metadata(request, image, checker),
         image=image,
         hooks={key: read_user_file(str(request[key].value), key) for key in HOOKS if key in request},
-        fitted=fitted._replace(notes=(*fitted.notes, *note)),
+        fitted=fitted._replace(notes=(*fitted.notes, *note, *([guessed] if guessed else []))),
     )
 
 

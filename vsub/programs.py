@@ -11,17 +11,17 @@ from vmgr.paths import installation
 
 
 def local_daemon(argv: Sequence[str]) -> int:
-    """`vtorque-local start|stop|status|enter [OPTION…]`."""
+    """`vtorque-local start|stop|status|enter|offline|online [OPTION…]`."""
     from vsub.engines.local.daemon import main
 
     config = load_config(installation())
     local = config.local
     command, *options = argv or ["--help"]
-    if command in ("start", "status"):
+    if command in ("start", "status", "offline", "online"):
         options = ["--socket", local.socket, *options]
     if command == "start":
         options = [*_nodes(config), *options]
-    if command in ("start", "stop", "status", "enter"):
+    if command in ("start", "stop", "status", "enter", "offline", "online"):
         options = ["--spool", local.spool, *options]
     return main([command, *options])
 

@@ -70,6 +70,16 @@ class Cluster(Site):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    @contextmanager
+    def offline(self, node: str) -> Iterator[None]:
+        """A node gets no jobs meanwhile."""
+        local = str(self.prefix / "libexec" / "vtorque-local")
+        subprocess.run([local, "offline", node], check=True, timeout=60)
+        try:
+            yield
+        finally:
+            subprocess.run([local, "online", node], check=True, timeout=60)
+
     def own(self, node: str) -> Path:
         """What a node has in place of the installation's folder, where that is each node's own."""
         return self.root / "local" / "nodes" / node / "own" / str(self.root)[1:]
@@ -123,7 +133,7 @@ def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
 def timeline(cluster: Cluster, job_id: str) -> Timeline:
     """What the two nodes of a job have kept of it, put together."""
     vmgr = str(cluster.prefix / "bin" / "vmgr")
-    told = [cluster.enter(node, vmgr, "report", "--here", "--json", job_id) for node in ("n1", "n2")]
+    told = [cluster.enter(node, vmgr, "report", "--part", job_id) for node in ("n1", "n2")]
     return plan(newest([part for text in told for part in read_parts(text.encode())]), time.time())
 
 
@@ -329,13 +339,23 @@ def cpu_times(path: Path) -> list[float]:
     return [mine + children for mine, children in zip(parts[::2], parts[1::2])]
 
 
-def test_a_job_that_is_queued_again_starts_clean(cluster: Cluster, user: User) -> None:
-    job = user.submit("echo run $VTORQUE_RANK; [ -e again ] || { touch again; sleep 300; }\n", *FOUR)
+def test_a_job_that_is_held_and_queued_again_starts_clean_elsewhere(cluster: Cluster, user: User) -> None:
+    """By the programs that hold, requeue and release it: its owner's, and root's on its node."""
+    batch = str(cluster.prefix / "libexec" / "vtorque-batch")
+    script = "echo run $VTORQUE_RANK on $(hostname); [ -e again ] || { touch again; sleep 300; }\n"
+    job = user.submit(script, *FOUR)
     cluster.wait_on("n1", job, "job started")
     eventually(lambda: (user.home / "again").exists(), "the first run")
-    assert cluster.client("qrerun", job).returncode == 0
-    assert cluster.wait(job) == 0
-    assert user.output(f"job.sh.o{job.partition('.')[0]}") == "run 0\nrun 0\n"
+    assert user.run(batch, "hold", job).stdout == '{"new": true}\n'
+    refused = user.run(batch, "requeue", job)
+    assert refused.returncode == 2 and "VT-ACCESS" in refused.stderr
+    assert cluster.enter("n1", batch, "requeue", job) == "{}\n"
+    eventually(lambda: "job_state = H" in cluster.client("qstat", "-f", job).stdout, "the job is held")
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
+    with cluster.offline("n1"):
+        assert user.run(batch, "release", job).stdout == "{}\n"
+        assert cluster.wait(job) == 0
+    assert user.output(f"job.sh.o{job.partition('.')[0]}") == "run 0 on vn1-1\nrun 0 on vn2-1\n"
 
 
 def test_more_nodes_than_the_policy_has(cluster: Cluster, user: User) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from vmgr.deploy.hookfiles import WRAP, hook_files
+
 from .conftest import CONFIG, PATIENCE_S, POOL, REPOSITORY, Site, User, eventually
 from .terminal import SHELL, check_size_and_keys, terminal
 
@@ -23,7 +25,7 @@ QSUB, HOME = os.environ.get("VTORQUE_TEST_QSUB"), os.environ.get("VTORQUE_TEST_T
 pytestmark = pytest.mark.skipif(
     not (QSUB and HOME), reason="no TORQUE: VTORQUE_TEST_QSUB and VTORQUE_TEST_TORQUE_HOME are not set"
 )
-HOOKS = ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel")
+HOOKS = {hook.target: hook.source for hook in hook_files(WRAP) if hook.always}
 
 
 class TorqueSite(Site):
@@ -35,7 +37,9 @@ class TorqueSite(Site):
 
     def state(self, job_id: str) -> dict[str, str]:
         shown = self.client("qstat", "-f", "-1", job_id).stdout
-        return dict(re.findall(r"^ {4}(job_state|exit_status|resources_used\.walltime) = (.*)$", shown, re.MULTILINE))
+        return dict(
+            re.findall(r"^ {4}(job_state|Hold_Types|exit_status|resources_used\.walltime) = (.*)$", shown, re.MULTILINE)
+        )
 
     def wait(self, job_id: str) -> int:
         eventually(lambda: self.state(job_id).get("job_state") == "C", f"the end of {job_id}")
@@ -58,14 +62,15 @@ def site() -> Iterator[Site]:
         for folder in (root, root / "opt", root / "vm", root / "log"):
             folder.mkdir(mode=0o755)
         text = CONFIG.format(root=root, run=here.run, pool=POOL).replace("engine: local", "engine: torque")
-        qstat = Path(str(QSUB)).with_name("qstat")
-        text = text.replace("submit: {without_vm: guest}", f"submit: {{qsub: {QSUB}, qstat: {qstat}}}")
+        names = ("qsub", "qstat", "qhold", "qrls", "qrerun", "pbsnodes")
+        programs = ", ".join(f"{name}: {Path(str(QSUB)).with_name(name)}" for name in names)
+        text = text.replace("submit: {without_vm: guest}", f"submit: {{{programs}}}")
         (root / "site.yaml").write_text(text)
         install = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(root / "site.yaml")]
         install.append("--no-links")
         subprocess.run(install, check=True, timeout=PATIENCE_S)
-        for name in HOOKS:
-            shutil.copy(prefix / "share" / "vtorque" / "mom_priv_hooks" / name, mom_priv / name)
+        for name, source in HOOKS.items():
+            shutil.copy(prefix / "share" / "vtorque" / "mom_priv_hooks" / source, mom_priv / name)
         yield here
     finally:
         for name in set(HOOKS) - set(there):
@@ -124,3 +129,26 @@ def test_a_job_that_is_deleted(site: Site, user: User) -> None:
     eventually(
         lambda: user.output(f"job.sh.o{job_id.partition('.')[0]}") == "begun\n", "what it wrote is delivered", 30
     )
+
+
+def test_a_job_that_is_held_and_queued_again(site: TorqueSite, user: User) -> None:
+    """By its owner's hold and root's requeue: its output goes on, its walltime begins anew."""
+    batch = str(site.prefix / "libexec" / "vtorque-batch")
+    subprocess.run([batch, "check-requeue"], check=True, timeout=PATIENCE_S)
+    job_id = user.submit("#!/bin/sh\necho start\n[ -e up ] || { touch up; sleep 300; }\necho end\n")
+    eventually(lambda: (user.home / "up").exists(), "the job runs")
+    assert user.run(batch, "hold", job_id).stdout == '{"new": true}\n'
+    assert user.run(batch, "hold", job_id).stdout == '{"new": false}\n'
+    held = site.state(job_id)
+    assert (held["job_state"], held["Hold_Types"]) == ("R", "u")
+    refused = user.run(batch, "requeue", job_id)
+    assert refused.returncode == 2 and refused.stderr.startswith("VT-ACCESS: qrerun: Unauthorized Request")
+    subprocess.run([batch, "requeue", job_id], check=True, timeout=PATIENCE_S)
+    eventually(lambda: site.state(job_id)["job_state"] == "H", "the job is held")
+    assert user.run(batch, "release", job_id).stdout == "{}\n"
+    assert site.wait(job_id) == 0
+    assert site.state(job_id)["resources_used.walltime"] < "00:05:00"
+    eventually(
+        lambda: user.output(f"job.sh.o{job_id.partition('.')[0]}") == "start\nstart\nend\n", "all of its output", 30
+    )
+    assert user.run(batch, "server").stdout.strip('"\n') == job_id.partition(".")[2]

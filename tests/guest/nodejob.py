@@ -34,7 +34,8 @@ from nodesite import TEMPLATES, Node, a_spec, make_node
 from vmgr import logs
 from vmgr.jobspec import GuestGroup, SpecPath, dump_spec, spec_hash
 from vmgr.node import record, wrapper
-from vmgr.node.agent import Agent, Call
+from vmgr.node.agent import Agent
+from vmgr.node.checkedjob import Call
 
 SIZE = (40, 100)
 
@@ -69,10 +70,11 @@ def _as_child(work: Callable[[], int]) -> None:
 
 
 class Job:
-    """One job, or member of an array, of `owner`; use it as a context manager."""
+    """One job, or member of an array, of `owner`; use it as a context manager. `facts` are further ones of its call."""
 
-    def __init__(self, node: Node, owner: pwd.struct_passwd, path: SpecPath, job_id: str) -> None:
+    def __init__(self, node: Node, owner: pwd.struct_passwd, path: SpecPath, job_id: str, **facts: Any) -> None:
         self.node, self.owner, self.path, self.job_id = node, owner, path, job_id
+        self.facts = facts
         self.directory = Path(path.directory)
         self.agent = 0
         self.wrapper = 0
@@ -82,7 +84,7 @@ class Job:
         place = record.new_place(self.node.config.paths, self.job_id)
         facts: dict[str, Any] = {
             "job_id": self.job_id, "user": self.owner.pw_name, "directory": list(self.path), "node_index": 0,
-            "queue": "batch",
+            "queue": "batch", **self.facts,
         }  # fmt: skip
         lock, listener = record.create(place, facts)
         call = Call(**{**facts, "directory": self.path})
@@ -173,17 +175,18 @@ class Job:
 
 
 class Jobs:
-    """A node with an owner of jobs."""
+    """A node with an owner of jobs; `settings` are further sections of its configuration."""
 
-    def __init__(self, base: Path, owner: pwd.struct_passwd) -> None:
+    def __init__(self, base: Path, owner: pwd.struct_passwd, **settings: dict[str, object]) -> None:
         self.owner = owner
         shutil.copytree(TEMPLATES, base / "templates")
         self.node = make_node(
             base,
             images={"pool": str(POOL)},
             hypervisor={"allow_emulation": True, "overcommit_cpus": True},
-            policy={"ram": {"min": "192M"}},
+            policy={"ram": {"min": "192M"}, **settings.pop("policy", {})},
             timeouts={"boot": 200},
+            **settings,
         )
         record.make_folder(self.node.config.paths.run, 0o755)
 
@@ -218,5 +221,5 @@ class Jobs:
             os.chown(made, owner.pw_uid, owner.pw_gid)
         return path
 
-    def job(self, path: SpecPath, job_id: str = "12.host") -> Job:
-        return Job(self.node, self.owner, path, job_id)
+    def job(self, path: SpecPath, job_id: str = "12.host", **facts: Any) -> Job:
+        return Job(self.node, self.owner, path, job_id, **facts)

@@ -136,6 +136,9 @@ class User(NamedTuple):
         return found
 
 
+ROOT = User("root", 0, 0, Path("/root"))
+
+
 def _make_user() -> User:
     name = f"vtl{secrets.token_hex(4)}"
     subprocess.run(["useradd", "-m", "-k", "/nonexistent", "-s", "/bin/bash", "-d", f"/home/{name}", name], check=True)
@@ -363,6 +366,12 @@ class System:
 
     def qdel(self, *arguments: str) -> int:
         return client.qdel_main(list(arguments), self.socket)
+
+    def qhold(self, *arguments: str) -> int:
+        return client.qhold_main(list(arguments), self.socket)
+
+    def qrls(self, *arguments: str) -> int:
+        return client.qrls_main(list(arguments), self.socket)
 
     def qrerun(self, *arguments: str) -> int:
         return client.qrerun_main(list(arguments), self.socket)

@@ -10,7 +10,7 @@ import pytest
 
 from vsub.engines.local import client, qstat
 
-from .conftest import System, User
+from .conftest import ROOT, System, User
 
 DELETED = 271
 
@@ -238,7 +238,8 @@ def test_not_rerunnable(system: System, user: User, blocked: Blocked) -> None:
     blocked.end()
     job.begun()
     assert (shown(system, job.job)["Rerunable"], shown(system, blocked.job)["Rerunable"]) == ("False", "True")
-    done = user.call(lambda: client.qrerun_main([job.job], system.socket))
+    assert user.call(lambda: client.qrerun_main([job.job], system.socket)).status == 15007 % 256
+    done = ROOT.call(lambda: client.qrerun_main([job.job], system.socket))
     assert done.status == 15040 % 256
     assert done.err == f"qrerun: job is not rerunnable MSG=job {job.job} not rerunnable {job.job}\n"
     job.end()

@@ -5,6 +5,7 @@ instruction, on disks as the agent stages them, and a fake in the place of the p
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -105,12 +106,15 @@ def content(disk: Disk) -> bytes:
 
 
 class FakeProgram:
-    """What answers for the program in the guest. `orders` are those that came; `answers` has the status for each."""
+    """What answers for the program in the guest. `orders` are those that came; `answers` has the status for each, and
+    `outputs` what goes with it.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.orders: list[str] = []
-        self.answers: dict[str, Optional[int]] = {"freeze": 0, "thaw": 0}
+        self.answers: dict[str, Optional[int]] = {"freeze": 0, "thaw": 0, "quiesce": 0, "mount": 0}
+        self.outputs: dict[str, str] = {}
         self.serving: Optional[asyncio.Task[None]] = None
 
     async def serve(self) -> None:
@@ -121,7 +125,9 @@ class FakeProgram:
                 op = json.loads(line)["op"]
                 self.orders.append(op)
                 if self.answers.get(op) is not None:
-                    writer.write(json.dumps({"v": 1, "event": op, "status": self.answers[op]}).encode() + b"\n")
+                    output = base64.b64encode(self.outputs.get(op, "").encode()).decode()
+                    event = {"v": 1, "event": op, "status": self.answers[op], "output": output}
+                    writer.write(json.dumps(event).encode() + b"\n")
         except OSError:
             pass
         finally:

@@ -71,7 +71,7 @@ def test_dumps_of_both_kinds(node: Node, user: User, image: Image, monkeypatch: 
     assert node.left() == []
 
 
-COPY = dump._copy
+COPY = dump.copy_pipe
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         progress(4096)
         time.sleep(3600)
 
-    monkeypatch.setattr(dump, "_copy", copy)
+    monkeypatch.setattr(dump, "copy_pipe", copy)
 
 
 async def begun(site: GuestSite, file: Path) -> Any:
@@ -131,7 +131,7 @@ def test_a_guest_that_ends_meanwhile(node: Node, user: User, image: Image, monke
                 COPY(source, target, most, progress)
 
             be_caller(monkeypatch, 0)
-            monkeypatch.setattr(dump, "_copy", copy)
+            monkeypatch.setattr(dump, "copy_pipe", copy)
             assert "VT-GUEST" in await site.refused("dump", file=f"{node.base}/dump")
 
     run(work())

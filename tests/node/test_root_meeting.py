@@ -25,12 +25,17 @@ from vmgr.node.fellows import Fellows
 from vmgr.node.meeting import (
     HOSTS,
     OVER,
+    SAVE,
+    SAVED,
+    STOP,
+    STOPPED,
     Barrier,
+    Calls,
     Watch,
     call,
-    called,
     job_folder,
     nodes_folder,
+    of_try,
     parse_failure,
     parse_report,
     report,
@@ -145,18 +150,57 @@ def test_the_job_is_called_over(directory: str, user: User, inotify: bool, monke
     monkeypatch.setattr(meeting, "SISTER_LOOKS_AGAIN_SECONDS", 0.2)
 
     async def work() -> None:
-        waiting = asyncio.ensure_future(called(OVER, directory, KEY, user=user, inotify=inotify))
-        await call(user, directory, OLDER, OVER, timeout_s=10)
-        await asyncio.sleep(0.5)
-        assert not waiting.done()
-        await call(user, directory, KEY, OVER, timeout_s=10)
-        await waiting
+        calls = Calls(directory, KEY, user=user, inotify=inotify)
+        try:
+            waiting = asyncio.ensure_future(calls.first(OVER))
+            await call(user, directory, OLDER, OVER, timeout_s=10)
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            await call(user, directory, KEY, OVER, timeout_s=10)
+            assert await waiting == OVER
+        finally:
+            await calls.close()
 
     run(work())
 
 
 def fellows(directory: str, user: User, node: int) -> Fellows:
     return Fellows(directory, Allocation(("n1", "n2", "n3"), node, KEY), user, timeout_s=10)
+
+
+def test_a_suspension_is_led(directory: str, user: User) -> None:
+    """What is said of another try counts for nothing; the first sister that cannot says why."""
+
+    async def work() -> None:
+        leader, *sisters = (fellows(directory, user, node) for node in range(3))
+        try:
+            await say(user, directory, of_try(STOPPED, 1), 1)
+            leader.begin_try(1)
+            leading = asyncio.ensure_future(leader.lead(STOP, 1, STOPPED))
+            assert [await sister.first_call(of_try(SAVE, 1), of_try(STOP, 1)) for sister in sisters] == ["stop-1"] * 2
+            await sisters[1].tell(of_try(STOPPED, 1), {"reason": "/home is in use"})
+            with pytest.raises(VTorqueError, match="VT-SUSPEND: n3: /home is in use"):
+                await leading
+            leader.begin_try(2)
+            await say(user, directory, of_try(SAVED, 1), 1)
+            leading = asyncio.ensure_future(leader.lead(STOP, 2, STOPPED))
+            assert [await sister.first_call(of_try(STOP, 2)) for sister in sisters] == ["stop-2"] * 2
+            await sisters[0].tell(of_try(STOPPED, 2), {})
+            await asyncio.sleep(0.5)
+            assert not leading.done()
+            await sisters[1].tell(of_try(STOPPED, 2), {})
+            await leading
+            with pytest.raises(VTorqueError, match="VT-SUSPEND: the job could not be suspended 16 times"):
+                leader.begin_try(17)
+            assert not any(sister.ended_as_usual for sister in sisters)
+            await leader.call_over(suspended=True)
+            await sisters[0].over()
+            assert not sisters[0].ended_as_usual
+        finally:
+            for each in (leader, *sisters):
+                await each.close()
+
+    run(work())
 
 
 def test_nodes_tell_each_other_where_their_guests_are(directory: str, user: User) -> None:
@@ -229,7 +273,8 @@ def test_whatever_a_user_leaves_there_is_passed_over(directory: str, user: User,
 
 @FUZZ
 @given(
-    st.text(max_size=20) | st.from_regex(r"(up|ready|failed|gone)\.[0-9]{1,7}", fullmatch=True), st.binary(max_size=200)
+    st.text(max_size=20) | st.from_regex(r"(up|ready|failed|gone|stopped-[0-9]{1,3})\.[0-9]{1,7}", fullmatch=True),
+    st.binary(max_size=200),
 )
 def test_any_file(name: str, data: bytes) -> None:
     found = parse_report(name, data)
@@ -245,8 +290,15 @@ def test_any_file(name: str, data: bytes) -> None:
 def test_any_failure(value: Any) -> None:
     for data in ({"code": value}, {"code": "VT-HOOK", "reason": value, "output": value}):
         problem = parse_failure(data, "n1")
-        assert problem is None or (70 <= problem.code.status <= 79 and "\n" not in str(problem))
+        assert problem is None or problem.code is Code.SUSPEND or 70 <= problem.code.status <= 79
+        assert problem is None or "\n" not in str(problem)
         assert problem is None or len(problem.output) <= meeting.MAX_OUTPUT_CHARS
+
+
+def test_what_a_sister_cannot_resume_is_told_as_it_is() -> None:
+    for told, code in (("VT-SUSPEND", Code.SUSPEND), ("VT-POLICY", Code.INTERNAL), ("VT-STAGE", Code.STAGE)):
+        problem = parse_failure({"code": told, "reason": "0.state has 7 bytes, not 8"}, "n2")
+        assert problem is not None and problem.code is code and problem.message == "n2: 0.state has 7 bytes, not 8"
 
 
 @FUZZ
@@ -255,7 +307,7 @@ def test_any_failure(value: Any) -> None:
         {},
         optional={
             word: st.none() | st.text() | st.lists(st.text() | st.lists(st.integers())) | st.just(["x" * 9000] * 7)
-            for word in ("code", "reason", "output", "addresses", "ssh_ports", "other")
+            for word in ("code", "reason", "output", "addresses", "ssh_ports", "resumed", "other")
         },
     )
 )

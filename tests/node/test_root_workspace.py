@@ -21,7 +21,7 @@ from vmgr.node import record
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
 from vmgr.node.userio import User
-from vmgr.node.workspace import job_names, open_workspace, wipe_workspace
+from vmgr.node.workspace import job_names, keep_workspace, open_workspace, wipe_workspace
 
 pytestmark = pytest.mark.root
 KEY = "0123456789abcdef"
@@ -62,9 +62,9 @@ def path_of(node: Node, user: User, job_id: str = "12.host") -> str:
     return path
 
 
-def opened(node: Node, user: User, *, leads: bool = True) -> tuple[record.Place, Path]:
+def opened(node: Node, user: User, *, undone: bool = True) -> tuple[record.Place, Path]:
     place, path = begun(node), path_of(node, user)
-    run(open_workspace(node.config, place, user, path, leads=leads))
+    run(open_workspace(node.config, place, user, path, undone=undone))
     return place, Path(path)
 
 
@@ -82,7 +82,7 @@ def test_it_is_made_for_the_user_alone_and_by_every_node(node: Node, user: User,
         info = folder.stat()
         assert (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (user.uid, user.gid, 0o700)
     sister = node.place(start=next(STARTS))
-    run(open_workspace(node.config, sister, user, str(path), leads=False))
+    run(open_workspace(node.config, sister, user, str(path), undone=False))
     assert not sister.folder.exists(), "a sister has nothing to undo"
     assert [step["do"] for step in record.steps(place)] == ["begin", "socket", "workspace"]
 
@@ -93,7 +93,7 @@ def test_one_that_stays_is_not_recorded_and_found_again(base: Path, user: User, 
     assert path == scratch / "12.host"
     (path / "result").write_text("kept")
     assert undo(place) == []
-    run(open_workspace(node.config, begun(node), user, str(path), leads=True))
+    run(open_workspace(node.config, begun(node), user, str(path), undone=True))
     assert (path / "result").read_text() == "kept"
 
 
@@ -133,7 +133,7 @@ def test_two_nodes_make_it_at_once(node: Node, user: User) -> None:
     path = path_of(node, user)
 
     async def both() -> None:
-        await asyncio.gather(*(open_workspace(node.config, each, user, path, leads=False) for each in places))
+        await asyncio.gather(*(open_workspace(node.config, each, user, path, undone=False) for each in places))
 
     run(both())
     assert Path(path).is_dir()
@@ -163,9 +163,19 @@ def test_the_janitor_wipes_what_a_crash_left_and_not_the_next_attempts(node: Nod
     (path / "x").write_text("x")
     after = job_names(node.config, node.config.mounts, user, "12.host", "f" * 16).workspace
     assert after is not None
-    run(open_workspace(node.config, place, user, after, leads=False))
+    run(open_workspace(node.config, place, user, after, undone=False))
     assert reap(node.config) == [f"attempt 12.host {place.attempt}"]
     assert not path.exists() and Path(after).is_dir() and not place.folder.exists()
+
+
+def test_one_that_outlives_its_attempt_is_wiped_by_nobody(node: Node, user: User) -> None:
+    """The last word counts: a suspension may be called off."""
+    for words, wiped in (([True], False), ([True, False], True), ([True, False, True], False)):
+        place, path = opened(node, user)
+        for kept in words:
+            keep_workspace(place, user, str(path), kept=kept)
+        assert undo(place) == []
+        assert path.exists() is not wiped and not place.folder.exists()
 
 
 def test_folders_and_files_that_nobody_may_touch(node: Node, user: User) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -36,6 +37,7 @@ from vmgr.doctor import (
     settings,
     shares,
     storage,
+    suspension,
 )
 from vmgr.doctor import finding as findings
 from vmgr.doctor.clock import Clocks
@@ -44,6 +46,7 @@ from vmgr.doctor.finding import Node as Patient
 from vmgr.doctor.network import Tried
 from vmgr.doctor.run import Ran, run
 from vmgr.doctor.storage import Place, Room
+from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.node import accel
 from vmgr.node.accel import Kvm
@@ -459,6 +462,70 @@ def test_the_fixed_part_of_a_path(path: str, fixed: str) -> None:
     assert shares.fixed_part(path) == fixed
 
 
+# suspension
+
+
+def test_where_no_job_is_suspended(make: Make) -> None:
+    one(suspension.check(make()), OK, "suspended.folder is not set")
+    one(suspension.check(make(suspended={"folder": "/no/such"})), WARNING, "suspended.folder: /no/such: No such file")
+    folder = f"{make().config.paths.spool}/suspended"
+    one(suspension.check(make(suspended={"folder": folder})), WARNING, "lies in paths.spool", "all nodes share")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_the_folder_of_suspended_jobs() -> None:
+    """Root's and everybody's, like /tmp, and on a file system of all nodes."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        base, shared = Path(name), [f"fs:/ {name} nfs4 rw 0 0"]
+        base.chmod(0o755)
+        folder = base / "suspended"
+
+        def judge(path: Path = folder, mounts: list[str] = shared, *, alone: bool = False) -> list[Finding]:
+            return list(suspension.judge_folder(str(path), mounts, alone=alone))
+
+        one(judge(), WARNING, "No such file", "install -d -o root -g root -m 1777")
+        folder.mkdir()
+        folder.chmod(0o1777)
+        well(judge())
+        one(judge(mounts=["/dev/a / xfs rw 0 0"]), WARNING, "xfs", "all nodes share")
+        well(judge(mounts=["/dev/a / xfs rw 0 0"], alone=True))
+        assert list(folder.iterdir()) == []
+        for mode in (0o777, 0o1755, 0o755):
+            folder.chmod(mode)
+            one(judge(), FAILURE, f"has mode {mode:04o}")
+        folder.chmod(0o1777)
+        os.chown(folder, 65534, 65534)
+        one(judge(), FAILURE, "belongs to uid 65534")
+        os.chown(folder, 0, 0)
+        folder.chmod(0o1777)
+        (base / "link").symlink_to(folder)
+        one(judge(base / "link"), WARNING, "no folder")
+        base.chmod(0o700)
+        one(judge(), WARNING, "users cannot make folders in it", "Permission denied")
+        base.chmod(0o777)
+        one(judge(), FAILURE, "others could put another one in its place")
+
+
+def test_the_right_to_requeue(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, asked = make().config, []
+    failure: Optional[VTorqueError] = None
+
+    def ask(config: object, *words: str) -> object:
+        asked.append(words)
+        if failure is not None:
+            raise failure
+        return {}
+
+    monkeypatch.setattr(suspension.batch, "ask", ask)
+    well(suspension.judge_requeue(config))
+    failure = VTorqueError("root@n1 is neither operator nor manager", code=Code.ACCESS, hint="make it one")
+    one(suspension.judge_requeue(config), WARNING, "this node may not requeue", "neither operator", "make it one")
+    failure = VTorqueError("qmgr ended with status 3", code=Code.ENGINE)
+    one(suspension.judge_requeue(config), WARNING, "may not be able", "status 3", "see the reason")
+    assert asked == [("check-requeue",)] * 3
+
+
 # network
 
 
@@ -627,9 +694,13 @@ def test_timeouts_against_the_alarm() -> None:
 
 def hooks(folder: Path, text: str) -> None:
     folder.mkdir(exist_ok=True)
-    for name in mom.HOOKS:
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel"):
+        hook(folder / name, text)
+
+
+def hook(path: Path, text: str = "#!/bin/sh\n", mode: int = 0o755) -> None:
+    path.write_text(text)
+    path.chmod(mode)
 
 
 def test_hooks_and_alarm_of_a_mom(make: Make, tmp_path: Path) -> None:
@@ -656,6 +727,50 @@ def test_hooks_and_alarm_of_a_mom(make: Make, tmp_path: Path) -> None:
         (folder / "config").write_text("$prologalarm 1000\n")
         (folder / "config").chmod(0o666)
         one(mom.check(patient), FAILURE, "passes over its configuration", "chmod")
+
+
+def test_hooks_of_a_site(make: Make, tmp_path: Path) -> None:
+    patient = make(torque={"mom_priv": str(tmp_path / "mom_priv")})
+    folder, program = tmp_path / "mom_priv", patient.install.program("vtorque-hook")
+    site = folder / "vtorque-site"
+    hooks(folder, f"#!/bin/sh\n# vTorque: all of them\n{program}\n")
+    site.mkdir()
+    hooks(site, "#!/bin/sh\n")
+    well(mom.check(patient))
+    shutil.copy(folder / "prologue", folder / "prologue.user")
+    well(mom.check(patient))
+    hook(folder / "prologue.user")
+    one(mom.check(patient), WARNING, "prologue.user runs as root", "qsub -T user`", "install.sh")
+    (folder / "prologue.user").rename(site / "prologue.user")
+    (site / "epilogue").chmod(0o644)
+    one(mom.check(patient), FAILURE, "vtorque-site/epilogue cannot be run")
+    if os.geteuid() == 0:
+        (site / "epilogue").chmod(0o775)
+        one(mom.check(patient), FAILURE, "vtorque-site/epilogue is not run", "writable", "chmod go-w")
+    (site / "epilogue").unlink()
+    hook(folder / "prologue.orig")
+    one(mom.check(patient), WARNING, "prologue.orig", "qsub -T orig`", "move it out")
+
+
+def test_hooks_for_jobs_of_a_type(make: Make, tmp_path: Path) -> None:
+    patient = make(torque={"mom_priv": str(tmp_path / "mom_priv")}, submit={"job_type": "vtorque"})
+    folder, text = tmp_path / "mom_priv", f"#!/bin/sh\n{patient.install.program('vtorque-hook')}\n"
+    hooks(folder, "#!/bin/sh\n# the site's\n")
+    missing = [found.what for found in mom.check(patient) if found.level is FAILURE]
+    assert [what.split()[2].rpartition("/")[2].rstrip(":") for what in missing] == [
+        "prologue.vtorque", "prologue.parallel.vtorque", "epilogue.vtorque", "epilogue.parallel.vtorque",
+    ]  # fmt: skip
+    for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel"):
+        hook(folder / f"{name}.vtorque", text)
+    well(mom.check(patient))
+    (folder / "epilogue.parallel").chmod(0o600)
+    one(mom.check(patient), FAILURE, "the site's hook", "epilogue.parallel cannot be run")
+    (folder / "epilogue.parallel").unlink()
+    (folder / "vtorque-site").mkdir()
+    one(mom.check(patient), WARNING, "vtorque-site do not run", "submit.job_type")
+    (folder / "vtorque-site").rmdir()
+    hook(folder / "epilogue.other")
+    one(mom.check(patient), WARNING, "qsub -T other`")
 
 
 def test_hooks_of_the_embedded_batch_system(make: Make, tmp_path: Path) -> None:
@@ -718,6 +833,20 @@ def test_leftovers(make: Make) -> None:
     (patient.config.images.overlays / "stray.qcow2").touch()
     one(leftovers.check(patient), WARNING, "1 overlay")
     assert (patient.config.images.overlays / "stray.qcow2").exists(), "a look changes nothing"
+
+
+def test_the_janitors_timer(make: Make, tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one(leftovers.judge_timer(tree), NOTE, "systemd does not run", "every five minutes")
+    (tmp_path / "run" / "systemd" / "system").mkdir(parents=True)
+    one(leftovers.judge_timer(tree), WARNING, "vtorque-reap.timer is not enabled", "systemctl enable")
+    wants = tmp_path / "etc" / "systemd" / "system" / "timers.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "vtorque-reap.timer").symlink_to("/etc/systemd/system/vtorque-reap.timer")
+    well(leftovers.judge_timer(tree))
+    patient = make(torque={"mom_priv": str(tmp_path)})._replace(tree=tree)
+    assert "enabled" in list(leftovers.check(patient))[-1].what  # on a node; a front end needs none
+    well(leftovers.check(make()))
 
 
 # running programs

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pexpect
@@ -14,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, REPOSITORY
 
-from vmgr.commands.guests import HEADINGS, WIDE, cells
-from vmgr.errors import VTorqueError
+from vmgr.commands.guests import HEADINGS, WIDE, Where, cells
+from vmgr.errors import Code, VTorqueError
 from vmgr.node.control import Peer, Talk
 from vmgr.node.orders import power
+from vmgr.reach import where
 from vmgr.reach.rows import GuestRow, guest_rows
+from vmgr.reach.where import JobNodes
 
 SNAPSHOT = {
     "v": 1, "job_id": "12.host", "node": "n1", "guest": "vn1-1", "user": "carol", "state": "running", "code": None,
@@ -48,6 +53,37 @@ def test_guests_of_sisters_run_with_their_job() -> None:
     sister = {**SNAPSHOT, "node": "n2", "state": "ready", "members": [{"rank": 2, "name": "vn2-1"}]}
     assert [row.state for row in guest_rows([sister, SNAPSHOT])] == ["running", "off", "running"]
     assert [row.state for row in guest_rows([sister])] == ["ready"]
+
+
+@pytest.mark.parametrize("been", [True, False])
+def test_whose_guests_are_looked_at(been: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node looks at itself. A front end at all jobs, also when it was a node once and has the folder still."""
+    config: Any = SimpleNamespace(paths=SimpleNamespace(run=tmp_path))
+    known = ["n1", os.uname().nodename]
+    refused = VTorqueError("cannot run pbsnodes", code=Code.ENGINE)
+
+    def all_nodes(config: object) -> list[str]:
+        if not known:
+            raise refused
+        return known
+
+    monkeypatch.setattr(where, "all_nodes", all_nodes)
+    monkeypatch.setattr(where, "running_jobs", lambda config: [JobNodes("12.host", "carol", ("n1", "n2"))])
+    nodes = Where(config, False, None)._nodes
+    if been:
+        (tmp_path / "jobs").mkdir()
+    assert nodes() is None, "the batch system lists this machine"
+    known[1:] = []
+    assert nodes() == ["n1", "n2"]
+    known.clear()
+    if been:
+        assert nodes() is None, "a node need not have the batch system's commands"
+    else:
+        with pytest.raises(VTorqueError, match="cannot run pbsnodes"):
+            nodes()
+    (tmp_path / "jobs" / "12.host").mkdir(parents=True)
+    (tmp_path / "jobs" / "12.host" / "100-1.sock").touch()
+    assert nodes() is None, "guests are here"
 
 
 def test_before_there_are_guests_and_after_a_failure() -> None:

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.script_launch_mode("inprocess")
 
 EVENTS = [
     {"e": "ready", "image": "micro", "guests": 2, "boot_s": 4.2, "start_s": 6.0, "hits": 2, "misses": 1},
+    {"e": "ready", "image": "other", "guests": 1, "boot_s": None, "start_s": 1.0, "hits": 0, "misses": 0},
     {"e": "ready", "image": "micro", "guests": 2, "boot_s": 700, "start_s": 701, "hits": 0, "misses": 0},
     {"e": "failed", "code": "VT-BOOT"},
     {"e": "failed", "code": "VT-POLICY"},
@@ -67,6 +68,14 @@ def page() -> str:
     return families.text(fold(Totals(), EVENTS), LIVE).decode()
 
 
+def test_guests_that_are_switched_off() -> None:
+    two = {"state": "running", "guests": ["a", "b"], "members": [{"power": "on"}, {"power": "off"}]}
+    one = {"state": "running", "guests": ["c"], "members": [{"power": "resetting"}]}
+    last = {"state": "ready", "guests": ["d"], "members": [{"power": "off"}]}
+    answers = [two, one, last, {"state": "staging", "guests": []}, {"state": "booting", "guests": ["e", "f"]}]
+    assert live.guests_by_state(answers) == {"running": 2, "off": 2, "staging": 1, "booting": 2}
+
+
 def test_values(page: str) -> None:
     values = samples(page)
     assert values["vtorque_guests", "running"] == 3 and values["vtorque_guests", "booting"] == 0
@@ -76,6 +85,8 @@ def test_values(page: str) -> None:
     assert values["vtorque_reaped_total", "packet filter"] == 2 and values["vtorque_reaped_total", "overlay"] == 0
     assert values["vtorque_kvm_works",] == 1 and values["vtorque_attempts_dead",] == 2
     assert values["vtorque_guests_ready_total", "micro"] == 4
+    assert values["vtorque_guests_ready_total", "other"] == 1, "those that had been suspended have not booted"
+    assert ("vtorque_boot_seconds_count", "other") not in values
 
 
 def test_histograms_are_cumulative(page: str) -> None:

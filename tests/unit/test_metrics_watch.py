@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from typing import Optional
 
 import pytest
 from nodesite import Node, make_node, short_folder
@@ -41,13 +42,25 @@ def test_boot_counts_from_the_first_instruction() -> None:
     assert events(progress, {"ready"}) == []
 
 
+def test_what_goes_on_has_booted_nothing() -> None:
+    progress = Progress(now(), {})
+    progress.private = SPEC
+    at(progress, pinned_and_running=1.5, resumed=2.0, ready=2.1)
+    assert events(progress, set()) == [{"e": "ready", "image": "micro", "guests": 3, "boot_s": None, "start_s": 2.1}]
+
+
 def test_of_several_nodes_each_counts_its_own_guests() -> None:
     progress = Progress(now(), {})
     at(progress, pinned_and_running=1.0, guests_ready=5.0, ready=60.0)
     assert events(progress, set())[0]["boot_s"] == 4.0
 
 
-def test_a_life(node: Node) -> None:
+@pytest.mark.parametrize(
+    "ends",
+    [(("job ended", "ending"), ("gone", "ended")), (("suspended", "suspended"), ("gone", None))],
+    ids=["ended", "suspended"],
+)
+def test_a_life(node: Node, ends: tuple[tuple[str, Optional[str]], ...]) -> None:
     place = node.place()
     lock, listener = record.create(place, {})
     listener.close()
@@ -61,8 +74,9 @@ def test_a_life(node: Node) -> None:
         for name, state in (("agent", None), ("pinned and running", "booting"), ("ready", "ready")):
             progress.stage(name, state)
         await asyncio.sleep(0)
-        progress.stage("job ended", "ending")
-        progress.stage("gone", "ended")
+        for name, state in ends:
+            progress.stage(name, state)
+            await asyncio.sleep(0)
         await asyncio.wait_for(counting, 10)
 
     asyncio.run(live())

@@ -18,8 +18,10 @@ from vmgr.node.allocation import Allocation
 from vmgr.node.guestjob import Job
 from vmgr.node.network.plan import plan_network
 from vmgr.node.placing import Seats, find_seats
+from vmgr.node.resuming import Resumption
 from vmgr.node.workspace import JobNames
-from vmgr.topology.model import Allowed, Cpu, Layout, NumaNode, Topology
+from vmgr.suspended.entry import Entry, NodePart, SavedGuest
+from vmgr.topology.model import Allowed, Cell, Cpu, Layout, NumaNode, Topology
 
 AUTO, OFF = Pinning("auto", None), Pinning("off", None)
 SMALL = Topology(
@@ -128,6 +130,39 @@ def test_ram_that_is_bound_is_counted(node: Node, held: list[int], monkeypatch: 
     with pytest.raises(VTorqueError) as caught:
         seats(node.config, a_job(node, held, 3, ram_mib=3000))
     assert caught.value.code is Code.NODE
+
+
+def going_on(job: Job, layout: Layout) -> Job:
+    """The same job, whose guest has had this layout before it was suspended."""
+    saved = SavedGuest(0, "vn9-1", "02:00:00:00:00:01", None, layout, 1, None)
+    entry = Entry("1.host", "carol", "a" * 64, "micro@1", "key", 1, 1, 0, 0)
+    part = NodePart(0, "ssh-ed25519 " + "A" * 68, "tcg", "7.2.22", (saved,))
+    return job._replace(resumption=Resumption(entry, (part,), None))  # type: ignore[arg-type]
+
+
+def test_a_guest_that_goes_on_sits_like_a_new_one_and_sees_what_it_saw(
+    node: Node, held: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, *range(8))
+    job = a_job(node, held, 1, vcpus=2)
+    fresh = seats(node.config, job)
+    (new,) = fresh.guests
+    assert new is not None and new.layout.cells[0].host_node == 0
+    os.close(held.pop())
+    threads = Layout(1, 1, 2, (Cell((0, 1), 512, None),), ((10,),))
+    apart = Layout(2, 1, 1, (Cell((0,), 256, None), Cell((1,), 256, None)), ((10, 40), (40, 10)))
+    for number, layout in enumerate((threads, apart), start=2):
+        job = going_on(a_job(node, held, number, vcpus=2), layout)
+        found = seats(node.config, job)
+        (placement,) = found.guests
+        assert placement is not None and placement.vcpus == new.vcpus
+        bound = layout._replace(cells=tuple(cell._replace(host_node=0) for cell in layout.cells))
+        assert found.layout(0, job.group) == placement.layout == bound and placement.memory == (0,)
+        (step,) = (step for step in record.steps(job.place) if step.get("do") == "cpus")
+        assert step["memory"] == {"0": 512}
+        os.close(held.pop())
+    found = seats(node.config, going_on(a_job(node, held, 4, OFF, vcpus=2), apart))
+    assert found.guests == (None,) and found.layout(0, job.group) == apart
 
 
 def test_a_floating_guest_takes_no_seat(node: Node, held: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

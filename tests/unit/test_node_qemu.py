@@ -173,6 +173,38 @@ def test_ram_that_a_file_server_maps_or_that_lies_in_huge_pages_is_a_memfd() -> 
     )
 
 
+def test_a_guest_that_can_be_suspended_has_its_ram_by_the_same_name_everywhere() -> None:
+    """A saved state names blocks of RAM; bound or not, they are the same."""
+    flat, two = Layout.flat(2, 512), bound(((0, 1), 512, 0), ((2, 3), 256, 3))
+    unbound = two._replace(cells=tuple(cell._replace(host_node=None) for cell in two.cells))
+    lines = []
+    for layout in (flat, bound(((0, 1), 512, 3)), unbound, two):
+        line = command_line("q", PLAN._replace(layout=layout, suspendable=True), Descriptors(1, 2, 3, 4, None, None))
+        lines.append(" ".join(line[line.index("-machine") : line.index("-no-reboot")]))
+    assert lines[0] == (
+        f"-machine {MACHINE},memory-backend=ram0 -m size=512M -object memory-backend-ram,id=ram0,size=512M"
+    )
+    assert lines[1] == lines[0] + ",host-nodes=3,policy=bind"
+    assert lines[2].startswith(
+        f"-machine {MACHINE} -m size=768M -object memory-backend-ram,id=ram0,size=512M "
+        "-object memory-backend-ram,id=ram1,size=256M -numa node,nodeid=0,memdev=ram0,cpus=0-1 "
+    )
+    assert lines[3] == lines[2].replace("512M -object", "512M,host-nodes=0,policy=bind -object").replace(
+        "256M -numa", "256M,host-nodes=3,policy=bind -numa"
+    )
+
+
+def test_a_guest_that_goes_on_has_the_machine_that_it_had() -> None:
+    """Only that it waits for its state is different, and what it is handed over as."""
+    fds = Descriptors(11, 12, 13, 14, 15, 16, data=17)
+    plan = PLAN._replace(suspendable=True)
+    line = command_line("q", plan, fds)
+    again = command_line("q", plan._replace(incoming=True), fds)
+    at = again.index("-incoming")
+    assert again[at - 1 : at + 2] == ["-S", "-incoming", "defer"]
+    assert [*again[:at], *again[at + 2 :]] == line
+
+
 def test_threads_are_seen_on_every_processor() -> None:
     for threads, cpu in ((1, "host"), (2, "host,topoext=on")):
         layout = Layout.flat(4, 512)._replace(cores=4 // threads, threads=threads)

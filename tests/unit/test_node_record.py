@@ -487,6 +487,19 @@ def test_members_of_an_array_are_jobs_of_their_own(first: str, second: str, node
     assert len(reap(node.config)) == 1 and node.left() == []
 
 
+def test_a_hook_that_is_called_twice_finds_what_it_has_begun(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = node.config.paths
+    assert not record.has_begun(paths, FACTS["job_id"])
+    place = record.new_place(paths, FACTS["job_id"])
+    lock, listener = record.create(place, FACTS)
+    listener.close()
+    os.close(lock)
+    assert record.has_begun(paths, FACTS["job_id"]) and not record.has_begun(paths, "999.host")
+    monkeypatch.setattr(record, "hook_start", lambda: place.start + 1)  # the prologue of the job's next start
+    assert not record.has_begun(paths, FACTS["job_id"])
+    assert undo(place) == []
+
+
 def test_processes_that_do_not_end_are_waited_for_together(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     place = node.place()
     lock, _ = made(node, place)

@@ -24,11 +24,13 @@ from vmgr.config import Paths
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.client import AgentLink
 from vmgr.reach import agents, login, shell, where
+from vmgr.reach import batch as batch_program
 from vmgr.reach.agents import GREETING, job_here, look_here, member_of, members, open_program, ssh_port
 from vmgr.reach.target import Target, parse_remote_path, parse_target
 from vsub.batch import _answer
 from vsub.engines import PlacedJob
 from vsub.engines.listing import known_nodes, parse_jobs, parse_pbsnodes, placed_job
+from vsub.engines.operators import may_requeue, parse_server
 from vsub.engines.torque import Torque
 
 PBSNODES = """\
@@ -101,10 +103,10 @@ def test_hostile_listings(lines: list[str]) -> None:
         assert node.isascii() and " " not in node and not node.startswith("-") and "/" not in node
 
 
-def torque(folder: Path, qstat: str, pbsnodes: str = "exit 1") -> Torque:
+def torque(folder: Path, qstat: str, pbsnodes: str = "exit 1", **others: str) -> Torque:
     """TORQUE with commands that are scripts."""
     paths = {"qsub": "/usr/bin/false"}
-    for name, script in (("qstat", qstat), ("pbsnodes", pbsnodes)):
+    for name, script in {"qstat": qstat, "pbsnodes": pbsnodes, **others}.items():
         paths[name] = str(folder / name)
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
@@ -143,6 +145,130 @@ def test_a_torque_that_does_not_answer(tmp_path: Path, script: str, says: str) -
     (tmp_path / "pbsnodes").unlink()
     with pytest.raises(VTorqueError, match=r"^VT-ENGINE: cannot run .*pbsnodes.*set submit\.pbsnodes"):
         batch.nodes(0.3)
+
+
+HELD = "Job Id: 12.server\n    Job_Owner = carol@front\n    job_state = R\n    Hold_Types = {}\n    Priority = 0\n"
+
+
+@pytest.mark.parametrize(("before", "new"), [("n", True), ("u", False), ("os", True), ("uo", False)])
+def test_what_torque_is_told(tmp_path: Path, before: str, new: bool) -> None:
+    (tmp_path / "job").write_text(HELD.format(before))
+    told = f'echo "$(basename "$0") $*" >> {tmp_path}/told'
+    batch = torque(tmp_path, f"cat {tmp_path}/job", qhold=told, qrls=told, qrerun=told)
+    assert _answer(batch, ["hold", "12.server"], 10) == {"new": new}
+    assert [_answer(batch, [what, "13[2]"], 10) for what in ("release", "requeue")] == [{}, {}]
+    assert (tmp_path / "told").read_text() == "qhold -h u 12.server\nqrls -h u 13[2]\nqrerun 13[2]\n"
+
+
+@pytest.mark.parametrize("job", ["all", "ALL", "-f", "12[]", "12:0", "", "12 13", "x", "12.a;b"])
+def test_one_job_is_changed_and_no_more(tmp_path: Path, job: str) -> None:
+    """`qrerun all` requeues every job of the site."""
+    told = f"touch {tmp_path}/told"
+    batch = torque(tmp_path, told, qhold=told, qrls=told, qrerun=told)
+    for what in ("hold", "release", "requeue"):
+        with pytest.raises(VTorqueError, match="VT-VALUE"):
+            _answer(batch, [what, job], 10)
+    for words in (["requeue"], ["hold", "12", "13"], ["release", "-h", "12"]):
+        with pytest.raises(VTorqueError, match="VT-USAGE"):
+            _answer(batch, words, 10)
+    assert not (tmp_path / "told").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "says"),
+    [
+        (
+            "qrerun: Unauthorized Request  MSG=additional permissions required (ATR_DFLAG_MGWR | …) 12.server",
+            159,
+            r"VT-ACCESS: qrerun: Unauthorized Request .*; make \S+@\S+ an operator: qmgr -c 'set server operators \+= ",
+        ),
+        (
+            "qrerun: job is not rerunnable MSG=job 12.server not rerunnable 12.server",
+            192,
+            "VT-ENGINE: qrerun: job is not",
+        ),
+        ("qrerun: Rejected by mom 12.server", 0, "VT-ENGINE: qrerun: Rejected by mom"),
+        ("", 3, "VT-ENGINE: .*/qrerun ended with status 3"),
+    ],
+)
+def test_what_torque_refuses(tmp_path: Path, said: str, status: int, says: str) -> None:
+    (tmp_path / "said").write_text(f"{said}\n")
+    batch = torque(tmp_path, "exit 1", qrerun=f"cat {tmp_path}/said >&2; exit {status}")
+    with pytest.raises(VTorqueError, match=says):
+        batch.requeue("12.server", 10)
+
+
+LIST_SERVER = """\
+Server head.cluster
+\tserver_state = Active
+\tacl_hosts = head.cluster
+\tmanagers = adm@head.cluster,root@head.cluster
+\toperators = ops,-root@n9.cluster,root@n[1-16].cluster,root@*.gpu.cluster,
+                    root@login.cluster
+\tdefault_queue = batch
+\tcomment = root@elsewhere
+"""
+
+
+def test_the_operators_of_torque() -> None:
+    found = parse_server(LIST_SERVER)
+    assert found.server == "head.cluster" and len(found.entries) == 7
+    hosts = ("n1.cluster", "N16.cluster", "g1.gpu.cluster", "login.cluster", "head.cluster")
+    may = [*(("root", host) for host in hosts), ("ops", "anywhere"), ("adm", "head.cluster")]
+    others = ("n9.cluster", "n17.cluster", "n1", "gpu.cluster", "elsewhere", "x.login.cluster")
+    may_not = [("root", host) for host in others]
+    may_not += [("carol", "head.cluster"), ("adm", "n1.cluster"), ("op", "n1.cluster"), ("", "")]
+    assert [each for each in may if not may_requeue(found, each[0], [each[1]])] == []
+    assert [each for each in may_not if may_requeue(found, each[0], [each[1]])] == []
+    assert may_requeue(found, "root", ["n1", "n1.cluster"]), "one of its names is enough"
+    assert not may_requeue(parse_server(""), "root", ["n1"])
+
+
+@FUZZ
+@given(st.text(max_size=200), st.text(max_size=20), st.text(max_size=20))
+def test_any_list_of_operators(text: str, user: str, host: str) -> None:
+    found = parse_server(f"\toperators = {text}")
+    may_requeue(found, user, [host])
+    assert all(entry.strip() == entry != "" for entry in found.entries)
+
+
+def test_whether_a_node_may_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (tmp_path / "list").write_text(LIST_SERVER)
+    asked = f'[ "$*" = "-c list server" ] && cat {tmp_path}/list'
+    batch = torque(tmp_path, "exit 1", qrerun="exit 1", qmgr=asked)
+    with pytest.raises(VTorqueError, match=r"VT-ACCESS: root@\S+ is neither operator nor manager; make root@\S+ an op"):
+        _answer(batch, ["check-requeue"], 10)
+    (tmp_path / "list").write_text("Server x\n\toperators = root@*\n")
+    assert _answer(batch, ["check-requeue"], 10) == {}
+    (tmp_path / "qmgr").unlink()
+    with pytest.raises(VTorqueError, match=r"VT-ENGINE: cannot run .*/qmgr: No such file.*submit\.qrerun, beside"):
+        _answer(batch, ["check-requeue"], 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Server: head.cluster\n    server_state = Active\n", "head.cluster"), ("Server: head:15001\n", "head")],
+)
+def test_the_server_of_torque(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "server").write_text(text)
+    batch = torque(tmp_path, f'[ "$*" = "-B -f" ] && cat {tmp_path}/server')
+    assert _answer(batch, ["server"], 10) == name
+    (tmp_path / "server").write_text("    comment = Server: x\nServer: -x;y\n")
+    with pytest.raises(VTorqueError, match="VT-ENGINE: the batch system does not say its server's name"):
+        _answer(batch, ["server"], 10)
+
+
+def test_torque_warns_of_no_failure(tmp_path: Path) -> None:
+    torque(tmp_path, "exit 1", qrls="echo 'ALERT: cached server' >&2").release("12", 10)
+
+
+def test_a_job_that_torque_does_not_know(tmp_path: Path) -> None:
+    told = f"touch {tmp_path}/told"
+    batch = torque(tmp_path, "echo 'qstat: Unknown Job Id Error 99.server' >&2; exit 153", qhold=told)
+    with pytest.raises(VTorqueError, match="VT-ENGINE: job 99 is not known to the batch system"):
+        batch.hold("99", 10)
+    assert not (tmp_path / "told").exists()
 
 
 JSON = st.recursive(
@@ -230,7 +356,7 @@ def batch(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Any:
 
     (folder / "vtorque-batch").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "vtorque-batch").chmod(0o755)
-    monkeypatch.setattr(where, "installation", Install)
+    monkeypatch.setattr(batch_program, "installation", Install)
 
     class Config:
         class timeouts:
@@ -277,9 +403,25 @@ def test_another_users_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_batch_system_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
 ) -> None:
-    monkeypatch.setattr(where, "MORE_SECONDS", 0.5)
+    monkeypatch.setattr(batch_program, "MORE_SECONDS", 0.5)
     with pytest.raises(VTorqueError, match=says):
         where.running_jobs(batch(monkeypatch, tmp_path, script))
+
+
+def test_jobs_are_changed_by_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = batch(
+        monkeypatch,
+        tmp_path,
+        f'echo "$*" >> {tmp_path}/told; case "$*" in "hold 12") echo \'{{"new": true}}\' ;; '
+        "\"requeue 12\") echo 'VT-ACCESS: qrerun: Unauthorized Request' >&2; exit 2 ;; *) echo '{}' ;; esac",
+    )
+    assert batch_program.hold(config, "12") is True
+    batch_program.release(config, "12")
+    with pytest.raises(VTorqueError, match="VT-ACCESS: qrerun: Unauthorized Request"):
+        batch_program.requeue(config, "12")
+    with pytest.raises(VTorqueError, match="VT-ENGINE: vtorque-batch gives no sensible answer"):
+        batch_program.hold(config, "13")
+    assert (tmp_path / "told").read_text() == "hold 12\nrelease 12\nrequeue 12\nhold 13\n"
 
 
 # --- programs on nodes

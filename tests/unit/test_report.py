@@ -268,6 +268,15 @@ def test_without_the_guests_word_the_kernel_is_all_until_its_program() -> None:
     assert [bar.phase.name for bar in row.bars] == ["KERNEL", "SETUP", "WAIT", "JOB", "END"]
 
 
+def test_a_guest_that_was_suspended_boots_nothing() -> None:
+    guest = a_guest("vn1-1", 0)
+    kept = [each for each in guest["moments"] if each["name"] in ("launched", "started")]
+    guest["moments"] = [*kept, {"name": "resumed", "t": 1.5}]
+    (_, row) = timeline(an_attempt(guests=[guest])).rows
+    assert [bar.phase.name for bar in row.bars] == ["SETUP", "WAIT", "JOB", "END"]
+    assert round(row.bars[1].start, 2) == 1.5
+
+
 def test_what_goes_on_ends_now() -> None:
     rows = timeline(until(an_attempt(), 10.0, state="running"), now=BEGAN + 11, alive=True).rows
     assert rows[1].bars[-1].phase is Phase.JOB and rows[1].bars[-1].open
@@ -461,7 +470,7 @@ class Answer(NamedTuple):
 
 def test_what_nodes_say_is_gathered_and_who_says_nothing_is_named() -> None:
     def run(node: str, argv: Sequence[str], *, timeout_s: float) -> Answer:
-        assert list(argv[1:]) == ["report", "--here", "--json", "12.host"] and timeout_s == 7
+        assert list(argv[1:]) == ["report", "--part", "12.host"] and timeout_s == 7
         if node == "n2":
             return Answer(0, b"Welcome to n2 {}\n" + file_of(an_attempt("n2", 1)), b"")
         if node == "n3":

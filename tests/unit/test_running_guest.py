@@ -7,13 +7,14 @@ import base64
 import json
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from vmgr.errors import VTorqueError
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestport import GuestPort
+from vmgr.node.incoming import SavedState
 
 HOSTS = (("10.0.0.2", "vn1-1"), ("10.0.0.3", "vn1-2"))
 
@@ -69,12 +70,16 @@ class Inside:
         return found
 
 
-def with_guest(work: Callable[[RunningGuest, Inside], Coroutine[Any, Any, None]]) -> None:
+def with_guest(
+    work: Callable[[RunningGuest, Inside], Coroutine[Any, Any, None]],
+    state: Optional[SavedState] = None,
+    said: Callable[..., None] = lambda *_: None,
+) -> None:
     async def whole() -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         port = await GuestPort.open(ours)
-        guest = RunningGuest("vn1-1", Qemu(), port, Quiet(), lambda *_: None, Quiet())  # type: ignore[arg-type]
+        guest = RunningGuest("vn1-1", Qemu(), port, Quiet(), said, Quiet(), state)  # type: ignore[arg-type]
         try:
             await work(guest, Inside(theirs))
         finally:
@@ -151,6 +156,58 @@ def test_what_goes_on_when_the_guest_is_killed() -> None:
             await switching
 
     with_guest(work)
+
+
+STATE = SavedState(-1, "7.2.22", 1.0)
+
+
+def test_a_guest_that_goes_on_is_ready_when_it_has_its_shares_back() -> None:
+    stages: list[str] = []
+
+    async def work(guest: RunningGuest, inside: Inside) -> None:
+        getting_ready = asyncio.ensure_future(guest.ready(10))
+        assert (await inside.told())["op"] == "mount"
+        inside.say("mount", status=0)
+        assert (await inside.told())["op"] == "identify"
+        assert not guest.is_ready
+        inside.say("identify", family="micro")
+        await getting_ready
+        assert guest.is_ready and stages == ["resumed"]
+
+        guest.begin_anew()  # it was reset: it boots like any other
+        inside.say("booted")
+        getting_ready = asyncio.ensure_future(guest.ready(10))
+        await asyncio.sleep(0.05)
+        assert not getting_ready.done()
+        inside.say("ready")
+        await getting_ready
+        assert stages == ["resumed", "booted", "ready"]
+
+    with_guest(work, STATE, lambda _name, what, *_: stages.append(what))
+
+
+def test_a_guest_that_goes_on_and_does_not_get_its_shares_back() -> None:
+    async def says_why(guest: RunningGuest, inside: Inside) -> None:
+        getting_ready = asyncio.ensure_future(guest.ready(10))
+        assert (await inside.told())["op"] == "mount"
+        inside.say("mount", status=1, output=base64.b64encode(b"no such share").decode())
+        with pytest.raises(VTorqueError, match=r"VT-BOOT: .*vn1-1 goes on, but cannot have its shares back: no such"):
+            await getting_ready
+        assert not guest.is_ready
+
+    async def is_silent(guest: RunningGuest, _: Inside) -> None:
+        with pytest.raises(VTorqueError, match=r"VT-BOOT: .*vn1-1 goes on, but did not mount within 0.1 s"):
+            await guest.ready(0.1)
+
+    async def ends(guest: RunningGuest, inside: Inside) -> None:
+        getting_ready = asyncio.ensure_future(guest.ready(10))
+        await inside.told()
+        await guest.kill()
+        with pytest.raises(VTorqueError, match=r"VT-GUEST: .*vn1-1 has ended"):
+            await getting_ready
+
+    for work in (says_why, is_silent, ends):
+        with_guest(work, STATE)
 
 
 class Timeouts:

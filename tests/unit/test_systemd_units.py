@@ -13,6 +13,7 @@ import pytest
 from nodesite import REPOSITORY
 
 from vmgr.cli import cli
+from vmgr.deploy.hookfiles import fill_unit, unit_files
 
 UNITS = REPOSITORY / "contrib" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
@@ -43,6 +44,13 @@ def test_a_timer_has_its_service(timer: Path) -> None:
     assert timer.with_suffix(".service") in SERVICES
     assert read(timer)["Install"]["WantedBy"] == "timers.target"
     assert read(timer.with_suffix(".service"))["Service"]["Type"] == "oneshot"
+
+
+def test_the_installer_gets_the_janitor_with_its_timer() -> None:
+    assert all((UNITS / name).exists() for name in unit_files())
+    service, timer = (fill_unit((UNITS / name).read_text(), prefix="/opt/other") for name in unit_files())
+    assert "ExecStart=/opt/other/bin/vmgr node reap\n" in service and "[Timer]" in timer
+    assert "/opt/vtorque" not in service + timer
 
 
 @pytest.mark.parametrize("unit", [*SERVICES, *sorted(UNITS.glob("*.timer"))], ids=lambda unit: unit.name)

@@ -22,6 +22,7 @@ from pytest_console_scripts import ScriptRunner
 from reports import an_attempt, failed, file_of, hostile, until
 from test_vmgr_cli import Vmgr, vmgr_run  # noqa: F401
 
+import vmgr.reach.batch
 import vmgr.reach.shell
 import vmgr.reach.where
 import vmgr.report.find
@@ -92,7 +93,10 @@ def test_a_report_of_one_node(vmgr_run: Vmgr, kept: Kept) -> None:
     assert (status, err) == (0, "") and out.splitlines()[0].startswith("job 12.host of alice: 2 guests of debian-12@3")
     assert "J job" in out and "SECONDS" in out and "1.75" in out
     tree = json.loads(vmgr_run("report", "12.host", "--here", "--json").stdout)
-    assert tree["v"] == 1 and tree["attempts"][0]["job_status"] == 0
+    assert tree.keys() == json.loads(vmgr_run("report", "12.host", "--json").stdout).keys()
+    assert (tree["job_id"], tree["parts"][0]["job_status"], tree["missing"]) == ("12.host", 0, {})
+    part = json.loads(vmgr_run("report", "12.host", "--part").stdout)
+    assert part["v"] == 1 and part["attempts"][0]["job_status"] == 0, "what other nodes take"
 
 
 def test_a_report_of_several_nodes(vmgr_run: Vmgr, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +106,7 @@ def test_a_report_of_several_nodes(vmgr_run: Vmgr, kept: Kept, monkeypatch: pyte
     assert [part["node"] for part in tree["parts"]] == ["n1", "n2"]
     assert tree["missing"] == {"n3": "node n3 cannot be reached"}
     assert tree["parts"][1]["guests"][0]["moments"][0] == {"name": "launched", "t": 0.42, "start": None}
-    assert elsewhere.asked[0] == ("n2", "report", "--here", "--json", "12.host") and len(elsewhere.asked) == 2
+    assert elsewhere.asked[0] == ("n2", "report", "--part", "12.host") and len(elsewhere.asked) == 2
     out = vmgr_run("report", "12.host").stdout
     assert "n3 is missing here: node n3 cannot be reached" in out and "vn2-2 (3)" in out
 
@@ -121,6 +125,19 @@ def test_a_report_from_a_front_end(
     tree = json.loads(vmgr_run("report", "12.host" if named else "12", *words, "--json").stdout)
     assert [part["node"] for part in tree["parts"]] == ["m1", "m2"] and tree["missing"] == {}
     assert sorted(asked[0] for asked in elsewhere.asked) == ["m1", "m2"]
+
+
+def test_a_job_that_is_over_by_its_number(vmgr_run: Vmgr, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch system has forgotten the job, and knows how its ids go on."""
+    monkeypatch.setattr(vmgr.reach.batch, "ask", lambda config, *words: "host" if words == ("server",) else [])
+    kept.report(an_attempt(nodes=["n1"]))
+    Elsewhere(monkeypatch, [], {"m1": file_of(an_attempt("m1", nodes=["m1"]))})
+    for words in (["12"], ["12", "--here"]):
+        assert json.loads(vmgr_run("report", *words, "--json").stdout)["job_id"] == "12.host"
+    (kept.folder / "12.host.report.json").unlink()
+    assert json.loads(vmgr_run("report", "12", "--node", "m1", "--json").stdout)["parts"][0]["node"] == "m1"
+    assert "nothing is kept of job 12.host here" in vmgr_run.refuses("report", "12")
+    assert "no log of job 12.host on this node" in vmgr_run.refuses("logs", "12", "--here")
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -181,7 +198,7 @@ def test_a_page(vmgr_run: Vmgr, kept: Kept, tmp_path: Path) -> None:
     refused = vmgr_run.refuses("report", "12.host", "--here", "--html", str(tmp_path / "no" / "r.html"))
     assert "cannot be written" in refused
     both = vmgr_run("report", "12.host", "--here", "--json", "--html", str(tmp_path / "r.html"))
-    assert both[0] == 0 and json.loads(both.stdout)["v"] == 1
+    assert both[0] == 0 and json.loads(both.stdout)["job_id"] == "12.host"
 
 
 def test_hostile_names_in_text_and_json(vmgr_run: Vmgr, kept: Kept) -> None:
@@ -421,4 +438,4 @@ def test_what_is_going_on_now(vmgr_run: Vmgr, kept: Kept, agent: threading.Event
     kept.report(until(an_attempt(nodes=["n1"], began=time.time() - 14), 14.0, state="running"))
     out = vmgr_run("report", "12.host", "--here").stdout
     assert out.splitlines()[1].endswith(", running") and "JOB" in out and "END" not in out
-    assert json.loads(vmgr_run("report", "12.host", "--here", "--json").stdout)["alive"] is True
+    assert json.loads(vmgr_run("report", "12.host", "--part").stdout)["alive"] is True

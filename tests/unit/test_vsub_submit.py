@@ -46,7 +46,9 @@ def test_an_image_of_the_users_own(name: str, path: str, site: Site, vsub_run: R
         text.replace("images: {pool:", "images: {allow_user_images: true, pool:")
         + "policy: {img: {default: micro}, fs_type: {allowed: [overlay, ramdisk]}, ram: {default: 256M}}\n"
     )
-    assert vsub_run("-vm", f"img={name}", "job.sh").status == 0
+    done = vsub_run("-vm", f"img={name}", "job.sh")
+    taken = f"note: img={path.format(site.work)} is taken to be of the family micro, as the default image is"
+    assert done.status == 0 and f"{taken}; distro=FAMILY says otherwise: debian" in done.stderr
     spec = site.spec
     assert spec.groups == (GuestGroup(path.format(site.work), 1, 1, 256),)
     assert vsub_run("-vm", f"img={name},fs_type=ramdisk", "job.sh").stderr.startswith(
@@ -66,7 +68,8 @@ def test_an_own_image_of_another_family(site: Site, vsub_run: Runner) -> None:
         "vsub: VT-POLICY: ram=256M"
     )
     assert "holds control characters" in vsub_run("-vm", "img=/a\nb", "job.sh").stderr
-    assert vsub_run("-vm", "img=/some/disk,distro=debian", "job.sh").status == 0
+    done = vsub_run("-vm", "img=/some/disk,distro=debian", "job.sh")
+    assert done.status == 0 and "is taken to be" not in done.stderr
     assert (site.spec.groups[0].image, site.spec.distro) == ("/some/disk", "debian")
 
 

@@ -15,7 +15,7 @@ from vmgr.config import Config, compile_config, load_config, read_tree
 from vmgr.errors import Code, VTorqueError
 from vmgr.front import write_front
 from vmgr.images.pool import Pool
-from vmgr.node.abilities import Provided, beyond_nodes, without_software
+from vmgr.node.abilities import beyond_nodes, provided_by, without_software
 from vmgr.origins import flat
 from vmgr.paths import installation
 from vmgr.policy import Subject
@@ -67,7 +67,7 @@ def _notes(source: str, user: Optional[str], queue: Optional[str]) -> list[str]:
 
     tree, lines = read_tree(source)
     config = Config(source, tree, lines)
-    provided = Provided(tree["network"]["bridge"]["name"], tree["workspace"]["folder"], tree["suspended"]["folder"])
+    provided = provided_by(tree)
     notes = beyond_nodes(tree["policy"], tree["components"], provided)
     notes += without_software(tree["guest"], Pool(tree["images"]["pool"]))
     notes += contradictions(tree["policy"], config.policy_for, _group_or_none)

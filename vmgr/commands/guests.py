@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from vmgr.commands.access import is_root
 from vmgr.commands.table import echo, print_rows, rows_table, terminal
 from vmgr.config import Config, load_config
-from vmgr.errors import VTorqueError
+from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
 
 if TYPE_CHECKING:
     from vmgr.reach.rows import GuestRow
+    from vmgr.suspended.listing import Stored
 
+STORED_SECONDS = 30.0
 HEADINGS = ("job", "rank", "node", "image", "vcpus", "ram_mib", "state", "age", "cpu", "address", "reason")
 WIDE = ("job", "rank", "node", "user", "guest", *HEADINGS[3:10], "mac", "ssh", "reason")
 
@@ -29,9 +32,44 @@ class Where:
 
     def __init__(self, config: Config, every: bool, job: Optional[str]) -> None:
         self.config, self.every, self.job = config, every, job
+        self._stored: Optional[list[Stored]] = None
+        self._stored_until = 0.0
 
     def look(self) -> tuple[list[GuestRow], list[VTorqueError]]:
-        """The guests, and why some nodes say nothing. Raises VTorqueError when nothing can be asked at all."""
+        """The guests and suspended jobs, and why some nodes say nothing.
+
+        Raises VTorqueError when nothing can be asked at all.
+        """
+        from vmgr.reach.rows import with_suspended
+
+        stored = self._suspended()
+        try:
+            rows, problems = self._look()
+        except VTorqueError as err:
+            if not stored or self.job is None or err.code is not Code.AGENT:  # a suspended job is on no node
+                raise
+            rows, problems = [], []
+        return with_suspended(rows, stored), problems
+
+    def _suspended(self) -> list[Stored]:
+        """The suspended jobs that are looked at, where it can be seen which there are: root's are those of all nodes.
+
+        A look at them holds for a while: each user's takes a process.
+        """
+        if self.config.suspended.folder is None or (is_root() and not self.every and self.job is None):
+            return []
+        if self._stored is None or time.monotonic() > self._stored_until:
+            from vmgr.suspended.listing import stored_jobs
+
+            try:
+                self._stored = stored_jobs(self.config).stored
+            except VTorqueError:  # not every front end has that file system
+                self._stored = []
+            self._stored_until = time.monotonic() + STORED_SECONDS
+        job = self.job and self.job.partition(":")[0]
+        return [each for each in self._stored if job is None or each.is_of(job)]
+
+    def _look(self) -> tuple[list[GuestRow], list[VTorqueError]]:
         from vmgr.reach.agents import look, look_here
         from vmgr.reach.rows import guest_rows
 
@@ -47,6 +85,7 @@ class Where:
 
     def _nodes(self) -> Optional[list[str]]:
         """The nodes to ask, None for this one alone."""
+        from vmgr.node.record import listed
         from vmgr.reach.agents import job_here, look_here
         from vmgr.reach.shell import is_here
         from vmgr.reach.target import parse_target
@@ -61,10 +100,16 @@ class Where:
             return list(nodes_of_job(self.config, job).nodes)
         if self.every:
             return all_nodes(self.config)
-        if (self.config.paths.run / "jobs").exists():
+        here = self.config.paths.run / "jobs"
+        if any(map(listed, listed(here))):
             return None
-        if any(map(is_here, all_nodes(self.config))):
-            return None
+        try:
+            if any(map(is_here, all_nodes(self.config))):
+                return None
+        except VTorqueError:
+            if here.exists():
+                return None  # it has been a node, and most nodes cannot ask the batch system
+            raise
         return [node for job in running_jobs(self.config) for node in job.nodes]
 
 
@@ -83,7 +128,7 @@ def ps(every: bool, job: Optional[str], wide: bool, as_json: bool) -> None:
 
     On a node those of this node; on a front end, or with --all or --job, those of other nodes too, each asked over
     your own SSH. Nodes that cannot be reached are named on standard error. CPU is in percent of one CPU,
-    since the start.
+    since the start. Suspended jobs, which are on no node, are shown once each; to root with --all or --job.
 
     Example: vmgr ps --job 12
     """

@@ -19,7 +19,14 @@ from vmgr.paths import installation
 if TYPE_CHECKING:
     from vmgr.images.pool import Image
 
-USES: list[Callable[[Config], list[tuple[str, str]]]] = []
+
+def _suspended_uses(config: Config) -> list[tuple[str, str]]:
+    from vmgr.suspended.listing import suspended_uses  # most commands do without
+
+    return suspended_uses(config, lambda problem: click.echo(str(problem), err=True))
+
+
+USES: list[Callable[[Config], list[tuple[str, str]]]] = [_suspended_uses]
 """What beside running jobs uses images: each gives `NAME@REVISION`, and in words what it is."""
 
 _CHANGES = (

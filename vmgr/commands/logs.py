@@ -65,12 +65,11 @@ def logs(job: str, node: Optional[str], here: bool, follow: bool, rank: Optional
         )
     if here and node:
         raise VTorqueError("--here and --node contradict each other", code=Code.USAGE, hint="leave one out")
-    from vmgr.reach.agents import job_here
     from vmgr.reach.shell import is_here
-    from vmgr.report.find import find
+    from vmgr.report.find import find, whole
 
     config = load_config(installation())
-    wanted = Wanted(job_here(config.paths, target.job) or target.job, rank, follow)
+    wanted = Wanted(whole(config, target.job) if here or node else target.job, rank, follow)
     if here:
         nodes = [os.uname().nodename]
     elif node:

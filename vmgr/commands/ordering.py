@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import ExitStack
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import click
 
@@ -15,6 +15,9 @@ from vmgr.errors import Code, VTorqueError, printable
 from vmgr.node.control import MAX_REQUEST_BYTES
 from vmgr.paths import installation
 from vmgr.reach.target import Target, parse_target
+
+if TYPE_CHECKING:
+    from vmgr.node.client import AgentLink
 
 
 def give(guest: str, op: str, *, quiet: bool = False, **members: object) -> dict[str, Any]:
@@ -26,27 +29,35 @@ def give(guest: str, op: str, *, quiet: bool = False, **members: object) -> dict
     wanted = {key: value for key, value in members.items() if value is not None}
     if len(json.dumps({"op": op, "rank": 0, **wanted})) + 16 >= MAX_REQUEST_BYTES:
         raise VTorqueError("the file's path or the description is too long", code=Code.VALUE)
-    return asyncio.run(_give(target, op, wanted, None if quiet else _Steps()))
+    return asyncio.run(_give(target, op, wanted, None if quiet else Steps()))
 
 
-async def _give(target: Target, op: str, members: dict[str, object], steps: Optional[_Steps]) -> dict[str, Any]:
+async def _give(target: Target, op: str, members: dict[str, object], steps: Optional[Steps]) -> dict[str, Any]:
     from vmgr.reach.agents import agent_of  # paramiko takes its time
 
-    last: dict[str, Any] = {}
     with ExitStack() as shown:
         if steps is not None:
             shown.callback(steps.end)
         async with agent_of(load_config(installation()), target) as reached:
             rank = (reached.member or {})["rank"]
-            async for last in reached.link.order(op, rank=rank, **members):
-                if "warning" in last:
-                    click.echo(f"vmgr: {printable(str(last['warning']))}", err=True)
-                if "doing" in last and steps is not None:
-                    steps.tell(str(last["doing"]), last.get("so_far"), last.get("total"))
+            return await follow(reached.link, op, steps, rank=rank, **members)
+
+
+async def follow(link: AgentLink, op: str, steps: Optional[Steps], **members: object) -> dict[str, Any]:
+    """Give an order to an agent and show, unless `steps` is None, how far it is; gives its last answer.
+
+    Raises VTorqueError as `AgentLink.order` does.
+    """
+    last: dict[str, Any] = {}
+    async for last in link.order(op, **members):
+        if "warning" in last:
+            click.echo(f"vmgr: {printable(str(last['warning']))}", err=True)
+        if "doing" in last and steps is not None:
+            steps.tell(str(last["doing"]), last.get("so_far"), last.get("total"))
     return last
 
 
-class _Steps:
+class Steps:
     """Shows the steps of an order, those of a known size as bars. What an agent tells may be a user's word."""
 
     def __init__(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from vmgr.commands import config, imagechange, images
+from vmgr.commands import config, imagechange, images, suspended
 
 
 @click.group()
 def show() -> None:
-    """Show images, one image, or the configuration.
+    """Show images, one image, suspended jobs, or the configuration.
 
     Example: vmgr show images
     """
@@ -25,5 +25,7 @@ def delete() -> None:
 
 show.add_command(images.list_images, "images")
 show.add_command(images.show, "image")
+show.add_command(suspended.show)
 show.add_command(config.show, "config")
 delete.add_command(imagechange.delete, "image")
+delete.add_command(suspended.delete)

@@ -39,9 +39,10 @@ _COLOURS = {
 @click.argument("job", metavar="JOB")
 @click.option("--node", metavar="NODE", help="A node that the job had, where the batch system knows it no more.")
 @click.option("--here", is_flag=True, help="Only what this node knows.")
+@click.option("--part", is_flag=True, hidden=True, help="This node's part, as other nodes take it.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--html", metavar="FILE", help="Write a page with the chart, for a browser; - is standard output.")
-def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optional[str]) -> None:
+def report(job: str, node: Optional[str], here: bool, part: bool, as_json: bool, html: Optional[str]) -> None:
     """Show what each node and guest of a job did when.
 
     It is there during the job and after it. Each node keeps its own part, beside the job's log; what the others say is
@@ -60,7 +61,7 @@ def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optio
     if target.rank is not None:
         raise VTorqueError(f"{job} is one guest of a job", code=Code.VALUE, hint="a report is of a whole job")
     config = load_config(installation())
-    if here and as_json:
+    if part:
         data = read_here(config, job)
         understood(data, "this node")
         click.echo(data.decode())
@@ -76,12 +77,13 @@ def report(job: str, node: Optional[str], here: bool, as_json: bool, html: Optio
 
 def _gathered(config: Config, job: str, node: Optional[str], here: bool) -> Gathered:
     """The parts of the job's newest attempt, of all nodes that can be found. Raises VTorqueError when none knows it."""
-    from vmgr.report.find import HINT, Found, find
+    from vmgr.report.find import HINT, Found, find, whole
     from vmgr.report.gather import Gathered, read_here, understood
     from vmgr.report.timeline import newest
 
     if here:
-        found = Found(job, (), understood(read_here(config, job), "this node"))
+        job_id = whole(config, job)
+        found = Found(job_id, (), understood(read_here(config, job_id), "this node"))
     else:
         found = find(config, job, node)
         found = found.with_parts_of(found.nodes, config)

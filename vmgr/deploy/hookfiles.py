@@ -1,4 +1,4 @@
-"""What lies in a mom's `mom_priv`: our hooks under which names, and the site's own hooks that ours run in their place.
+"""What lies on a node for its mom: our hooks under which names, the site's own that ours run, the janitor's timer.
 
 Pure, and with nothing but the standard library: the installer uses it before there is a virtual environment.
 
@@ -18,6 +18,7 @@ JOB_TYPE = "jobtype"
 """Our hooks lie beside the site's, for jobs of a type (`qsub -T`) of ours; the site's are left as they are."""
 MODES = (WRAP, JOB_TYPE)
 
+JANITOR_TIMER = "vtorque-reap.timer"
 DEFAULT_JOB_TYPE = "vtorque"
 SITE_FOLDER = "vtorque-site"
 """Folder in `mom_priv` with the site's own hooks."""
@@ -66,6 +67,19 @@ def site_hooks(mode: str) -> tuple[str, ...]:
     """Names of the site's hooks that move from `mom_priv` into SITE_FOLDER, if they are there. Raises ValueError."""
     _check_mode(mode)
     return (*_ROOT, _PRECANCEL, *_USER) if mode == WRAP else ()
+
+
+def unit_files() -> tuple[str, ...]:
+    """The systemd units of a node, of `contrib/systemd`, for `/etc/systemd/system`: service and timer of the janitor.
+
+    The timer, enabled, is what guarantees that nothing of a job stays whose epilogue did not come.
+    """
+    return ("vtorque-reap.service", JANITOR_TIMER)
+
+
+def fill_unit(text: str, *, prefix: str) -> str:
+    """The unit that is installed: `text` of a source, for an installation elsewhere than in `/opt/vtorque`."""
+    return text.replace("/opt/vtorque/", f"{prefix}/")
 
 
 def is_job_type(name: str) -> bool:

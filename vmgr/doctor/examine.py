@@ -13,6 +13,7 @@ from typing import Any
 
 from vmgr.doctor import (
     clock,
+    confinement,
     hypervisor,
     images,
     kernel,
@@ -27,6 +28,7 @@ from vmgr.doctor import (
     settings,
     shares,
     storage,
+    suspension,
 )
 from vmgr.doctor.finding import Check, Finding, Level, Node, from_plain
 from vmgr.errors import VTorqueError
@@ -45,7 +47,9 @@ CHECKS: Mapping[str, Check] = {
     "shares": shares.check,
     "network": network.check,
     "rights": rights.check,
+    "confinement": confinement.check,
     "batch system": mom.check,
+    "suspension": suspension.check,
     "clock": clock.check,
     "leftovers": leftovers.check,
 }

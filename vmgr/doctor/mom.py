@@ -6,7 +6,6 @@ A configuration that others than root could write counts for nothing (`src/resmo
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
@@ -14,10 +13,10 @@ from typing import Optional
 from vmgr.config import Timeouts
 from vmgr.deploy.alarm import DEFAULT_SECONDS, EARLY_SECONDS, parse_alarm
 from vmgr.doctor.finding import Finding, Level, Node, finder
+from vmgr.doctor.hooks import check_hooks
 from vmgr.errors import VTorqueError
 from vmgr.trust import check_trusted
 
-HOOKS = ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel")
 MAX_BYTES = 1 << 20
 
 _find = finder("batch system")
@@ -31,8 +30,7 @@ def check(node: Node) -> Iterator[Finding]:
             "set torque.mom_priv where the daemon has its folder elsewhere; a front end has none",
         )  # fmt: skip
         return
-    for name in HOOKS:
-        yield from judge_hook(folder / name, node.install.program("vtorque-hook"))
+    yield from check_hooks(folder, node)
     if node.config.engine == "local":
         yield _find(
             Level.NOTE,
@@ -97,30 +95,3 @@ def judge_alarm(path: Path, text: Optional[str], timeouts: Timeouts) -> Iterator
         )  # fmt: skip
     if worst is Level.OK:
         yield _find(Level.OK, said)
-
-
-def judge_hook(path: Path, program: str) -> Iterator[Finding]:
-    """Whether a hook is there, root's alone, executable, and calls ours."""
-    name = f"the hook {path}"
-    try:
-        check_trusted(path)
-        mode = path.stat().st_mode
-        text = path.read_bytes()[:MAX_BYTES]
-    except (OSError, VTorqueError) as err:
-        optional = path.name == "epilogue.precancel"
-        reason = err.message if isinstance(err, VTorqueError) else str(err)
-        remedy = err.hint if isinstance(err, VTorqueError) else None
-        yield _find(
-            Level.NOTE if optional else Level.FAILURE, f"{name}: {reason}",
-            remedy or "install those of share/vtorque/mom_priv_hooks",
-        )  # fmt: skip
-        return
-    if not mode & stat.S_IXUSR:
-        yield _find(Level.FAILURE, f"{name} cannot be run", f"chmod 755 {path}")
-    elif program.encode() not in text and b"mom_priv_hooks/" not in text:
-        yield _find(
-            Level.FAILURE, f"{name} does not call {program}",
-            "call the one of share/vtorque/mom_priv_hooks in it, a prologue last, an epilogue first",
-        )  # fmt: skip
-    else:
-        yield _find(Level.OK, f"{name} calls vTorque's")

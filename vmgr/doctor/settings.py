@@ -8,7 +8,7 @@ from vmgr.config import is_compiled, read_tree
 from vmgr.consistency import contradictions
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.errors import VTorqueError
-from vmgr.node.abilities import Provided, beyond_nodes
+from vmgr.node.abilities import beyond_nodes, provided_by
 
 _find = finder("configuration")
 
@@ -20,7 +20,7 @@ def check(node: Node) -> Iterator[Finding]:
     except VTorqueError as err:
         yield _find(Level.FAILURE, err.message, err.hint or "vmgr config check")
         return
-    provided = Provided(tree["network"]["bridge"]["name"], tree["workspace"]["folder"], tree["suspended"]["folder"])
+    provided = provided_by(tree)
     notes = beyond_nodes(tree["policy"], tree["components"], provided)
     for note in notes:
         yield _find(Level.WARNING, note, f"change it in {source}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
-import secrets
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Optional
@@ -14,6 +12,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
 from vmgr.images.report import Report
 from vmgr.images.unprivileged import Source, convert
+from vmgr.newfile import new_file
 
 _MAX_LAYERS = 64
 
@@ -28,17 +27,8 @@ def export(pool: Pool, reference: str, file: Path, *, force: bool, report: Repor
     with ExitStack() as opened:
         image, chain = _chain(pool, reference, opened)
         try:
-            target, name = _new_file(file)
-            opened.callback(os.close, target)
-            try:
-                with report.bar("writing", 100) as advance:
-                    convert(chain, target, virtual_size=image.virtual_size, advance=advance)
-                os.fchmod(target, 0o666 & ~_umask())
-                os.fsync(target)
-                _appear(target, name, file, force)
-            finally:
-                if name is not None:
-                    name.unlink(missing_ok=True)
+            with new_file(file, 0o666, replace=force) as target, report.bar("writing", 100) as advance:
+                convert(chain, target, virtual_size=image.virtual_size, advance=advance)
         except OSError as err:
             raise VTorqueError(f"cannot write {file}: {err.strerror}", code=Code.IMAGE) from err
     return image
@@ -75,45 +65,3 @@ def _is_there(file: Path) -> bool:
     except OSError as err:
         raise VTorqueError(f"cannot write {file}: {err.strerror}", code=Code.IMAGE) from err
     return True
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _new_file(file: Path) -> tuple[int, Optional[Path]]:
-    """An open file without a name, of which nothing is left if we are killed; else, as over NFS, with a hidden one."""
-    try:
-        return os.open(file.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), None
-    except OSError as err:
-        if err.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
-    name = _hidden(file)
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), name
-
-
-def _hidden(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-
-
-def _appear(target: int, name: Optional[Path], file: Path, force: bool) -> None:
-    """Give an open file, which has the hidden name `name` or none, its name; one that is there goes only by `force`."""
-    there = file if name is None and not force else name or _hidden(file)
-    if name is None:
-        folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(str(target), there, src_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(folder)
-    if there == file:
-        return
-    try:
-        if force:
-            there.rename(file)
-        else:
-            os.link(there, file)
-    except OSError:
-        there.unlink(missing_ok=True)
-        raise

@@ -17,8 +17,10 @@ from vmgr.node.reap import KINDS
 
 Family = Union[CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily]
 
-STATES = ("starting", "staging", "booting", "ready", "running", "ending", "ended", "failed")
-"""The states that an agent tells (`vmgr.node.state.Progress`); another one is shown when it comes."""
+STATES = ("starting", "staging", "booting", "ready", "running", "off", "suspended", "ending", "ended", "failed")
+"""The states that an agent tells (`vmgr.node.state.Progress`), and that of guests that are switched off; another one is
+shown when it comes.
+"""
 
 
 class Metric(NamedTuple):

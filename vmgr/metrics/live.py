@@ -64,11 +64,14 @@ async def look(config: Config) -> Live:
 
 
 def guests_by_state(answers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many guests are in each state, by what the agents say."""
+    """How many guests are in each state, by what the agents say; one that is switched off is `off` and nothing else."""
     counts: dict[str, int] = {}
     for answer in answers:
-        state = str(answer.get("state"))
-        counts[state] = counts.get(state, 0) + len(answer.get("guests") or [None])
+        count, state = len(answer.get("guests") or [None]), str(answer.get("state"))
+        off = sum(member.get("power") == "off" for member in answer.get("members", ()))
+        for name, number in ((state, count - off), ("off", off)):
+            if number > 0:
+                counts[name] = counts.get(name, 0) + number
     return counts
 
 

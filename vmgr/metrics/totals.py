@@ -2,8 +2,9 @@
 
 An event is a mapping with its kind under `e`:
 
-    ready    the guests of an attempt are ready: `image`, `guests`, `boot_s` (from their first instruction), `start_s`
-             (from the prologue), `hits` and `misses` of the node's cache of images
+    ready    the guests of an attempt are ready: `image`, `guests`, `boot_s` (from their first instruction; null for
+             guests that had been suspended), `start_s` (from the prologue), `hits` and `misses` of the node's cache of
+             images
     failed   an attempt has failed: `code`
     ended    an attempt has ended by itself, or with its job
     reaped   the janitor has removed something: `kinds`, a count for each kind of thing
@@ -64,13 +65,16 @@ def fold(totals: Totals, events: Iterable[Any]) -> Totals:
 def _add(totals: Totals, event: Mapping[str, Any]) -> Totals:
     kind = event["e"]
     if kind == "ready":
-        image, boot_s, start_s = str(event["image"]), _seconds(event["boot_s"]), _seconds(event["start_s"])
+        image, start_s = str(event["image"]), _seconds(event["start_s"])
+        boot = totals.boot
+        if event["boot_s"] is not None:
+            boot = _observed(boot, image, _seconds(event["boot_s"]))
         return totals._replace(
             ready=_more(totals.ready, image, 1),
             guests=_more(totals.guests, image, _count(event["guests"])),
             hits=totals.hits + _count(event["hits"]),
             misses=totals.misses + _count(event["misses"]),
-            boot=_observed(totals.boot, image, boot_s),
+            boot=boot,
             start=_observed(totals.start, image, start_s),
         )
     if kind == "failed":

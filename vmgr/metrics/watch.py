@@ -46,7 +46,8 @@ def events(progress: Progress, noted: set[str]) -> list[dict[str, Any]]:
             found.append(ready)
     if "failed" not in noted and progress.error is not None:
         found.append({"e": "failed", "code": progress.error.code.text})
-    if "ended" not in noted and progress.state == "ended":
+    over = progress.stages[-1:] and progress.stages[-1]["name"] == "gone"
+    if "ended" not in noted and (progress.state == "ended" or (over and progress.state == "suspended")):
         found.append({"e": "ended"})
     return found
 
@@ -61,6 +62,6 @@ def _ready(progress: Progress) -> Optional[dict[str, Any]]:
         "e": "ready",
         "image": group.get("image", "other"),
         "guests": group.get("per_node", 1),
-        "boot_s": round(max(0.0, ready - times.get("pinned and running", ready)), 3),
+        "boot_s": None if "resumed" in times else round(max(0.0, ready - times.get("pinned and running", ready)), 3),
         "start_s": max(0.0, ready),
     }

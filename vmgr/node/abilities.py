@@ -56,6 +56,11 @@ class Provided(NamedTuple):
     suspended: Optional[str]
 
 
+def provided_by(tree: Mapping[str, Any]) -> Provided:
+    """What a checked configuration provides."""
+    return Provided(tree["network"]["bridge"]["name"], tree["workspace"]["folder"], tree["suspended"]["folder"])
+
+
 def beyond_nodes(policy: Mapping[str, Any], components: Mapping[str, bool], provided: Provided) -> list[str]:
     """A line for each thing that a configuration allows and nodes refuse, with its key. For `vmgr config check`.
 

@@ -15,56 +15,43 @@ import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
 from vmgr import logs
-from vmgr.checks import check_spec
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import Pool
-from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, as_plain, parse_spec
+from vmgr.jobspec import SpecPath, as_plain
 from vmgr.logs import LOGGER
-from vmgr.node import abilities, process, record
-from vmgr.node.allocation import Allocation, find, guest_name, over, short
+from vmgr.node import process, record
+from vmgr.node.allocation import find, guest_name, over, short
 from vmgr.node.boot import ConsoleLogs, boot
+from vmgr.node.checkedjob import Call, checked_job
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.gate import Gate
 from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
-from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.meeting import FAILED, GONE, READY
-from vmgr.node.network.plan import plan_network
 from vmgr.node.orders import orders_of
+from vmgr.node.resuming import Resumption, check_alike, told
 from vmgr.node.shown import shown
 from vmgr.node.state import Progress, publish
-from vmgr.node.undo import undo
-from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up, primary_group, read_file
+from vmgr.node.undo import undo, undo_older
+from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up
 from vmgr.node.waiting import all_of, every, first
-from vmgr.node.workspace import job_names, wipe_workspace
+from vmgr.node.workspace import keep_workspace, wipe_workspace
 from vmgr.paths import installation
-from vmgr.policy import Subject
 from vmgr.trust import check_trusted
 
 if TYPE_CHECKING:
     from vmgr.node.leftovers import Leftovers
+    from vmgr.node.suspension import Suspension
 
 LOCK_FD, SOCKET_FD = 3, 4
 LAST_ANSWER_SECONDS = 5.0
 REPORT_SECONDS = 1.0
 """So long after an attempt's start its report begins, when its guests are not there before."""
-
-
-class Call(NamedTuple):
-    """What the prologue hook wrote down about the attempt."""
-
-    job_id: str
-    user: str
-    directory: SpecPath
-    node_index: int
-    queue: Optional[str]
-    task_file: Optional[str] = None
-    node_file: Optional[str] = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,8 +128,12 @@ class Agent:
         self.job: Optional[Job] = None
         self.learned: dict[str, Any] = {"user": call.user, "node_index": call.node_index}
         self.crew: Optional[Crew] = None
+        self.gate = Gate()
+        self.suspension: Optional[Suspension] = None
+        self.suspended = False
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
+        self.is_stored = False
         self.progress.private["user"] = call.user
         self.progress.now = self._now
 
@@ -154,9 +145,10 @@ class Agent:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(sig, self.job_over.set)
-        self._name_guests(short(os.uname().nodename), 1)
+        self._name_guests(short(os.uname().nodename))
         self.progress.stage("agent")
-        self._undo_older()
+        for failure in undo_older(self.config.paths, self.call.job_id, self.place):
+            LOGGER.error("of an earlier attempt is left: %s", failure)
         try:
             user = look_up(self.call.user)
         except VTorqueError as err:
@@ -166,8 +158,11 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None,
-            orders=orders_of(lambda: self.crew, lambda: self.job, self.config, self.progress.fail),
+            joined=leftovers.join if leftovers else None, detached=self._detached,
+            orders=orders_of(
+                lambda: self.crew, lambda: self.job, self.config, self.progress.fail,
+                suspension=lambda: self.suspension, gate=self.gate,
+            ),
         )  # fmt: skip
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (
@@ -178,16 +173,20 @@ class Agent:
         if leftovers is not None:
             await leftovers.end()
         await self._wipe()
+        record.note_end(self.config.paths, self.call.job_id, self.place)
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
         if self.image_held is not None:
             os.close(self.image_held)
-        record.note_end(self.config.paths, self.call.job_id, self.place)
         await self._tell_of_the_end()
-        self.progress.stage("gone", None if self.progress.error else "ended")
+        self.progress.stage("gone", None if self.progress.error or self.suspended else "ended")
         await asyncio.gather(*telling, return_exceptions=True)
         server.close()
         await control.drain(LAST_ANSWER_SECONDS)
+
+    def _detached(self, number: object, error: object) -> None:
+        if self.suspension is not None:
+            self.suspension.detached(number, error)
 
     def _leftovers(self, user: User) -> Optional[Leftovers]:
         """Where the site ends what a job leaves running on the node: what ends it."""
@@ -197,8 +196,8 @@ class Agent:
 
         return Leftovers(self.place, user.uid)
 
-    def _name_guests(self, node: str, per_node: int) -> None:
-        names = [guest_name(node, number) for number in range(1, per_node + 1)]
+    def _name_guests(self, node: str, names: Optional[list[str]] = None) -> None:
+        names = names or [guest_name(node, 1)]
         self.progress.facts.update(node=node, guest=names[0], guests=names)
 
     async def _publish(self, user: User) -> None:
@@ -251,10 +250,10 @@ class Agent:
 
     async def _wipe(self) -> None:
         """On the mother superior: wipe the job's workspace where the site says so, now that no node uses it."""
-        if self.job is None or self.job.allocation.node_index or not self.config.workspace.wipe:
+        if self.job is None or self.job.allocation.node_index or not self.config.workspace.wipe or self.suspended:
             return
         path = self.job.stands_for.workspace
-        if path is not None:
+        if path is not None and not self.is_stored:
             try:
                 await wipe_workspace(self.config, self.job.user, path)
             except VTorqueError as err:
@@ -306,7 +305,7 @@ class Agent:
         allocation = await find(
             call.task_file, call.node_file, call.node_index, self.place.attempt, timeout_s=timeouts.boot
         )
-        self._name_guests(allocation.name, 1)
+        self._name_guests(allocation.name)
         self.learned.update(key=allocation.key, node_index=allocation.node_index)
         self.learned["nodes"] = list(allocation.nodes[:1] if allocation.node_index else allocation.nodes)
         self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
@@ -314,14 +313,16 @@ class Agent:
         if len(allocation.nodes) > 1 and call.task_file is not None:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
         try:
-            self.job = job = await self._job(user, allocation)
-            self._name_guests(allocation.name, job.group.per_node)
+            job, self.image_held = await checked_job(call, self.config, self.place, user, allocation)
+            self.job = job
+            self.is_stored = job.resumption is not None
+            self._name_guests(allocation.name, [member.name for member in job.own])
             self.learned["first_rank"] = allocation.node_index * job.group.per_node
             self.progress.private.update(
                 spec=as_plain(job.spec), directory=call.directory.directory,
-                nodes=allocation.nodes, image=job.image.reference,
+                nodes=allocation.nodes, image=job.image.reference, resumed=job.resumption is not None,
             )  # fmt: skip
-            LOGGER.info("image %s", job.image.reference)
+            LOGGER.info("%simage %s", "suspended, goes on; " if job.resumption else "", job.image.reference)
             if job.spec.disk is not None and fellows.leads:
                 from vmgr.node.datadisk import disk_path  # few jobs have one
 
@@ -350,21 +351,41 @@ class Agent:
             return
         self.crew = crew
         try:
+            if job.spec.suspend:
+                from vmgr.node.suspendable import suspension_of  # few jobs can be
+
+                self.suspension = suspension_of(
+                    job, self.call.directory.sha256, crew, fellows, self.config, self.progress, self.gate
+                )
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
                 self.progress.stage("ready", "ready")
                 asyncio.get_running_loop().run_in_executor(None, _reap, self.config)
-                died = [guest.died() for guest in crew.guests]
-                await first(*died, fellows.failure(), self._unattended(), self.job_over.wait())
+                ends = [*(guest.died() for guest in crew.guests), fellows.failure(), self._unattended()]
+                if self.suspension is not None:
+                    ends.append(self.suspension.run())
+                await first(*ends, self.job_over.wait())
+            if await self._is_suspended():
+                return
             self.progress.stage("job ended", "ending")
             await fellows.call_over()
             await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
         except VTorqueError as err:
+            if await self._is_suspended():  # the batch system has ended more of it than was asked for
+                return
             self.progress.fail(err)
             raise
         finally:
-            self.crew = None
+            self.crew = self.suspension = None
             await crew.kill()
+
+    async def _is_suspended(self) -> bool:
+        """Whether the attempt ends because its job is suspended; what has been begun of that is ended."""
+        if self.suspension is not None and await self.suspension.settle():
+            self.suspended = True
+            if self.progress.state != "suspended":  # a sister, or a failure that is none
+                self.progress.stage("suspended", "suspended")
+        return self.suspended
 
     async def _boot(self, job: Job, console_logs: ConsoleLogs) -> Optional[Crew]:
         """The node's running guests; None when the job was over before: what is copied for a guest takes its time."""
@@ -385,19 +406,31 @@ class Agent:
         await every(*(guest.ready(boot_s) for guest in crew.guests), *introducing)
         self.ssh_ports = await crew.open_ssh()
         self.progress.private["ssh"] = {"port": self.ssh_ports[0], "host_key": crew.host_key.public}
-        said = {"ssh_ports": crew.ssh_ports()}
-        self.progress.facts.update(said)
-        await fellows.tell(READY, said)
+        self.progress.facts["ssh_ports"] = crew.ssh_ports()
+        await fellows.tell(READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption)})
         if len(job.allocation.nodes) > 1:
             self.progress.stage("guests ready")
             try:
-                told = await asyncio.wait_for(fellows.all_ready(), boot_s)
+                all_said = await asyncio.wait_for(fellows.all_ready(), boot_s)
             except asyncio.TimeoutError:
                 raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
             names, per_node = job.names, len(crew.guests)
-            for node, data in enumerate(told):
+            for node, data in enumerate(all_said):
+                check_alike(job.resumption, job.allocation.nodes[node], data.get("resumed"))
                 own = names[node * per_node : (node + 1) * per_node]
                 self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, own))
+        if job.resumption is not None and fellows.leads:
+            await self._take_over(job, job.resumption)
+
+    async def _take_over(self, job: Job, found: Resumption) -> None:
+        """Have the job be this attempt's alone: nothing of it is stored any more, and its workspace ends with it.
+
+        Its script has not gone on yet, so that the job's next start can try again when this fails.
+        """
+        await found.stored.remove(job.job_id)
+        self.is_stored = False
+        if job.stands_for.workspace is not None and self.config.workspace.wipe:
+            keep_workspace(self.place, job.user, job.stands_for.workspace, kept=False)
 
     async def _introduce(self, job: Job, crew: Crew, fellows: Fellows, timeout_s: float) -> None:
         """Tell the guests of this node where all guests of the job are, once all of them have said so.
@@ -415,38 +448,6 @@ class Agent:
         for guest in crew.guests:
             guest.send_hosts(zip(addresses, job.names))
 
-    async def _job(self, user: User, allocation: Allocation) -> Job:
-        """What the user asks for, read with the user's rights, and checked as if `vsub` had never seen it."""
-        directory, patience = self.call.directory, self.config.timeouts.user_file
-        if directory.home != user.home:
-            raise VTorqueError(f"{directory.home} is not the home of {user.name} ({user.home})", code=Code.SPEC)
-        source = f"{directory.directory}/spec.json"
-        data = await read_file(user, source, limit=MAX_SPEC_BYTES, timeout_s=patience)
-        spec = parse_spec(data, sha256=directory.sha256, source=source)
-        subject = Subject(user.name, primary_group(user), self.call.queue)
-        nodes = len(allocation.nodes)
-        image, self.image_held = Pool(self.config.pool).hold(
-            lambda: check_spec(spec, self.config, subject, source, nodes=nodes)
-        )
-        if image.is_own:
-            from vmgr.node.ownimage import open_image  # few jobs have one
-
-            image, self.image_held = await open_image(image, user, self.config)
-        abilities.check(spec)
-        per_node, names = spec.groups[0].per_node, allocation.nodes
-        network = plan_network(spec.network, self.call.job_id, names, per_node, self.config.network)
-        key = None
-        if len(network.members) > 1 and network.kind != "user":
-            key = await read_file(user, f"{directory.directory}/key", limit=MAX_KEY_BYTES, timeout_s=patience)
-        shares = [mount for mount in self.config.mounts if mount.name in spec.mounts]
-        copies = spec.fs_type == "sharedfs"
-        stands_for = job_names(self.config, shares, user, self.call.job_id, allocation.key, copies=copies)
-        mounts = tuple(mount.filled(stands_for._asdict()) for mount in shares)
-        own_disk = self.image_held if image.is_own else None
-        return Job(
-            self.call.job_id, self.place, user, spec, image, allocation, network, mounts, stands_for, key, own_disk
-        )
-
     @contextmanager
     def _console_log(self, guest: str) -> Iterator[Optional[BinaryIO]]:
         if self.log is None:
@@ -462,10 +463,3 @@ class Agent:
             return
         with stream:
             yield stream
-
-    def _undo_older(self) -> None:
-        """A requeued job keeps its id: what an earlier attempt left, its epilogue lost or late, goes first."""
-        for other in record.places(self.config.paths, self.call.job_id):
-            if other.attempt < self.place.attempt or not other.is_of_this_boot:
-                for failure in undo(other):
-                    LOGGER.error("of an earlier attempt is left: %s", failure)

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, BinaryIO, Callable, NamedTuple, Optional
 
 from vmgr.config import Config
 from vmgr.logs import LOGGER
@@ -26,6 +26,7 @@ from vmgr.node.members import Member
 from vmgr.node.network.wires import Wires, connect
 from vmgr.node.placing import Seats, find_seats
 from vmgr.node.qemu import GuestPlan
+from vmgr.node.resuming import check_accelerator
 from vmgr.node.seeding import Common, certificate, write_seed_of
 from vmgr.node.shares import serve_all
 from vmgr.node.staging.disks import boot_files, close_disk, stage
@@ -34,6 +35,9 @@ from vmgr.node.state import Progress, Together
 from vmgr.node.waiting import every
 from vmgr.node.workspace import open_workspace
 from vmgr.trust import check_trusted
+
+if TYPE_CHECKING:
+    from vmgr.node.incoming import SavedState
 
 CONSOLE_LOG_BYTES = 1 << 20
 VHOST = Path("/dev/vhost-net")
@@ -49,6 +53,7 @@ class Staged(NamedTuple):
     files: BootFiles
     disks: Sequence[Optional[Disk]]
     data: Optional[int]
+    states: Sequence[Optional[SavedState]]
 
 
 class Launched(NamedTuple):
@@ -80,6 +85,8 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
                 launched.append(await launcher.launch(member, seed, console_logs(member.name)))
                 progress.reached(member.name, "launched")
             progress.stage("launched")
+            if job.part is not None:
+                progress.doing("reading the guests' saved memory")
             await asyncio.gather(*(
                 guest.pin_and_run(qmp, placement, on_tap=on_tap, timeout_s=config.timeouts.launch)
                 for (guest, qmp, on_tap), placement in zip(launched, seats.guests)
@@ -91,7 +98,9 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
             await _disconnect(connecting)
             raise
     progress.stage("pinned and running", "booting")
-    return Crew(tuple(own), tuple(each.guest for each in launched), staged.host_key, wires)
+    host_key = staged.host_key if job.part is None else HostKey("", job.part.host_key)
+    layouts = tuple(seats.layout(index, job.group) for index in range(len(own)))
+    return Crew(tuple(own), tuple(each.guest for each in launched), host_key, wires, layouts)
 
 
 async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
@@ -108,8 +117,8 @@ async def _disconnect(connecting: asyncio.Future[Wires]) -> None:
 async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack) -> Staged:
     """Make what the guests need beside their seeds and network; what is opened for QEMU is closed with `opened`."""
     if job.stands_for.workspace is not None:
-        leads = job.allocation.node_index == 0
-        await open_workspace(config, job.place, job.user, job.stands_for.workspace, leads=leads)
+        undone = job.allocation.node_index == 0 and job.resumption is None
+        await open_workspace(config, job.place, job.user, job.stands_for.workspace, undone=undone)
     request = StageRequest(
         config=config,
         place=job.place,
@@ -126,8 +135,9 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         make_host_key(job.place),
         probe_beside(config, job.image.path("kernel") if job.image.kernel else None),
         boot_files(request),
-        _stage_disks(request, opened),
+        _stage_disks(request, job, opened),
         _open_data(job, config, opened),
+        _open_states(job, config, opened),
     ))  # fmt: skip
     try:
         await asyncio.sleep(0)
@@ -140,11 +150,24 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         await asyncio.gather(staging, return_exceptions=True)
 
 
-async def _stage_disks(request: StageRequest, opened: ExitStack) -> Sequence[Optional[Disk]]:
+async def _stage_disks(request: StageRequest, job: Job, opened: ExitStack) -> Sequence[Optional[Disk]]:
     disks = await stage(request)
     for disk in disks:
         opened.callback(close_disk, disk)
+    if job.part is not None:
+        from vmgr.node.restoring import restore_disks  # few jobs go on
+
+        await restore_disks(request, job, disks)
     return disks
+
+
+async def _open_states(job: Job, config: Config, opened: ExitStack) -> Sequence[Optional[SavedState]]:
+    """What the node's guests go on from; None for those that boot."""
+    if job.part is None:
+        return [None for _ in job.own]
+    from vmgr.node.restoring import open_states  # as above
+
+    return await open_states(job, config, opened)
 
 
 async def _open_data(job: Job, config: Config, opened: ExitStack) -> Optional[int]:
@@ -176,6 +199,8 @@ class _Launcher:
         self.together = Together(progress, len(job.own))
         self.group = find_group(job.job_id)
         self.accelerator = choose_accelerator(config, staged.kvm)
+        if job.part is not None:
+            check_accelerator(job.part, self.accelerator)
         self.gid = kvm_gid() if staged.kvm.works else None
 
     def write_seeds(self, templates: Path) -> list[Path]:
@@ -214,7 +239,9 @@ class _Launcher:
             shares.let_go()
             console = Console(guest.console, log.write if log else len, log_bytes=CONSOLE_LOG_BYTES)
             port = await GuestPort.open(guest.port)
-            running = RunningGuest(member.name, guest, port, console, self.together.said, shares)
+            running = RunningGuest(
+                member.name, guest, port, console, self.together.said, shares, self.staged.states[index]
+            )  # fmt: skip
         except BaseException:
             if guest is not None:
                 await guest.kill()
@@ -237,6 +264,8 @@ class _Launcher:
             mac=member.mac,
             mounts=job.mounts,
             hugepage_kib=self.config.hypervisor.hugepage_kib,
+            suspendable=job.spec.suspend,
+            incoming=job.part is not None,
         )
 
     def _note(self, pid: int) -> None:

@@ -3,9 +3,9 @@
 The caller is known by the kernel's word (SO_PEERCRED): root or the job's owner. Operations: `status` (one answer),
 `follow` (an answer now and after each change), `attach` (the job wrapper: as `follow`, and the job is over when the
 connection breaks), `join` (as `status`; the caller and what it has started are the job's), `started` (the script runs
-now), `end` (the job is over; `status` is its script's exit status). Any other is an order to the guests (`Order`): what
-it answers, answer by answer, is followed by `{"done": true}`, or by `error` and `code` where it fails; an order ends
-when its caller goes.
+now), `detached` (the script's session has been left for `try`, or `error` says why it cannot be), `end` (the job is
+over; `status` is its script's exit status). Any other is an order to the guests (`Order`): what it answers, answer by
+answer, is followed by `{"done": true}`, or by `error` and `code` where it fails; an order ends when its caller goes.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ Order = Callable[[Talk], AsyncIterator[Mapping[str, Any]]]
 
 class Control:
     """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over,
-    `attached` when it comes, `joined` with the pid of each process of the owner's that says it is the job's. `orders`
-    has the operations on the guests, by name.
+    `attached` when it comes, `joined` with the pid of each process of the owner's that says it is the job's, `detached`
+    with what is said as `try` and `error`. `orders` has the operations on the guests, by name.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Control:
         over: Callable[[], None],
         attached: Callable[[], None],
         joined: Optional[Callable[[int], Awaitable[None]]] = None,
+        detached: Callable[[object, object], None] = lambda number, error: None,
         orders: Optional[Mapping[str, Order]] = None,
     ) -> None:
         self._progress = progress
@@ -78,6 +79,7 @@ class Control:
         self._over = over
         self._attached = attached
         self._joined = joined
+        self._detached = detached
         self._orders = orders or {}
         self._clients: set[asyncio.Task[None]] = set()
         self._refusals = 0
@@ -151,13 +153,15 @@ class Control:
                 elif op == "started":
                     if self._progress.state == "ready":
                         self._progress.stage("job started", "running")
+                elif op == "detached":
+                    self._detached(request.get("try"), request.get("error"))
                 elif op == "end":
                     self._progress.ended_with(request.get("status"))
                     self._over()
                 elif isinstance(op, str) and op in self._orders:
                     await self._obey(reader, writer, Talk(peer, request))
                 else:
-                    known = ["status", "follow", "attach", "join", "started", "end", *self._orders]
+                    known = ["status", "follow", "attach", "join", "started", "detached", "end", *self._orders]
                     await _send(writer, {"error": f"the operations are {', '.join(known)}"})
         finally:
             for task in follower:

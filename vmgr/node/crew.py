@@ -11,15 +11,21 @@ from vmgr.node.guest import RunningGuest
 from vmgr.node.keys import HostKey
 from vmgr.node.members import Member
 from vmgr.node.network.wires import Wires
+from vmgr.topology.model import Layout
 
 
 class Crew(NamedTuple):
-    """A node's running guests, in the order of their numbers, the host key that they share, and their network."""
+    """A node's running guests, in the order of their numbers, the host key that they share, and their network.
+
+    `layouts` are what each of them sees of CPUs and memory. The private half of the host key of guests that go on is
+    theirs alone.
+    """
 
     members: tuple[Member, ...]
     guests: tuple[RunningGuest, ...]
     host_key: HostKey
     wires: Wires
+    layouts: tuple[Layout, ...] = ()
 
     async def addresses(self) -> list[str]:
         """The guests' addresses: planned, given by the site, or said by the guests while they become ready."""

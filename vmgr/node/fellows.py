@@ -32,6 +32,7 @@ class Fellows:
         self._alone = len(allocation.nodes) == 1
         self._called_over = False
         self._barrier: Optional[meeting.Barrier] = None
+        self._calls: Optional[meeting.Calls] = None
         if not self._alone and self.leads:
             names = [short(node) for node in allocation.nodes]
             self._barrier = meeting.Barrier(directory, allocation.key, user=user, nodes=names, inotify=inotify)
@@ -67,7 +68,9 @@ class Fellows:
             text = json.dumps({"v": 1, "addresses": found}).encode()
             await self._call(meeting.HOSTS, text)
             return found
-        return _addresses(await self._called(meeting.HOSTS), len(self._allocation.nodes) * len(own))
+        calls = self._hear()
+        await calls.first(meeting.HOSTS)
+        return _addresses(calls.said[meeting.HOSTS], len(self._allocation.nodes) * len(own))
 
     async def all_ready(self) -> list[dict[str, Any]]:
         """On the mother superior: wait until every node is ready; what they said. Raises VTorqueError, see there."""
@@ -81,16 +84,26 @@ class Fellows:
 
     async def over(self) -> None:
         """On a sister: wait until the mother superior says that the job is over."""
+        await self.first_call(meeting.OVER)
+
+    async def first_call(self, *orders: str) -> str:
+        """On a sister: wait for one of the mother superior's orders; gives the first of them, in this order."""
         if self._alone or self.leads:
             await asyncio.Event().wait()
-        await self._called(meeting.OVER)
+        return await self._hear().first(*orders)
 
-    async def call_over(self) -> None:
-        """On the mother superior: tell every node, once, that the job is over."""
+    @property
+    def ended_as_usual(self) -> bool:
+        """On a sister: whether the mother superior has said that the job is over, and not because it is suspended."""
+        said = None if self._calls is None else self._calls.said.get(meeting.OVER)
+        return said is not None and said.get("suspended") is not True
+
+    async def call_over(self, *, suspended: bool = False) -> None:
+        """On the mother superior: tell every node, once, that the job is over, or that its attempt is suspended."""
         if self._barrier is not None and not self._called_over:
             self._called_over = True
             try:
-                await self._call(meeting.OVER)
+                await self._call(meeting.OVER, json.dumps({"v": 1, "suspended": suspended}).encode())
             except VTorqueError as err:
                 LOGGER.warning("the other nodes were not told that the job is over: %s", err)
 
@@ -101,18 +114,47 @@ class Fellows:
         failures = await self._barrier.all_gone(timeout_s)
         return failures[0] if failures else None
 
+    def begin_try(self, number: int) -> None:
+        """On the mother superior: begin to suspend the job, for the `number`th time.
+
+        Raises VTorqueError (VT-SUSPEND).
+        """
+        if self._barrier is None:
+            return
+        if number not in meeting.TRIES:
+            raise VTorqueError(
+                f"the job could not be suspended {meeting.TRIES[-1]} times; it is not tried again", code=Code.SUSPEND
+            )
+        self._barrier.begin_try(number)
+
+    async def lead(self, order: str, number: int, step: Optional[str] = None) -> None:
+        """On the mother superior: have every sister carry an order of this try out, until all have done the `step`.
+
+        Raises VTorqueError: VT-SUSPEND with what a sister says stands in the way, VT-SPEC when they cannot be told.
+        """
+        if self._barrier is not None:
+            await self._call(meeting.of_try(order, number))
+            if step is not None:
+                await self._barrier.all_have(step)
+
     async def _call(self, order: str, text: bytes = b"") -> None:
         key = self._allocation.key
         await meeting.call(self._user, self._directory, key, order, text, timeout_s=self._timeout_s)
 
-    async def _called(self, order: str) -> dict[str, Any]:
-        key = self._allocation.key
-        return await meeting.called(order, self._directory, key, user=self._user, inotify=self._inotify)
+    def _hear(self) -> meeting.Calls:
+        """On a sister: what the mother superior says, listened to from now on."""
+        if self._calls is None:
+            self._calls = meeting.Calls(
+                self._directory, self._allocation.key, user=self._user, inotify=self._inotify
+            )  # fmt: skip
+        return self._calls
 
     async def close(self) -> None:
         """Stop listening."""
         if self._barrier is not None:
             await self._barrier.close()
+        if self._calls is not None:
+            await self._calls.close()
 
 
 def _addresses(said: dict[str, Any], guests: int) -> list[str]:

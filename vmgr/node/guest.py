@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Optional, Protocol, TypeVar
 
 from vmgr.config import Timeouts
 from vmgr.errors import Code, VTorqueError
@@ -17,6 +17,9 @@ from vmgr.node.monitor import Monitor
 from vmgr.node.process import cpu_seconds
 from vmgr.node.shares import Shares
 from vmgr.topology.model import Placement
+
+if TYPE_CHECKING:
+    from vmgr.node.incoming import SavedState
 
 _T = TypeVar("_T")
 CONSOLE_LINES = 5
@@ -41,7 +44,8 @@ class RunningGuest:
     """One guest between its first instruction and its end.
 
     `shares` are the file servers of its shares: without one of them it hangs, so they live and end together. `said` is
-    called with the guest's name and each stage that it says it has reached, as often as it says so.
+    called with the guest's name and each stage that it says it has reached, as often as it says so. A guest that goes
+    on from a saved `state` boots only when it is switched on, or reset, later.
     """
 
     def __init__(
@@ -52,8 +56,11 @@ class RunningGuest:
         console: Console,
         said: Said,
         shares: Shares,
+        state: Optional[SavedState] = None,
     ) -> None:
         self.name = name
+        self._state = state
+        self._goes_on = state is not None
         self.power = "on"
         self._shares = shares
         self._guest = guest
@@ -87,7 +94,7 @@ class RunningGuest:
         self, qmp: socket.socket, placement: Optional[Placement], *, on_tap: bool = False, timeout_s: float
     ) -> None:
         """Let the guest run, all that serves it on the CPUs of its place. Raises VTorqueError (VT-LAUNCH)."""
-        await pin_and_run(self._guest, qmp, placement, on_tap=on_tap, timeout_s=timeout_s)
+        await pin_and_run(self._guest, qmp, placement, on_tap=on_tap, timeout_s=timeout_s, state=self._state)
 
     @property
     def monitor(self) -> Monitor:
@@ -111,6 +118,11 @@ class RunningGuest:
     def cpu_s(self) -> Optional[float]:
         """Seconds of CPU time that its QEMU has used; None when it is gone."""
         return cpu_seconds(self._guest.child.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process of its QEMU."""
+        return self._guest.child.pid
 
     def send_hosts(self, hosts: Iterable[tuple[str, str]]) -> None:
         """Tell the guest address and name of every guest of the job."""
@@ -137,6 +149,8 @@ class RunningGuest:
         it says that it cannot, or says nothing in time.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
+        if self._goes_on:
+            await self._take_up(timeout_s)
         while not self._is_ready:
             event = await self._next(deadline)
             if event is None:
@@ -153,6 +167,21 @@ class RunningGuest:
                 self._said(self.name, event.name, event.stretches)
             self._is_ready = event.name == "ready"
 
+    async def _take_up(self, timeout_s: float) -> None:
+        """Have a guest that goes on mount its shares again; it is ready then, and says so by answering.
+
+        Raises VTorqueError: VT-GUEST when the guest ended, VT-BOOT when it cannot, or does not answer in time.
+        """
+        for op in ("mount", "identify"):
+            answer = await self.ask(op, timeout_s)
+            if answer is None:
+                raise self._boot_error(f"the guest {self.name} goes on, but did not {op} within {timeout_s:g} s")
+            if answer.status:
+                why = answer.text or "it does not say why"
+                raise self._boot_error(f"the guest {self.name} goes on, but cannot have its shares back: {why}")
+        self._said(self.name, "resumed")
+        self._is_ready = True
+
     @property
     def is_ready(self) -> bool:
         """Whether the guest has said that it is ready for the job; it obeys orders since."""
@@ -161,7 +190,7 @@ class RunningGuest:
     def begin_anew(self) -> None:
         """Forget what the guest has said: it is off, or boots once more."""
         self._port.expect(EVENTS_OF_A_BOOT)
-        self._is_ready = False
+        self._is_ready = self._goes_on = False
         self._booted.clear()
         while not self._events.empty():
             self._events.get_nowait()

@@ -100,6 +100,7 @@ def end_job(config: Config, job_id: str) -> None:
         for failure in failures:
             print(f"vtorque: epilogue: {failure}", file=sys.stderr)
         settled = settled and not failures
+        record.take_end(config.paths, job_id)  # of an agent that was just about to end by itself
     if settled:
         record.exhume(config.paths, job_id)
 

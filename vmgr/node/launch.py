@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from qemu.qmp import QMPClient
 
@@ -19,7 +19,11 @@ from vmgr.node.jobgroup import JobGroup
 from vmgr.node.monitor import MAX_REASON, QUARREL, Monitor
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
 from vmgr.node.userio import User
+from vmgr.node.waiting import first
 from vmgr.topology.model import Placement
+
+if TYPE_CHECKING:
+    from vmgr.node.incoming import SavedState
 
 
 class Files(NamedTuple):
@@ -70,15 +74,15 @@ class Guest:
             os.close(fd)
         self.child.wait()
 
-    def describe_end(self) -> str:
-        """How QEMU ended, with the last of what it said on standard error."""
+    def describe_end(self, lines: int = 1) -> str:
+        """How QEMU ended, with the last lines of what it said on standard error."""
         status = self.child.returncode
         how = f"killed by signal {-status}" if status is not None and status < 0 else f"exit status {status}"
         try:
             said = os.read(self.errors, 4096).decode("utf-8", "replace").strip()
         except OSError:
             said = ""
-        return f"{how}{': ' + said.splitlines()[-1][:300] if said else ''}"
+        return f"{how}{': ' + ' | '.join(said.splitlines()[-lines:])[:300] if said else ''}"
 
     async def kill(self) -> None:
         """End QEMU at once and wait until it is gone."""
@@ -168,29 +172,51 @@ def _expose_to_oom_killer(pid: int) -> None:
 
 
 async def pin_and_run(
-    guest: Guest, qmp: socket.socket, placement: Optional[Placement], *, on_tap: bool = False, timeout_s: float
+    guest: Guest,
+    qmp: socket.socket,
+    placement: Optional[Placement],
+    *,
+    on_tap: bool = False,
+    timeout_s: float,
+    state: Optional[SavedState] = None,
 ) -> None:
     """Connect to QMP, pin each thread of QEMU to its CPUs, if there is a `placement`, and let the guest run.
 
-    Where the guest is not on a tap, the port that leads to its SSH is learned. Thread ids are QEMU's word, which is the
-    user's: only threads of that very process are touched. Raises VTorqueError (VT-LAUNCH).
+    A guest that goes on gets its saved `state` before, which has a time of its own. Where the guest is not on a tap,
+    the port that leads to its SSH is learned. Thread ids are QEMU's word, which is the user's: only threads of that
+    very process are touched. Raises VTorqueError (VT-LAUNCH).
     """
+    limit = timeout_s + (0.0 if state is None else state.timeout_s)
     try:
-        await asyncio.wait_for(_pin_and_run(guest, qmp, placement, on_tap), timeout_s)
+        await asyncio.wait_for(first(_pin_and_run(guest, qmp, placement, on_tap, state), _end(guest)), limit)
     except asyncio.TimeoutError:
-        raise VTorqueError(f"QEMU did not answer within {timeout_s:g} s", code=Code.LAUNCH) from None
+        what = "did not answer" if state is None else "did not read the guest's saved state"
+        raise VTorqueError(f"QEMU {what} within {limit:g} s", code=Code.LAUNCH) from None
     except QUARREL as err:
         if guest.child.poll() is None:
             await asyncio.wait([asyncio.ensure_future(guest.ended())], timeout=0.5)
-        reason = guest.describe_end() if guest.child.poll() is not None else f"QMP: {str(err)[:MAX_REASON]}"
-        raise VTorqueError(f"QEMU did not start: {reason}", code=Code.LAUNCH) from err
+        reason = guest.describe_end(2) if guest.child.poll() is not None else f"QMP: {str(err)[:MAX_REASON]}"
+        what = "did not start" if state is None else "did not go on from the guest's saved state"
+        raise VTorqueError(f"QEMU {what}: {reason}", code=Code.LAUNCH) from err
 
 
-async def _pin_and_run(guest: Guest, qmp: socket.socket, placement: Optional[Placement], on_tap: bool) -> None:
+async def _end(guest: Guest) -> None:
+    """Raise EOFError when QEMU ends, of which those who wait for an event of its do not hear."""
+    await guest.ended()
+    raise EOFError
+
+
+async def _pin_and_run(
+    guest: Guest, qmp: socket.socket, placement: Optional[Placement], on_tap: bool, state: Optional[SavedState]
+) -> None:
     await guest.monitor.connect(qmp)
     async with guest.monitor.talk() as client:
         if placement is not None:
             await _pin(guest, client, placement)
+        if state is not None:
+            from vmgr.node.incoming import read_back  # few guests go on
+
+            await read_back(client, state)
         if not on_tap:
             usernet = await client.execute("human-monitor-command", {"command-line": "info usernet"})
             guest.ssh_port = forwarded_port(str(usernet))

@@ -1,7 +1,7 @@
 """How the nodes of a job meet: in the job directory, in files that are written whole, once, with the user's rights.
 
-    nodes.<key>/<kind>.<i>   what node i says of itself: `ready`, `failed`, `gone` (JSON)
-    job.<key>/<order>        what the mother superior says to all: `hosts` (JSON), `over`
+    nodes.<key>/<kind>.<i>   what node i says of itself: `ready`, `failed`, `gone`, `stopped-<try>`, … (JSON)
+    job.<key>/<order>        what the mother superior says to all: `hosts` (JSON), `over`, `stop-<try>`, …
 
 A node never looks a name up that may not be there yet, because an NFS client remembers for up to 30 s (acdirmin,
 nfs(5)) that it was not. It makes the folder itself and lists it; opening a folder makes the client ask the server
@@ -33,18 +33,38 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import MAX_PER_NODE
 from vmgr.node.userio import Stream, User, read_stream, write_all, write_in_folder
 
-UP, READY, FAILED, GONE = KINDS = ("up", "ready", "failed", "gone")
-HOSTS, OVER = ORDERS = ("hosts", "over")
+UP, READY, FAILED, GONE = "up", "ready", "failed", "gone"
+STOPPED, SAVED = STEPS = ("stopped", "saved")
+"""What a sister has done for a suspension of the job."""
+HOSTS, OVER = "hosts", "over"
+STOP, SAVE, GO_ON = "stop", "save", "goon"
+"""What the sisters are to do for it."""
+TRIES = range(1, 17)
+"""The numbers of the tries to suspend a job of several nodes: each of them leaves files."""
 MAX_REPORT_BYTES = 64 * 1024
 MAX_ORDER_BYTES = 1 << 20
-MAX_ENTRIES_PER_NODE = 16
+MAX_ENTRIES_PER_NODE = 64
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
 MAX_NAME_CHARS = 255
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
-_TEXTS = {"code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None)}
+
+def of_try(what: str, number: int) -> str:
+    """How a step, or an order, of a try to suspend the job is called."""
+    return f"{what}-{number}"
+
+
+KINDS = (UP, READY, FAILED, GONE, *(of_try(step, number) for step in STEPS for number in TRIES))
+ORDERS = (HOSTS, OVER, *(of_try(order, number) for order in (STOP, SAVE, GO_ON) for number in TRIES))
+_WITH_WORDS = (HOSTS, OVER)
+
+_TEXTS = {
+    "code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None),
+    "resumed": slice(64),
+}  # fmt: skip
+_OF_TRIES = tuple(f"{step}-" for step in STEPS)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEAD = struct.Struct(">HI")
 _NAME = re.compile(rf"({'|'.join(KINDS)})\.([0-9]{{1,6}})", re.ASCII)
@@ -101,22 +121,6 @@ async def reports(directory: str, key: str, *, user: User, nodes: int, inotify: 
         await frames.close()
 
 
-async def called(order: str, directory: str, key: str, *, user: User, inotify: bool = True) -> dict[str, Any]:
-    """Wait until the mother superior gives an order; gives what it says with it, nothing where that is no JSON."""
-    folder = job_folder(directory, key)
-    watch = Watch(folder, MAX_ORDER_BYTES, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
-    frames = await read_stream(user, watch.run)
-    try:
-        while True:
-            frame = await _next_frame(frames, MAX_ORDER_BYTES)
-            if frame is None:  # the folder cannot be watched: the batch system's own word remains
-                await asyncio.Event().wait()
-            elif frame[0] == order:
-                return _parse_object(frame[1]) or {}
-    finally:
-        await frames.close()
-
-
 def parse_report(name: str, data: bytes) -> Optional[Report]:
     """The report in a file of this name; None for anything that is none."""
     match = _NAME.fullmatch(name)
@@ -158,7 +162,7 @@ def parse_failure(data: dict[str, Any], node: str) -> Optional[VTorqueError]:
     code = Code.named(data["code"])
     problem = VTorqueError(
         f"{node}: {str(data.get('reason'))[:MAX_REASON_CHARS]}",
-        code=code if code.status >= Code.INTERNAL.status else Code.INTERNAL,
+        code=code if code.status >= Code.INTERNAL.status or code is Code.SUSPEND else Code.INTERNAL,
     )
     problem.output = str(data.get("output") or "")[-MAX_OUTPUT_CHARS:]
     return problem
@@ -169,7 +173,8 @@ class Barrier:
 
     def __init__(self, directory: str, key: str, *, user: User, nodes: list[str], inotify: bool = True) -> None:
         self._nodes = nodes
-        self._said: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
+        self._said: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in (UP, READY, FAILED, GONE)}
+        self._try = 0
         self._changed = asyncio.Event()
         self._listening = asyncio.ensure_future(
             self._listen(reports(directory, key, user=user, nodes=len(nodes), inotify=inotify))
@@ -200,10 +205,39 @@ class Barrier:
         found = (parse_failure(self._said[GONE].get(index, {}), self._nodes[index]) for index in sisters)
         return [problem for problem in found if problem is not None]
 
+    def begin_try(self, number: int) -> None:
+        """Hear what is said of this try to suspend the job, and of no other."""
+        self._try = number
+        for kind in list(self._said):
+            if kind.startswith(_OF_TRIES):
+                del self._said[kind]
+
+    async def all_have(self, step: str) -> None:
+        """Wait until every sister has done this one of STEPS in the present try.
+
+        Raises VTorqueError (VT-SUSPEND) as soon as one says why it cannot, and the failure of a node.
+        """
+        kind = of_try(step, self._try)
+        while True:
+            changed = self._changed
+            self._raise_failure()
+            said = self._said.get(kind, {})
+            for index, data in said.items():
+                if data.get("reason"):
+                    raise VTorqueError(f"{self._nodes[index]}: {data['reason']}", code=Code.SUSPEND)
+            if all(index in said for index in range(1, len(self._nodes))):
+                return
+            await changed.wait()
+
     async def close(self) -> None:
         """Stop listening; nothing is left running."""
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
+
+    def _raise_failure(self) -> None:
+        for index, data in self._said[FAILED].items():
+            name = self._nodes[index]
+            raise parse_failure(data, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
 
     async def _all(self, kind: str, *, first: int = 0, fails: bool = True) -> list[dict[str, Any]]:
         """What the nodes from `first` on say of this kind, once all of them have."""
@@ -211,10 +245,8 @@ class Barrier:
         missing = list(indexes)
         while True:
             changed = self._changed
-            if fails and self._said[FAILED]:
-                index, data = next(iter(self._said[FAILED].items()))
-                name = self._nodes[index]
-                raise parse_failure(data, name) or VTorqueError(f"{name}: failed", code=Code.INTERNAL)
+            if fails:
+                self._raise_failure()
             while missing and missing[-1] in said:
                 missing.pop()
             if not missing:
@@ -223,9 +255,52 @@ class Barrier:
 
     async def _listen(self, coming: AsyncIterator[Report]) -> None:
         async for found in coming:
-            self._said[found.kind].setdefault(found.node, kept(found.data))
+            kind = found.kind
+            if kind.startswith(_OF_TRIES) and kind not in (of_try(step, self._try) for step in STEPS):
+                continue
+            self._said.setdefault(kind, {}).setdefault(found.node, kept(found.data))
             self._changed.set()
             self._changed = asyncio.Event()
+
+
+class Calls:
+    """On a sister: what the mother superior has said so far, and waiting for what she will say."""
+
+    def __init__(self, directory: str, key: str, *, user: User, inotify: bool = True) -> None:
+        folder = job_folder(directory, key)
+        watch = Watch(folder, MAX_ORDER_BYTES, SISTER_LOOKS_AGAIN_SECONDS, MAX_ENTRIES_PER_NODE, inotify)
+        self.said: dict[str, dict[str, Any]] = {}
+        self._changed = asyncio.Event()
+        self._listening = asyncio.ensure_future(self._listen(user, watch))
+
+    async def first(self, *orders: str) -> str:
+        """Wait until one of these orders has been given; gives the first of them, in this order."""
+        while True:
+            changed = self._changed
+            given = next((order for order in orders if order in self.said), None)
+            if given is not None:
+                return given
+            await changed.wait()
+
+    async def close(self) -> None:
+        """Stop listening; nothing is left running."""
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+
+    async def _listen(self, user: User, watch: Watch) -> None:
+        frames = await read_stream(user, watch.run)
+        try:
+            while True:
+                frame = await _next_frame(frames, MAX_ORDER_BYTES)
+                if frame is None:  # the folder cannot be watched: the batch system's own word remains
+                    return
+                order, text = frame
+                words = _parse_object(text) if order in _WITH_WORDS else None
+                self.said.setdefault(order, words or {})
+                self._changed.set()
+                self._changed = asyncio.Event()
+        finally:
+            await frames.close()
 
 
 class Watch(NamedTuple):

@@ -10,6 +10,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import GuestGroup, Pinning
 from vmgr.node import record
 from vmgr.node.guestjob import Job
+from vmgr.node.resuming import bound
 from vmgr.topology.allowed import allowed_for
 from vmgr.topology.cpulist import parse_cpus
 from vmgr.topology.model import Layout, Placement, Topology
@@ -23,14 +24,20 @@ NOWHERE = -1
 
 
 class Seats(NamedTuple):
-    """Where each guest sits; None for one that is not pinned. `shown` says it to users, as plain data."""
+    """Where each guest sits; None for one that is not pinned. `shown` says it to users, as plain data.
+
+    `kept` are the layouts of guests that are not pinned and go on, None for guests that boot.
+    """
 
     guests: tuple[Optional[Placement], ...]
     shown: Optional[dict[str, Any]]
+    kept: Optional[tuple[Layout, ...]] = None
 
     def layout(self, index: int, group: GuestGroup) -> Layout:
         """What guest `index` (from 0) sees of CPUs and memory."""
         placement = self.guests[index]
+        if placement is None and self.kept is not None:
+            return self.kept[index]
         return Layout.flat(group.vcpus, group.ram_mib) if placement is None else placement.layout
 
 
@@ -39,10 +46,11 @@ async def find_seats(config: Config, job: Job) -> Seats:
     group, place, pinning, slots = job.group, job.place, job.spec.pinning, job.allocation.slots
     names = [member.name for member in job.own]
     hugepage_kib = config.hypervisor.hugepage_kib
+    kept = None if job.part is None else tuple(guest.layout for guest in job.part.guests)
     if pinning.mode == "off":
         if hugepage_kib is not None:
             _take_hugepages(config, place, read_topology(), hugepage_kib, group.ram_mib, len(names))
-        return Seats((None,) * len(names), None)
+        return Seats((None,) * len(names), None, kept)
     topology = read_topology()
     assigned = slots if config.resources.slots_are_cpus and slots else None
     allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
@@ -66,9 +74,18 @@ async def find_seats(config: Config, job: Job) -> Seats:
             hugepage_kib=hugepage_kib,
             advised=advised,
         )
+        if kept is not None:
+            planned = planned._replace(guests=tuple(map(_keeping, planned.guests, kept)))
         for placement in planned.guests:
             record.append(place, _step(placement))
     return Seats(planned.guests, _shown(planned, names, allowed.cpus))
+
+
+def _keeping(placement: Placement, layout: Layout) -> Placement:
+    """The placement of a guest that has had its layout since its boot, perhaps on another node."""
+    found = bound(layout, placement.layout)
+    nodes = {cell.host_node for cell in found.cells if cell.host_node is not None}
+    return placement._replace(layout=found, memory=tuple(sorted(nodes)))
 
 
 def _mapped(pinning: Pinning) -> Optional[tuple[tuple[frozenset[int], ...], ...]]:

@@ -61,6 +61,16 @@ def cpu_seconds(pid: int) -> Optional[float]:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND if fields else None
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory that a process has, also where it is swapped out or lies in huge pages (proc(5)); 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    fields = [line.split() for line in lines if line.startswith(("VmRSS:", "VmSwap:", "HugetlbPages:"))]
+    return sum(int(field[1]) << 10 for field in fields)
+
+
 def _stat(pid: int) -> tuple[bytes, Optional[int]]:
     fields = _fields(pid)
     return (fields[0], int(fields[19])) if fields else (b"", None)

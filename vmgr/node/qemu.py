@@ -49,7 +49,8 @@ class GuestPlan(NamedTuple):
 
     Its RAM lies in huge pages of `hugepage_kib` KiB where that is not None. `disk_format` is that of the overlay's
     backing file, `parent_formats` those of the disks below it. Without a `kernel` the firmware boots it from its own
-    disk.
+    disk. The state of a `suspendable` guest can be read back wherever its RAM lies; an `incoming` one does not boot,
+    but waits for such a state.
     """
 
     name: str
@@ -63,6 +64,8 @@ class GuestPlan(NamedTuple):
     mounts: tuple[Mount, ...]
     hugepage_kib: Optional[int] = None
     parent_formats: tuple[str, ...] = ()
+    suspendable: bool = False
+    incoming: bool = False
 
     @property
     def shares_memory(self) -> bool:
@@ -83,6 +86,7 @@ def command_line(qemu: str, plan: GuestPlan, fds: Descriptors) -> list[str]:
         *_memory(plan),
         "-no-reboot",
         "-S",
+        *(["-incoming", "defer"] if plan.incoming else []),
         "-chardev", f"socket,id=qmp,fd={fds.qmp}",
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=console,fd={fds.console}",
@@ -121,7 +125,8 @@ def _processors(layout: Layout) -> list[str]:
 def _memory(plan: GuestPlan) -> list[str]:
     """The machine and its RAM, on the node's NUMA nodes as planned; the guest has NUMA nodes where it has several.
 
-    Memory that another process serves (virtiofs), and memory in huge pages, is a memfd: that needs no hugetlbfs.
+    Memory that another process serves (virtiofs), and memory in huge pages, is a memfd: that needs no hugetlbfs. That
+    of a suspendable guest is always an object: by its name a saved state knows it, wherever it is bound.
     """
     machine, layout = "q35,usb=off,vmport=off,dump-guest-core=off", plan.layout
     size = ["-m", f"size={layout.ram_mib}M"]
@@ -130,6 +135,7 @@ def _memory(plan: GuestPlan) -> list[str]:
         and layout.cells[0].host_node is None
         and not plan.shares_memory
         and plan.hugepage_kib is None
+        and not plan.suspendable
     ):
         return ["-machine", machine, *size]
     kind = "memory-backend-memfd,share=on" if plan.shares_memory or plan.hugepage_kib else "memory-backend-ram"

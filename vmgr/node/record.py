@@ -227,7 +227,10 @@ def exhume(paths: Paths, job_id: str) -> None:
 
 
 def note_end(paths: Paths, job_id: str, place: Place) -> None:
-    """Leave word for the epilogue that the attempt is over and undone, so that it need not expect its agent."""
+    """Leave word for the epilogue that the attempt is over and about to be undone: it need not expect its agent.
+
+    It comes before the undoing, so that an epilogue which ends that agent meets either the record or this word.
+    """
     _write_mark(paths.run / "ended" / place_name(job_id), place.start)
 
 

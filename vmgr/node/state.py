@@ -24,7 +24,11 @@ class Progress:
     """State and stages of one attempt.
 
     States, in order: `starting`, `staging`, `booting`, `ready`, `running`, `ending`, `ended`; `failed` with a code
-    and a reason from any of them. A stage is a name and the seconds since the prologue hook started.
+    and a reason from any of them. `suspended` comes in the place of `ending` and `ended`: the job's guests are stored,
+    the job is requeued, and the attempt ends without an end of the job. While that is tried the fact `suspending` has
+    the try's number, else None.
+
+    A stage is a name and the seconds since the prologue hook started.
     """
 
     def __init__(self, start: int, facts: dict[str, Any]) -> None:
@@ -67,6 +71,12 @@ class Progress:
         LOGGER.info("%s after %.3f s", name, self.stages[-1]["t"])
         self.facts["doing"] = None
         if state and self.error is None:
+            self.state = state
+        self._wake()
+
+    def turn(self, state: str) -> None:
+        """Go over to a state that no stage leads to; what has failed stays so."""
+        if self.error is None:
             self.state = state
         self._wake()
 
@@ -117,7 +127,7 @@ class Progress:
             await changed.wait()
 
 
-OF_ALL = ("booted", "prologue", "epilogue")
+OF_ALL = ("booted", "prologue", "resumed", "epilogue")
 """What guests say that is a stage of their node when all of them have."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmgr.config import Paths
 from vmgr.errors import VTorqueError
 from vmgr.node import process, record
 
@@ -31,6 +32,11 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     others = [step for step in record.steps(place) if step.get("role") != "agent"]
     gone = {step.get("path") for step in others if step.get("gone")}
     others = [step for step in others if step.get("path") not in gone or step.get("do") != "partial"]
+    workspace = {step.get("path"): step for step in others if step.get("do") == "workspace"}
+    others = [
+        step for step in others
+        if step.get("do") != "workspace" or (workspace[step.get("path")] is step and step.get("kept") is not True)
+    ]  # fmt: skip
     _undo_steps((step for step in others if step.get("do") == "process"), 0.0)
     if not any(step.get("pid") == os.getpid() for step in agents):  # which has ended them, and spared the job wrapper
         failures += _kill_leftovers([step for step in others if step.get("do") == "leftover"])
@@ -42,6 +48,18 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
                 folder.rmdir()
             except OSError:
                 pass  # another attempt of the job is there
+    return failures
+
+
+def undo_older(paths: Paths, job_id: str, place: record.Place) -> list[str]:
+    """Undo what earlier attempts of the job left, their epilogue lost or late: a requeued job keeps its id.
+
+    Gives a line for each inverse that failed.
+    """
+    failures = []
+    for other in record.places(paths, job_id):
+        if other.attempt < place.attempt or not other.is_of_this_boot:
+            failures += undo(other)
     return failures
 
 
@@ -83,6 +101,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.workspace import undo_workspace  # as above
 
         undo_workspace(step, patience_s)
+    elif kind == "suspending":
+        from vmgr.suspended.store import undo_suspending  # as above
+
+        undo_suspending(step, patience_s)
     elif kind == "partial":
         from vmgr.node.callersfile import undo_partial  # few jobs have such a step
 

@@ -155,6 +155,45 @@ async def act(
     await _as_user(user, lambda _: work(), path, limit=0, timeout_s=timeout_s, code=code, hint=hint)
 
 
+async def read_from(
+    user: User,
+    work: Callable[[], bytes],
+    path: str,
+    *,
+    limit: int,
+    timeout_s: float,
+    code: Code,
+    hint: Optional[str] = None,
+) -> bytes:
+    """What `work` gives, called with the user's rights, at most `limit` bytes; its process is collected by then.
+
+    Raises VTorqueError with `code` and `hint`, saying what is wrong with `path`.
+    """
+
+    def write(out: int) -> None:
+        data = work()
+        if len(data) > limit:
+            raise OSError(0, f"larger than {limit} bytes")
+        write_all(out, data)
+
+    async def everything(reader: asyncio.StreamReader) -> bytes:
+        came = bytearray()
+        while len(came) < limit + 4096 and (data := await reader.read(65536)):
+            came += data
+        return bytes(came)
+
+    stream = await read_stream(user, write)
+    try:
+        data = await asyncio.wait_for(everything(stream.reader), timeout_s)
+    except asyncio.TimeoutError:
+        raise _too_late(path, timeout_s, code) from None
+    finally:
+        await stream.close()
+    body, _, verdict = data.rpartition(b"\0")
+    _judge(verdict, path, code, hint)
+    return body
+
+
 async def open_file(
     user: User, opens: Callable[[], int], path: str, *, timeout_s: float, code: Code, hint: Optional[str] = None
 ) -> int:
@@ -363,7 +402,7 @@ def become(uid: int, gid: int, groups: Sequence[int]) -> None:
 
 def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:
     """In the child: drop to the user for good, do the work, say how it went, end without returning."""
-    verdict = b"ok"
+    verdict = b"failed"
     try:
         signal.set_wakeup_fd(-1)
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -374,9 +413,10 @@ def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[],
         dies()
         os.umask(0o077)
         work(out)
+        verdict = b"ok"
     except OSError as err:
         texts = {errno.ELOOP: "a symbolic link", errno.ENXIO: "not a regular file"}
-        verdict = texts.get(err.errno or 0, err.strerror or "failed").encode()
+        verdict = texts.get(err.errno or 0, err.strerror or "failed").encode("utf-8", "backslashreplace")
     except BaseException:
         verdict = b"failed"
     finally:

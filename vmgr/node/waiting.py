@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 async def first(*waiting: Awaitable[Any]) -> None:
@@ -29,6 +31,25 @@ async def every(*waiting: Awaitable[Any]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def within(limit_s: float, doing: Awaitable[_T]) -> _T:
+    """What `doing` gives in time, else it is given up. Raises asyncio.TimeoutError, and what it raises.
+
+    Unlike `asyncio.wait_for` before Python 3.12 this never swallows that it is cancelled.
+    """
+    task = asyncio.ensure_future(doing)
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+        if not task.done():
+            raise asyncio.TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # looked at
+    return task.result()
 
 
 async def all_of(*waiting: Awaitable[Any]) -> None:

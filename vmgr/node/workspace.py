@@ -51,20 +51,24 @@ def seen_at(mounts: Iterable[Mount], names: JobNames) -> Optional[str]:
     return next((mount.target for mount in mounts if names.workspace and mount.source == names.workspace), None)
 
 
-async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, leads: bool) -> None:
-    """Make the workspace `path`, unless another node has; on the mother superior (`leads`) it is undone later.
+async def open_workspace(config: Config, place: record.Place, user: User, path: str, *, undone: bool) -> None:
+    """Make the workspace `path`, unless another node has, or the job had it before it was suspended.
 
-    Raises VTorqueError (VT-STAGE).
+    On the mother superior it is `undone` later, with the attempt. Raises VTorqueError (VT-STAGE).
     """
-    if leads and config.workspace.wipe:
-        record.append(
-            place, {"do": "workspace", "path": path, "uid": user.uid, "gid": user.gid, "gids": user.gids}
-        )  # fmt: skip
+    if undone and config.workspace.wipe:
+        keep_workspace(place, user, path, kept=False)
     await act(
         user, lambda: _make(path, user.uid), path, timeout_s=config.timeouts.user_file, code=Code.STAGE,
         hint=f"the workspace is made there with the user's rights (workspace.folder, "
         f"{config.origin('workspace.folder')})",
     )  # fmt: skip
+
+
+def keep_workspace(place: record.Place, user: User, path: str, *, kept: bool) -> None:
+    """Note whether the workspace outlives the attempt, whoever undoes it; the last word counts."""
+    ids = {"uid": user.uid, "gid": user.gid, "gids": user.gids}
+    record.append(place, {"do": "workspace", "path": path, "kept": kept, **ids})
 
 
 async def wipe_workspace(config: Config, user: User, path: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from vmgr.reach.agents import members
+
+if TYPE_CHECKING:
+    from vmgr.suspended.listing import Stored
 
 OWN_STATES = ("off", "booting")
 """What a guest can be by itself while its job is ready or running."""
@@ -46,7 +49,26 @@ def guest_rows(snapshots: Iterable[Mapping[str, Any]]) -> list[GuestRow]:
     """
     rows = [row for snapshot in snapshots for row in _rows(snapshot)]
     running = {row.job for row in rows if row.state == "running"}
-    rows = [row._replace(state="running") if row.state == "ready" and row.job in running else row for row in rows]
+    return _sorted(
+        row._replace(state="running") if row.state == "ready" and row.job in running else row for row in rows
+    )
+
+
+def with_suspended(rows: list[GuestRow], stored: Iterable[Stored]) -> list[GuestRow]:
+    """The rows, and one for each suspended job that has no guest among them: it is on no node, and has no age."""
+    known = {row.job for row in rows}
+    more = [
+        GuestRow(
+            job=each.job_id, rank=None, node="-", user=each.user, guest=None, image=each.entry.image, vcpus=None,
+            ram_mib=None, state="suspended", age_s=None, cpu_s=None, address=None, mac=None, port=None, reason="",
+        )
+        for each in stored
+        if each.entry is not None and each.job_id not in known
+    ]  # fmt: skip
+    return _sorted([*rows, *more])
+
+
+def _sorted(rows: Iterable[GuestRow]) -> list[GuestRow]:
     return sorted(rows, key=lambda row: (_number(row.job), row.job, -1 if row.rank is None else row.rank, row.node))
 
 

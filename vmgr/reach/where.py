@@ -1,25 +1,17 @@
 """Which nodes the site has and which a job runs on, by the batch system's word.
 
-The batch system is asked by a program of the `vsub` side, which knows the engines. What it says is where to look for
-guests: what is there the node agents say.
+What it says is where to look for guests: what is there the node agents say.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
-import subprocess
 from typing import Any, NamedTuple
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
-from vmgr.paths import installation
-
-PROGRAM = "vtorque-batch"
-MORE_SECONDS = 5.0
-"""What the program may take beside the batch system's answers, of which it may need two."""
-MAX_ANSWER_BYTES = 64 << 20
+from vmgr.reach import batch
 
 
 class JobNodes(NamedTuple):
@@ -34,6 +26,16 @@ def all_nodes(config: Config) -> list[str]:
     """Every node of the batch system. Raises VTorqueError (VT-ENGINE)."""
     answer = _ask(config, "nodes")
     return [name for name in answer if isinstance(name, str)]
+
+
+def whole_id(config: Config, job: str) -> str:
+    """The whole id of a job, also of one that the batch system has forgotten. Raises VTorqueError (VT-ENGINE)."""
+    if "." in job:
+        return job
+    server = batch.ask(config, "server")
+    if not isinstance(server, str):
+        raise batch.senseless()
+    return f"{job}.{server}"
 
 
 def nodes_of_job(config: Config, job_id: str) -> JobNodes:
@@ -66,38 +68,11 @@ def _jobs(answer: list[Any]) -> list[JobNodes]:
     try:
         return [JobNodes(str(each["job"]), str(each["owner"]), tuple(map(str, each["nodes"]))) for each in answer]
     except (TypeError, KeyError):
-        raise _senseless() from None
+        raise batch.senseless() from None
 
 
 def _ask(config: Config, *words: str) -> list[Any]:
-    limit = 2 * config.timeouts.reach + MORE_SECONDS
-    program = installation().program(PROGRAM)
-    try:
-        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        raise VTorqueError(f"the batch system has not answered within {limit:g} s", code=Code.ENGINE) from None
-    except OSError as err:
-        raise VTorqueError(f"cannot run {program}: {err.strerror}", code=Code.ENGINE, hint="install again") from None
-    if done.returncode:
-        raise _refusal(done.stderr)
-    try:
-        answer = json.loads(done.stdout[:MAX_ANSWER_BYTES])
-    except (ValueError, RecursionError):
-        raise _senseless() from None
+    answer = batch.ask(config, *words)
     if not isinstance(answer, list):
-        raise _senseless()
+        raise batch.senseless()
     return answer
-
-
-def _refusal(said: bytes) -> VTorqueError:
-    """The failure in the one line that the program has printed, or what else it has said."""
-    lines = said[-4096:].decode(errors="replace").strip().splitlines() or ["it says nothing"]
-    code, colon, text = lines[-1].partition(": ")
-    known = Code.named(code) if colon else Code.INTERNAL
-    if known is Code.INTERNAL:
-        return VTorqueError(f"the batch system cannot be asked: {lines[-1]}", code=Code.ENGINE)
-    return VTorqueError(text, code=known)
-
-
-def _senseless() -> VTorqueError:
-    return VTorqueError(f"{PROGRAM} gives no sensible answer", code=Code.ENGINE, hint="install again")

@@ -12,7 +12,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import jobs_folder
 from vmgr.reach.agents import job_here
 from vmgr.reach.shell import is_here, run_on
-from vmgr.reach.where import nodes_of_job
+from vmgr.reach.where import nodes_of_job, whole_id
 from vmgr.report.gather import found_here, gather
 from vmgr.report.parts import Part
 from vmgr.report.timeline import newest
@@ -55,7 +55,7 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
 
     Raises VTorqueError when that is nothing: VT-VALUE, or what the batch system says.
     """
-    job_id = job_here(config.paths, job) or job
+    job_id = whole(config, job)
     found = Found(job_id, (), found_here(config, job_id)).with_parts_of([node] if node else [], config)
     folder = jobs_folder(config.logging)
     known_here = bool(found.parts) or (folder is not None and os.access(folder / f"{job_id}.log", os.F_OK))
@@ -70,6 +70,14 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
     if not nodes:
         raise VTorqueError(f"the nodes of job {found.job_id} are not known", code=Code.VALUE, hint=HINT)
     return found._replace(nodes=nodes)
+
+
+def whole(config: Config, job: str) -> str:
+    """The whole id of a job, which may be over; what was given where nobody here knows."""
+    try:
+        return job_here(config.paths, job) or whole_id(config, job)
+    except VTorqueError:
+        return job
 
 
 def _placed(config: Config, found: Found, *, known: bool) -> Found:

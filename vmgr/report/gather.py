@@ -1,4 +1,4 @@
-"""The parts of all nodes of a job: this node's from its file, the others' as `vmgr report --here` there says."""
+"""The parts of all nodes of a job: this node's from its file, the others' as `vmgr report --part` there says."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def gather(job_id: str, nodes: Sequence[str], run: Run, *, timeout_s: float) -> 
 
     Nodes that do not answer in time, or with nothing, are named.
     """
-    argv = [f"{installation().prefix}/bin/vmgr", "report", "--here", "--json", job_id]
+    argv = [f"{installation().prefix}/bin/vmgr", "report", "--part", job_id]
 
     def ask(node: str) -> list[Part]:
         answer = run(node, argv, timeout_s=timeout_s)

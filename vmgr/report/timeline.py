@@ -94,6 +94,10 @@ def newest(parts: Sequence[Part]) -> list[Part]:
     return sorted(found.values(), key=lambda part: part.node_index)
 
 
+JOB_ENDS = ("job ended", "suspended")
+"""The stages after which an attempt only comes to its end."""
+
+
 def plan(parts: Sequence[Part], now: float) -> Timeline:
     """The timeline of one attempt, of which `parts` has at least one; `now` is in seconds since 1970.
 
@@ -101,7 +105,7 @@ def plan(parts: Sequence[Part], now: float) -> Timeline:
     """
     origin = min(part.began for part in parts)
     lead = min(parts, key=lambda part: part.node_index)
-    job = _Job(*(None if t is None else t + lead.began for t in (_at(lead, "job started"), _at(lead, "job ended"))))
+    job = _Job(*(None if t is None else t + lead.began for t in (_at(lead, "job started"), _at(lead, *JOB_ENDS))))
     rows = [row for part in parts for row in _rows(part, job, origin, now)]
     ends = [bar.end for row in rows for bar in row.bars] + [row.failed for row in rows if row.failed is not None]
     return Timeline(tuple(rows), max([*ends, 0.001]), origin)
@@ -126,7 +130,7 @@ def _rows(part: Part, job: _Job, origin: float, now: float) -> Iterator[Row]:
     last = max([stage.t for stage in part.stages], default=0.0)
     goes_on = over is None and part.alive
     end = max(0.0, over if over is not None else max(last, now - part.began) if goes_on else last)
-    ending = _at(part, "job ended")
+    ending = _at(part, *JOB_ENDS)
     if ending is None and failed is not None:
         ending = failed
     marks = [
@@ -146,6 +150,8 @@ def _guest(
     said = {moment.name: moment for moment in reversed(guest.moments) if moment.start is not None}
     started = reached.get("started", reached.get("launched", 0.0))
     booted, ready = reached.get("booted"), reached.get("ready")
+    if "resumed" in reached:  # it has only got its memory and its shares back
+        booted, ready = started, reached["resumed"]
     kernel, first_process = started, None
     if booted is not None and "uptime" in said:
         kernel = _within(said["uptime"].start or 0.0, started, booted)
@@ -153,9 +159,11 @@ def _guest(
         first_process = _within(said["kernel"].t, kernel, booted)
     job_started = None if job.started is None or ready is None else max(ready, job.started - part.began)
     job_ended = None if job_started is None or job.ended is None else max(job_started, job.ended - part.began)
-    marks = [
+    boots = [
         (Phase.FIRMWARE, started if kernel > started else None), (Phase.KERNEL, kernel), (Phase.SYSTEM, first_process),
-        (Phase.SETUP, booted), (Phase.WAIT, ready), (Phase.JOB, job_started),
+    ]  # fmt: skip
+    marks = [
+        *([] if "resumed" in reached else boots), (Phase.SETUP, booted), (Phase.WAIT, ready), (Phase.JOB, job_started),
         (Phase.END, job_ended if ending is None else max(ending, job_ended or 0.0)),
     ]  # fmt: skip
     low = _within(started, 0.0, end)

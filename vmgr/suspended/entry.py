@@ -24,8 +24,8 @@ MAX_NODES = 1 << 16
 MAX_SECONDS = 1 << 40
 
 # texts: what is not used need not be compiled
-_JOB_ID = r"[0-9]{1,20}(?:\[[0-9]{1,7}\])?(?:\.[A-Za-z0-9._-]{1,255})?"
-_USER = r"[A-Za-z_][A-Za-z0-9._-]{0,63}\$?"
+_JOB_ID = r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?(?:\.[A-Za-z0-9._-]{1,255})?"
+USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"
 _SHA256 = r"[0-9a-f]{64}"
 _IMAGE = r"[a-z0-9][a-z0-9._-]{0,63}@[1-9][0-9]{0,8}"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -99,7 +99,7 @@ def parse_entry(data: bytes, source: str) -> Entry:
     tree = _Tree(data, source)
     return Entry(
         tree.text("job_id", _JOB_ID),
-        tree.text("user", _USER),
+        tree.text("user", USER),
         tree.text("spec_sha256", _SHA256),
         tree.text("image", _IMAGE),
         tree.text("key", _KEY),
@@ -157,6 +157,11 @@ def _dump(plain: Mapping[str, Any]) -> bytes:
     return json.dumps({"version": VERSION, **plain}, indent=1).encode("ascii") + b"\n"
 
 
+def _shown(value: object) -> str:
+    """A value for a message; one that is made of others only by its kind: it may be nested deeply."""
+    return repr(value)[:64] if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
+
+
 class _Tree:
     """A JSON object from the user, whose members are taken out one by one."""
 
@@ -168,7 +173,8 @@ class _Tree:
                 data = json.loads(data[:MAX_ENTRY_BYTES])
             except (ValueError, RecursionError):
                 data = None
-            if isinstance(data, dict) and data.get("version") != VERSION:
+            version = data.get("version") if isinstance(data, dict) else VERSION
+            if type(version) is not int or version != VERSION:
                 raise self.wrong("version", f"{VERSION} is needed")
         if not isinstance(data, dict):
             raise self.wrong("", "a JSON object is needed")
@@ -185,7 +191,7 @@ class _Tree:
     def text(self, name: str, pattern: str) -> str:
         value = self._data.get(name)
         if not isinstance(value, str) or not re.fullmatch(pattern, value, re.ASCII):
-            raise self.wrong(name, f"{str(value)[:64]!r} does not look like {pattern}")
+            raise self.wrong(name, f"{_shown(value)} does not look like {pattern}")
         return value
 
     def number(self, name: str, least: int, most: int) -> int:
@@ -206,7 +212,8 @@ class _Tree:
 
     def trees(self, name: str, most: int) -> list[_Tree]:
         items = self._list(name, self._data.get(name), most)
-        return [_Tree(item, self._source, f"{self._path}{name}.{at}") for at, item in enumerate(items)]
+        path = f"{self._path}.{name}" if self._path else name
+        return [_Tree(item, self._source, f"{path}.{at}") for at, item in enumerate(items)]
 
     def perhaps(self, name: str, read: Callable[[str], _T]) -> Optional[_T]:
         return None if self._data.get(name) is None else read(name)
@@ -218,5 +225,5 @@ class _Tree:
 
     def _checked(self, name: str, value: object, least: int, most: int) -> int:
         if type(value) is not int or not least <= value <= most:
-            raise self.wrong(name, f"{str(value)[:64]} is no whole number from {least} to {most}")
+            raise self.wrong(name, f"{_shown(value)} is no whole number from {least} to {most}")
         return value

@@ -117,11 +117,33 @@ class Engine(Protocol):
     def nodes(self, timeout_s: float) -> tuple[str, ...]:
         """All nodes of the batch system. Raises VTorqueError (VT-ENGINE) when it does not say within `timeout_s`."""
 
+    def server(self, timeout_s: float) -> str:
+        """The name in the ids of its jobs, `12.NAME`. Raises VTorqueError (VT-ENGINE) as `nodes`."""
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """The jobs that have nodes and that the caller may see, or only the one that is named as a user would.
 
         Raises VTorqueError (VT-ENGINE) as `nodes`, VT-ACCESS for another user's job where the batch system hides it.
         """
+
+    def hold(self, job_id: str, timeout_s: float) -> bool:
+        """Keep a job from starting until it is released; one that runs goes on, and is held once it is requeued.
+
+        Gives whether its user had not held it before. Raises VTorqueError: VT-ACCESS for a caller who may not,
+        VT-ENGINE with what else the batch system says.
+        """
+
+    def release(self, job_id: str, timeout_s: float) -> None:
+        """Let a job start that its user holds. Raises VTorqueError as `hold`, also when nothing holds it."""
+
+    def requeue(self, job_id: str, timeout_s: float) -> None:
+        """End a running job and queue it again; returns when the batch system has taken the order.
+
+        Needs an operator, as root on a node is to be. Raises VTorqueError as `hold`.
+        """
+
+    def check_requeue(self, timeout_s: float) -> None:
+        """Raise VTorqueError, VT-ACCESS, when the caller may requeue no jobs, VT-ENGINE when that is not known."""
 
 
 def engine(config: Config, install: Installation) -> Engine:

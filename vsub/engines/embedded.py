@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -73,6 +74,10 @@ class Embedded(QsubDialect):
 
         return known_nodes((self._ask({"op": "nodes"}, timeout_s) or {}).get("nodes"))
 
+    def server(self, timeout_s: float) -> str:
+        """The server's name, from the daemon."""
+        return str((self._ask({"op": "nodes"}, timeout_s) or {}).get("server"))
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from the daemon."""
         from vsub.engines.listing import placed_job  # as above
@@ -80,6 +85,30 @@ class Embedded(QsubDialect):
         answer = self._ask({"op": "stat", "job": job_id, "members": True}, timeout_s) or {"jobs": []}
         found = (placed_job(name, dict(attributes)) for name, attributes in answer["jobs"])
         return tuple(job for job in found if job is not None)
+
+    def hold(self, job_id: str, timeout_s: float) -> bool:
+        """Hold a job, which the daemon does."""
+        return self._change("hold", job_id, timeout_s).get("new") is True
+
+    def release(self, job_id: str, timeout_s: float) -> None:
+        """Release a job, which the daemon does."""
+        self._change("release", job_id, timeout_s)
+
+    def requeue(self, job_id: str, timeout_s: float) -> None:
+        """Requeue a job, which the daemon does for root."""
+        self._change("rerun", job_id, timeout_s)
+
+    def check_requeue(self, timeout_s: float) -> None:
+        """Root may, and nobody else."""
+        if os.geteuid() != 0:
+            raise VTorqueError("the embedded batch system lets only root requeue jobs", code=Code.ACCESS)
+
+    def _change(self, operation: str, job_id: str, timeout_s: float) -> dict[str, Any]:
+        """The daemon's answer. Raises VTorqueError."""
+        answer = self._ask({"op": operation, "job": job_id}, timeout_s)
+        if answer is None:
+            raise VTorqueError(f"job {job_id} is not known to the batch system", code=Code.ENGINE, hint="see qstat")
+        return answer
 
     def _ask(self, message: Mapping[str, object], timeout_s: float) -> Optional[dict[str, Any]]:
         """The daemon's answer; None for a job that it does not know. Raises VTorqueError."""
@@ -90,7 +119,7 @@ class Embedded(QsubDialect):
         except protocol.Refused as refusal:
             if refusal.code == protocol.UNKNOWN_JOB:
                 return None
-            if refusal.code == protocol.PERMISSION and message.get("job"):
+            if refusal.code == protocol.PERMISSION and message.get("job") and not refusal.detail:
                 raise VTorqueError(f"job {message['job']} is another user's", code=Code.ACCESS) from None
             code = Code.ACCESS if refusal.code == protocol.PERMISSION else Code.ENGINE
             raise VTorqueError(f"the batch system refuses: {refusal}", code=code) from None

@@ -10,9 +10,10 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Optional
 
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, VTorqueError, printable
 from vmgr.node.allocation import MAX_NODES, parse_exec_host
 from vsub.engines import PlacedJob
 
@@ -21,6 +22,8 @@ MAX_JOBS = 100_000
 
 _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
 _WANTED = ("Job_Owner", "exec_host", "job_state")
+_PERMISSION = 159
+"""PBSE_PERM modulo 256."""
 
 
 def ask(argv: Sequence[str], key: str, timeout_s: float, *, unknown: Optional[int] = None) -> Optional[str]:
@@ -28,8 +31,36 @@ def ask(argv: Sequence[str], key: str, timeout_s: float, *, unknown: Optional[in
 
     `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
     """
+    done = _run(argv, key, timeout_s)
+    if unknown is not None and (done.returncode == unknown or b"Unknown Job Id" in done.stderr):
+        return None
+    if done.returncode:
+        said = _last_line(done.stderr)
+        raise VTorqueError(
+            f"{argv[0]} ended with status {done.returncode}{': ' + said if said else ''}", code=Code.ENGINE
+        )
+    return done.stdout[:MAX_TEXT_BYTES].decode(errors="replace")
+
+
+def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[str] = None) -> None:
+    """Run a command of the batch system that changes a job; `denied` is the hint for a caller who may not.
+
+    Raises VTorqueError with what the command says: VT-ACCESS for a caller who may not, else VT-ENGINE. A status is an
+    error number modulo 256, which may be 0: what it says of the failure on standard error counts as well.
+    """
+    done = _run(argv, key, timeout_s)
+    said = _last_line(done.stderr)
+    if not done.returncode and not said.startswith(f"{Path(argv[0]).name}: "):
+        return
+    text = said or f"{argv[0]} ended with status {done.returncode}"
+    if done.returncode == _PERMISSION or b"Unauthorized Request" in done.stderr:
+        raise VTorqueError(text, code=Code.ACCESS, hint=denied)
+    raise VTorqueError(text, code=Code.ENGINE)
+
+
+def _run(argv: Sequence[str], key: str, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -40,14 +71,11 @@ def ask(argv: Sequence[str], key: str, timeout_s: float, *, unknown: Optional[in
         raise VTorqueError(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
     except OSError as err:
         raise VTorqueError(f"cannot run {argv[0]}: {err.strerror}", code=Code.ENGINE, hint=f"set {key}") from None
-    if unknown is not None and (done.returncode == unknown or b"Unknown Job Id" in done.stderr):
-        return None
-    if done.returncode:
-        said = done.stderr[-500:].decode(errors="replace").strip().splitlines()
-        raise VTorqueError(
-            f"{argv[0]} ended with status {done.returncode}{': ' + said[-1] if said else ''}", code=Code.ENGINE
-        )
-    return done.stdout[:MAX_TEXT_BYTES].decode(errors="replace")
+
+
+def _last_line(said: bytes) -> str:
+    lines = said[-500:].decode(errors="replace").strip().splitlines()
+    return printable(lines[-1]) if lines else ""
 
 
 def parse_pbsnodes(text: str) -> tuple[str, ...]:
@@ -94,6 +122,23 @@ def parse_jobs(text: str) -> tuple[PlacedJob, ...]:
                 found[last] = value
     end()
     return tuple(jobs)
+
+
+def parse_server_name(text: str) -> str:
+    """The server in the output of `qstat -B -f`, without its port. Raises VTorqueError (VT-ENGINE) for none."""
+    found = re.search(r"^Server: ([A-Za-z0-9][A-Za-z0-9.-]{0,254})(?::[0-9]+)?$", text, re.MULTILINE)
+    if found is None:
+        raise VTorqueError("the batch system does not say its server's name", code=Code.ENGINE)
+    return found[1]
+
+
+def parse_holds(text: str) -> str:
+    """The letters of what holds a job in the output of `qstat -f` of it: `u` its user, `o`, `s`, `n` for nothing."""
+    for line in text.split("\n"):
+        name, equals, value = line.partition(" = ")
+        if equals and name == "    Hold_Types":
+            return value.strip()
+    return ""
 
 
 def placed_job(job_id: object, attributes: Mapping[str, object]) -> Optional[PlacedJob]:

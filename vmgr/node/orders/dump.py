@@ -22,6 +22,7 @@ from vmgr.node.guestjob import Job
 from vmgr.node.monitor import Monitor
 from vmgr.node.orders.telling import Telling, as_answer, telling
 from vmgr.node.orders.which import guest_of
+from vmgr.node.piping import copy_pipe
 from vmgr.node.staging.child import Channel, Outcome, in_child
 from vmgr.node.staging.copying import percent
 from vmgr.node.staging.overlay import MIB
@@ -34,7 +35,6 @@ FORMATS = ("kdump-zlib", "elf")
 NAME = "dump"
 DEVICES_BYTES = 256 * MIB
 """What a dump may have beside the guest's RAM: memory of devices and firmware, tables."""
-_BLOCK = 1 << 20
 
 
 def order(crew: CrewNow, job: JobNow, config: Config) -> Order:
@@ -115,7 +115,7 @@ class _Dumper:
         file = self._file
 
         def copy(channel: Channel) -> None:
-            working(file, lambda: _copy(read_end, fd, most, percent("writing", self.ram_bytes, channel.tell)))
+            working(file, lambda: copy_pipe(read_end, fd, most, percent("writing", self.ram_bytes, channel.tell)))
 
         try:
             try:
@@ -153,20 +153,3 @@ async def _check_complete(monitor: Monitor) -> None:
     status = state.get("status") if isinstance(state, dict) else None
     if status != "completed":
         raise VTorqueError(f"QEMU could not write down all of the memory: {str(status)[:100]}", code=Code.GUEST)
-
-
-def _copy(source: int, target: int, most: int, progress: Any) -> None:
-    """In a child: what comes through the pipe into the file, where zeros take no room. Raises OSError."""
-    zeros, size = bytes(_BLOCK), 0
-    while block := os.read(source, _BLOCK):
-        if size + len(block) > most:
-            raise OSError(errno.EFBIG, f"QEMU sends more than {most} bytes")
-        if block != zeros[: len(block)]:
-            view = memoryview(block)
-            while view:
-                written = os.pwrite(target, view, size)
-                size, view = size + written, view[written:]
-        else:
-            size += len(block)
-        progress(min(size, most))
-    os.ftruncate(target, size)

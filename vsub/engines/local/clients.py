@@ -102,15 +102,22 @@ class Clients:
         if operation == "stat":
             return self._stat(message, peer), None
         if operation == "nodes":
-            return {"nodes": [machine.name for machine in self._server.cluster.machines]}, None
+            nodes = [machine.name for machine in self._server.cluster.machines]
+            return {"nodes": nodes, "server": self._server.name}, None
         if operation == "wait":
             return await self._wait(self._own(message, peer), reader), None
+        if operation in ("offline", "online"):
+            if peer.uid != 0:
+                raise Refused(protocol.PERMISSION)
+            self._server.set_offline(message.get("node"), operation == "offline")
+            return {"ok": True}, None
         changes = {
             "delete": lambda thing: self._delete(thing, message),
-            "rerun": self._server.rerun,
-            "hold": self._server.schedule.hold,
+            "rerun": lambda thing: self._server.rerun(thing, operator=peer.uid == 0),
             "release": self._server.release,
         }
+        if operation == "hold":
+            return {"ok": True, "new": self._server.schedule.hold(self._own(message, peer))}, None
         if not isinstance(operation, str) or operation not in changes:
             raise Refused(protocol.INVALID, "unknown operation")
         changes[operation](self._own(message, peer))

@@ -1,4 +1,4 @@
-"""Starting and stopping the embedded batch system: `vtorque-local start|stop|status|enter`.
+"""Starting and stopping the embedded batch system: `vtorque-local start|stop|status|enter|offline|online`.
 
 `start` returns when the socket listens. What it needs comes from the command line and a settings file of
 root's.
@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         ("stop", "end the daemon and what it runs"),
         ("status", "is it there? And its simulated nodes?"),
         ("enter", "run a command in a simulated node, as root"),
+        ("offline", "give no more jobs to a node"),
+        ("online", "give jobs to a node again"),
     ):
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("--spool", type=Path, required=True, metavar="DIR", help="spool directory")
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: a shell")
             continue
         command.add_argument("--socket", required=True, metavar="PATH", help="socket for qsub and the others")
-        if name == "status":
+        if name in ("offline", "online"):
+            command.add_argument("node", metavar="NODE", help="as status names it, or this machine")
+        if name in ("status", "offline", "online"):
             continue
         command.add_argument("--log", type=Path, metavar="FILE", help="log file (default: DIR/server_priv/log)")
         command.add_argument("--settings", metavar="FILE", help="JSON file with further settings, root's alone")
@@ -281,8 +285,18 @@ def _status(arguments: argparse.Namespace) -> int:
     if layout.node_list.exists():
         from vsub.engines.local import nodes
 
+        away = json.loads(layout.offline.read_bytes()) if layout.offline.exists() else []
         for node in nodes.known(layout):
-            print(f"{node.name} {node.address} {f'process {node.process}' if node.process else 'ended'}")
+            state = f"process {node.process}" if node.process else "ended"
+            print(f"{node.name} {node.address} {state}{', offline' if node.name in away else ''}")
+    return 0
+
+
+def _mark(arguments: argparse.Namespace) -> int:
+    try:
+        protocol.request(arguments.socket, {"op": arguments.command, "node": arguments.node})
+    except (protocol.Refused, protocol.ProtocolError) as error:
+        raise StartError(str(error)) from None
     return 0
 
 
@@ -297,10 +311,11 @@ def _enter(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Optional[list[str]] = None) -> int:
-    """`vtorque-local start|stop|status|enter`; returns the exit status."""
+    """`vtorque-local start|stop|status|enter|offline|online`; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return {"start": _start, "stop": _stop, "status": _status, "enter": _enter}[arguments.command](arguments)
+        commands = {"start": _start, "stop": _stop, "status": _status, "enter": _enter}
+        return commands.get(arguments.command, _mark)(arguments)
     except (StartError, OSError, ValueError) as error:
         print(f"vtorque-local: {error}", file=sys.stderr)
         return 1

@@ -91,8 +91,7 @@ class Endings:
         return None if job.array_id is None else self._records.arrays.get(job.array_id)
 
     def _remove_files(self, job: Job) -> None:
-        for path in workspace.files(self._cluster.of_job(job.exec_host), job):
-            path.unlink(missing_ok=True)
+        workspace.remove(self._cluster.layout.records, self._cluster.of_job(job.exec_host), job)
         array = self._array_of(job)
         if array is None or array.complete:
             self._records.script(job).unlink(missing_ok=True)

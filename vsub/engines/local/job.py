@@ -55,7 +55,9 @@ class Job:
     completed: Optional[float] = None
     marks: list[Mark] = dataclasses.field(default_factory=list)
     held: bool = False
-    """Whether its owner keeps it from starting."""
+    """Whether its owner keeps it from starting; one that runs goes on, and waits when it is queued again."""
+    rerun: bool = False
+    """Whether this start is to be its end for now, and the job to be queued again."""
     depends: tuple[Dependency, ...] = ()
     """The dependencies that are not met yet."""
     index: Optional[int] = None

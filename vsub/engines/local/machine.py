@@ -66,6 +66,11 @@ class Layout(NamedTuple):
         return self.private / "nodes.json"
 
     @property
+    def offline(self) -> Path:
+        """The names of the nodes that get no jobs for now."""
+        return self.private / "offline.json"
+
+    @property
     def nodes(self) -> Path:
         """What belongs to simulated nodes, a directory each."""
         return self.spool / "nodes"
@@ -128,21 +133,24 @@ class Cluster(NamedTuple):
     host: str
     layout: Layout
     machines: tuple[Machine, ...]
+    offline: frozenset[str] = frozenset()
+    """The names of nodes that get no jobs for now."""
 
     @classmethod
     def of(cls, host: str, layout: Layout, simulated: tuple[Machine, ...] = ()) -> Cluster:
         """The simulated nodes or, when there are none, this machine as the only node."""
         return cls(host, layout, simulated or (Machine(host, layout, layout.mom_priv),))
 
-    def allocate(self, request: NodeRequest) -> list[str]:
-        """The lines of the node file for a job, the mother superior's first.
+    def allocate(self, request: NodeRequest, *, now: bool = False) -> list[str]:
+        """The lines of the node file for a job, the mother superior's first; `now`: on nodes that are not offline.
 
         Raises Refused when there are not that many nodes, or not the named ones, or one is named twice.
         """
+        away = self.offline if now else frozenset()
         named = [self._known(head) for head, _ in request.parts if not head.isdigit()]
-        free = [machine.name for machine in self.machines if machine.name not in named]
+        free = [machine.name for machine in self.machines if machine.name not in {*named, *away}]
         lines: list[str] = []
-        enough = None not in named and len(set(named)) == len(named)
+        enough = None not in named and len(set(named)) == len(named) and away.isdisjoint(filter(None, named))
         for head, ppn in request.parts:
             count = int(head) if head.isdigit() else 0
             enough = enough and count <= len(free)
@@ -155,6 +163,17 @@ class Cluster(NamedTuple):
                 "and runs one job at a time)",
             )
         return lines
+
+    def can_start(self, request: NodeRequest) -> bool:
+        """Whether the job waits for no node that is offline; one that could not start anyway need not wait."""
+        return not self.offline or self._fits(request, now=True) or not self._fits(request, now=False)
+
+    def _fits(self, request: NodeRequest, *, now: bool) -> bool:
+        try:
+            self.allocate(request, now=now)
+        except Refused:
+            return False
+        return True
 
     def _known(self, name: str) -> Optional[str]:
         """The node that a job names; a single one has other names as well."""

@@ -115,9 +115,14 @@ class Attempt:
     def _superior(self) -> Machine:
         return self._machines[0]
 
+    @property
+    def interruptible(self) -> bool:
+        """Whether the end can still be asked for, and nobody has."""
+        return self._interrupt is None and self.job.phase in (Phase.PROLOGUE, Phase.RUNNING)
+
     def interrupt(self, why: Why, delay_s: float) -> bool:
         """Ask for the end; False when it is too late or was asked for already."""
-        if self._interrupt is not None or self.job.phase not in (Phase.PROLOGUE, Phase.RUNNING):
+        if not self.interruptible:
             return False
         self._interrupt = Interrupt(why, delay_s)
         self._interrupted.set()
@@ -209,7 +214,7 @@ class Attempt:
     def prepare(self) -> None:
         """Record the start and make its files: script, node file, output. Raises OSError."""
         job = self.job
-        lines = self._cluster.allocate(job.node_request)
+        lines = self._cluster.allocate(job.node_request, now=True)
         job.exec_host, job.processors = exec_host(lines), len(lines)
         job.cookie = secrets.token_hex(16).upper()
         job.attempts += 1
@@ -222,7 +227,7 @@ class Attempt:
     def _open_streams(self) -> None:
         wish = self.job.asked.terminal
         if wish is None:
-            self._streams = workspace.open_output(self._superior, self.job)
+            self._streams = workspace.open_output(self._cluster.layout.records, self._superior, self.job)
             return
         self._streams = workspace.nowhere()
         if self._terminal is not None:

@@ -35,6 +35,7 @@ EXCEEDS = 15038
 NO_RERUN = 15040
 TOO_MANY = 15048
 BAD_DEPEND = 15056
+UNKNOWN_NODE = 15064
 BAD_ARRAY = 15083
 NOT_HELD = 15174
 
@@ -51,6 +52,7 @@ TEXTS = {
     NO_RERUN: "job is not rerunnable",
     TOO_MANY: "Maximum number of jobs already in queue",
     BAD_DEPEND: "Invalid Job Dependency",
+    UNKNOWN_NODE: "Unknown node ",
     BAD_ARRAY: "Bad Job Array Request",
     NOT_HELD: "The requested state or substate can't be set from the job's current state",
 }

@@ -22,12 +22,13 @@ async def recover(server: Server, job: Job) -> None:
         server.endings.forget_when_old(job)
         return
     if job.phase is not Phase.DELIVERY:
-        if job.phase is Phase.RUNNING or job.asked.interactive:
+        if (job.phase is Phase.RUNNING and not job.rerun) or job.asked.interactive:
             job.exit_status, job.reason = ABORTED_BY_RESTART, "aborted: the batch server was restarted"
         job.phase = Phase.EPILOGUE
         server.records.save(job)
         await server.attempt(job).resume_epilogues()
-    if not job.script_started and not job.asked.interactive and job.exit_status in (None, mom.RETRY):
+    unstarted = not job.script_started and job.exit_status in (None, mom.RETRY)
+    if (unstarted or job.rerun) and not job.asked.interactive:
         log.info("%s: requeued after a restart", job.id)
         server.requeue(job)
         return

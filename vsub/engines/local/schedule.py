@@ -15,6 +15,7 @@ from vsub.engines.local.arrays import Array
 from vsub.engines.local.attributes import full_id
 from vsub.engines.local.depend import Dependency, Outcome
 from vsub.engines.local.job import Job, Phase
+from vsub.engines.local.machine import Cluster
 from vsub.engines.local.protocol import Refused
 from vsub.engines.local.records import Records
 
@@ -46,9 +47,13 @@ class Schedule:
     def _queued(self) -> Iterator[Job]:
         return (job for job in self._records.jobs.values() if job.phase is Phase.QUEUED)
 
-    def next(self) -> Optional[Job]:
-        """The job that may start now, if there is one."""
-        ready = ((-job.asked.priority, place, job) for place, job in enumerate(self._queued()) if job.letter == "Q")
+    def next(self, cluster: Cluster) -> Optional[Job]:
+        """The job that may start now, if there is one: it waits for nothing, and its nodes are not offline."""
+        ready = (
+            (-job.asked.priority, place, job)
+            for place, job in enumerate(self._queued())
+            if job.letter == "Q" and cluster.can_start(job.node_request)
+        )
         first = min(ready, default=None, key=lambda entry: entry[:2])
         return None if first is None else first[2]
 
@@ -98,11 +103,17 @@ class Schedule:
 
     # --- holds
 
-    def hold(self, thing: Thing) -> None:
-        """Keep jobs from starting. Raises Refused when they are complete."""
-        if all(job.phase is Phase.COMPLETE for job in jobs_of(thing)):
+    def hold(self, thing: Thing) -> bool:
+        """Keep jobs from starting, once they are queued again if they run. Raises Refused when they are complete.
+
+        Gives whether one of them was not held before.
+        """
+        jobs = [job for job in jobs_of(thing) if job.phase is not Phase.COMPLETE]
+        if not jobs:
             raise Refused(protocol.BAD_STATE, "invalid state for job - COMPLETE")
+        new = not all(job.held for job in jobs)
         self._set_held(thing, True)
+        return new
 
     def release(self, thing: Thing) -> None:
         """Let held jobs start. Raises Refused when nothing holds them."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Callable, Optional
 
 from vsub.engines.local import deliver, mom, process, protocol, workspace
@@ -16,7 +17,7 @@ from vsub.engines.local.job import Job, Phase
 from vsub.engines.local.machine import Cluster, Machine
 from vsub.engines.local.mom import Attempt, Verdict, Why
 from vsub.engines.local.protocol import Refused
-from vsub.engines.local.records import Records
+from vsub.engines.local.records import Records, write_whole
 from vsub.engines.local.schedule import Schedule, Thing, jobs_of
 from vsub.engines.local.settings import Settings
 from vsub.engines.local.terminal import Terminal
@@ -47,6 +48,8 @@ class Server:
     def load(self) -> None:
         """Read what an earlier daemon left. Interactive jobs have ended with it: their qsub has gone."""
         self.records.load()
+        with contextlib.suppress(FileNotFoundError):
+            self._know_offline(json.loads(self.cluster.layout.offline.read_bytes()))
         jobs = [job for job in self.records.jobs.values() if job.asked.interactive]
         self.endings.end_queued(jobs, Why.STOP.value)
 
@@ -79,7 +82,7 @@ class Server:
             self.endings.settle(thing)
         while not self._stopping:
             self._wake.clear()
-            ready = self.schedule.next()
+            ready = self.schedule.next(self.cluster)
             if ready is not None:
                 await self._guarded(ready, self._run)
             else:
@@ -144,8 +147,9 @@ class Server:
         await self.finish(job, delivered=verdict is Verdict.DELIVER)
 
     def requeue(self, job: Job) -> None:
-        """Back to where the job was in the queue; output so far is kept and added to."""
-        job.phase, job.exit_status = Phase.QUEUED, None
+        """Back to where the job was in the queue, held if it is to be; output so far is kept and added to."""
+        workspace.leave(self.cluster.layout.records, self.cluster.of_job(job.exec_host), job)
+        job.phase, job.exit_status, job.exec_host, job.rerun = Phase.QUEUED, None, "", False
         self.records.save(job)
 
     async def end_marks(self, job: Job) -> None:
@@ -228,14 +232,44 @@ class Server:
         if self._delete_jobs([job], Why.GONE, self.settings.kill_delay_s):
             log.info("%s: its qsub has gone", job.id)
 
-    def rerun(self, thing: Thing) -> None:
-        """End a running job and queue it again. Raises Refused when it does not run or may not run again."""
+    def rerun(self, thing: Thing, *, operator: bool) -> None:
+        """End a running job and queue it again; nothing is done for one that is queued.
+
+        That it is to be queued again is recorded first, and outlives this daemon. Raises Refused, in this order, when
+        the job is in another state, when it is not an operator who asks, when the job may not run again.
+        """
         if isinstance(thing, Array):
             raise Refused(protocol.INVALID, "an array cannot be rerun, only its members")
-        if thing.phase in (Phase.PROLOGUE, Phase.RUNNING) and not thing.asked.rerunnable:
+        if thing.letter == "Q":
+            return
+        attempt = self._attempt
+        if attempt is None or attempt.job is not thing or not attempt.interruptible:
+            raise Refused(protocol.BAD_STATE, f"job {thing.id} is in a bad state")
+        if not operator:
+            raise Refused(protocol.PERMISSION, "only root, as an operator, may rerun jobs")
+        if not thing.asked.rerunnable:
             raise Refused(protocol.NO_RERUN, f"job {thing.id} not rerunnable")
-        if self._attempt is None or self._attempt.job is not thing or not self._attempt.interrupt(Why.RERUN, 0.0):
-            raise Refused(protocol.BAD_STATE, f"invalid state for job - {thing.phase.name}")
+        thing.rerun = True
+        try:
+            self.records.save(thing)
+        except OSError:
+            thing.rerun = False
+            raise
+        attempt.interrupt(Why.RERUN, 0.0)
+        log.info("%s: to be queued again", thing.id)
+
+    def set_offline(self, node: object, offline: bool) -> None:
+        """Give no more jobs to a node, or give it jobs again; what runs there goes on. Raises Refused, OSError."""
+        if node not in {machine.name for machine in self.cluster.machines}:
+            raise Refused(protocol.UNKNOWN_NODE, f"{node!r}")
+        names = self.cluster.offline | {str(node)} if offline else self.cluster.offline - {str(node)}
+        write_whole(self.cluster.layout.offline, json.dumps(sorted(names)).encode("ascii"))
+        self._know_offline(names)
+        log.info("node %s is %s", node, "offline" if offline else "online")
+        self._wake.set()
+
+    def _know_offline(self, names: Iterable[str]) -> None:
+        self.cluster = self.cluster._replace(offline=frozenset(names))
 
     def release(self, thing: Thing) -> None:
         """Let held jobs start. Raises Refused when nothing holds them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +44,18 @@ def _copy_owned(source: str, target: str, uid: int, gid: int) -> None:
         os.close(reader)
 
 
-def open_output(machine: Machine, job: Job) -> Streams:
-    """The job's output files, to be added to, with nothing as input. Raises OSError."""
+def _kept(records: Path, job: Job, stream: str) -> Path:
+    """Where the server keeps the output of earlier starts while the job is on no node."""
+    return records / f"{job.prefix}.{'OU' if stream == 'o' else 'ER'}"
+
+
+def open_output(records: Path, machine: Machine, job: Job) -> Streams:
+    """The job's output files, with what earlier starts wrote, to be added to; nothing as input. Raises OSError."""
     opened = {}
     for stream in job.streams():
         path = machine.layout.output_file(job.prefix, stream)
+        with contextlib.suppress(FileNotFoundError):
+            _kept(records, job, stream).rename(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.fchown(descriptor, job.owner.uid, job.owner.gid)
         opened[stream] = descriptor
@@ -89,9 +97,25 @@ def write_task_file(machine: Machine, job: Job) -> None:
     write_whole(task_file(machine, job), text.encode("utf-8", "backslashreplace"), durable=False)
 
 
-def files(machines: Sequence[Machine], job: Job) -> list[Path]:
-    """Everything that a start makes on the job's nodes, the mother superior first."""
-    layout = machines[0].layout
-    made = [layout.jobs / f"{job.prefix}.SC", hooks.node_file(machines[0], job)]
-    made += [layout.output_file(job.prefix, stream) for stream in "oe"]
-    return [*made, *(task_file(machine, job) for machine in machines)]
+def remove(records: Path, machines: Sequence[Machine], job: Job) -> None:
+    """Remove everything of a job from its nodes, and the output that the server keeps. Raises OSError."""
+    for path in _own_files(machines, job):
+        path.unlink(missing_ok=True)
+    for stream in "oe":
+        machines[0].layout.output_file(job.prefix, stream).unlink(missing_ok=True)
+        _kept(records, job, stream).unlink(missing_ok=True)
+
+
+def leave(records: Path, machines: Sequence[Machine], job: Job) -> None:
+    """Leave the nodes: the server keeps the output so far, the rest goes. Can be done again. Raises OSError."""
+    for stream in job.streams():
+        with contextlib.suppress(FileNotFoundError):
+            machines[0].layout.output_file(job.prefix, stream).rename(_kept(records, job, stream))
+    for path in _own_files(machines, job):
+        path.unlink(missing_ok=True)
+
+
+def _own_files(machines: Sequence[Machine], job: Job) -> list[Path]:
+    """What a start makes on the job's nodes beside output, the mother superior first."""
+    script = machines[0].layout.jobs / f"{job.prefix}.SC"
+    return [script, hooks.node_file(machines[0], job), *(task_file(machine, job) for machine in machines)]

@@ -1,0 +1,138 @@
+"""Jobs that give their nodes back and go on later, elsewhere: one installation, simulated nodes, real guests."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import CONFIG, PATIENCE_S, Site, User, eventually, installed
+from .test_several_nodes import EVERYWHERE, Cluster
+
+SUSPENDABLE = EVERYWHERE.replace(
+    "policy:\n", "suspended: {{folder: {root}/suspended}}\npolicy:\n  suspend: {{enabled: true}}\n"
+)
+COUNTING = """\
+secret=$RANDOM$RANDOM
+echo "$secret began"
+lines=0
+until [ -e "$HOME/go" ]; do
+    lines=$((lines + 1))
+    echo "line $lines"
+    sleep 0.2
+done
+echo "$secret wrote $lines"
+hostname >&2
+exit 3
+"""
+assert SUSPENDABLE != EVERYWHERE != CONFIG
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with installed(SUSPENDABLE) as site:
+        folder = site.root / "suspended"
+        folder.mkdir()
+        folder.chmod(0o1777)
+        yield Cluster(site.prefix, site.root)
+
+
+@pytest.fixture(scope="module")
+def site(cluster: Cluster) -> Site:
+    """The installation whose users the tests are."""
+    return cluster
+
+
+def begun(cluster: Cluster, user: User, *options: str) -> str:
+    """A job whose script counts."""
+    job = user.submit(COUNTING, "-vm", "suspend=on", *options)
+    cluster.wait_on("n1", job, "job started")
+    return job
+
+
+def words_on(cluster: Cluster, node: str, user: User, *words: str) -> list[str]:
+    """`vmgr` on a node, as the user: no SSH server leads to a simulated one."""
+    local = str(cluster.prefix / "libexec" / "vtorque-local")
+    as_user = ("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "env", f"HOME={user.home}")
+    return [local, "enter", node, *as_user, str(cluster.vmgr), *words]
+
+
+def vmgr(cluster: Cluster, user: User, *words: str) -> str:
+    """What `vmgr` says to the user on the first node."""
+    done = subprocess.run(words_on(cluster, "n1", user, *words), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def state(cluster: Cluster, job: str) -> str:
+    """The letter that the batch system shows for a job."""
+    lines = [line.split() for line in cluster.client("qstat", job).stdout.splitlines()]
+    return next(fields[4] for fields in lines if fields[:1] == [job])
+
+
+def suspend(cluster: Cluster, user: User, job: str) -> None:
+    """Suspend a job: nothing is left of it but what is stored, and it waits, held."""
+    assert f"job {job} is suspended" in vmgr(cluster, user, "suspend", job)
+    cluster.assert_clean()
+    eventually(lambda: state(cluster, job) == "H", "the job waits, held")
+    (found,) = json.loads(vmgr(cluster, user, "show", "suspended", "--json"))
+    assert (found["job_id"], found["user"]) == (job, user.name)
+
+
+def check_counted(user: User, job: str, host: str) -> None:
+    """The output is whole: one process has counted all of it."""
+    number = job.partition(".")[0]
+    out = user.output(f"job.sh.o{number}").splitlines()
+    secret = out[0].partition(" ")[0]
+    wrote = re.fullmatch(rf"{secret} wrote (\d+)", out[-1])
+    assert wrote is not None and out[0] == f"{secret} began", out
+    assert out[1:-1] == [f"line {line}" for line in range(1, int(wrote[1]) + 1)]
+    assert user.output(f"job.sh.e{number}") == f"{host}\n"
+
+
+def store_of(cluster: Cluster, user: User) -> list[Path]:
+    return list((cluster.root / "suspended" / user.name).glob("*"))
+
+
+def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
+    job = begun(cluster, user)
+    suspend(cluster, user, job)
+    assert [path.name for path in store_of(cluster, user)] == [job]
+    assert "suspended" in vmgr(cluster, user, "ps")
+    vmgr(cluster, user, "resume", job)
+    eventually(lambda: cluster.log("n1").count(f"job {job}: job started after") == 2, "its script goes on")
+    suspend(cluster, user, job)
+    with cluster.offline("n1"):
+        vmgr(cluster, user, "resume", job)
+        cluster.wait_on("n2", job, "job started")
+    (user.home / "go").touch()
+    assert cluster.wait(job) == 3
+    check_counted(user, job, "vn1-1")
+    assert store_of(cluster, user) == []
+    cluster.assert_clean()
+
+
+def test_a_job_of_two_nodes_goes_on_elsewhere(cluster: Cluster, user: User) -> None:
+    job = begun(cluster, user, "-l", "nodes=2")
+    with subprocess.Popen(
+        words_on(cluster, "n2", user, "ssh", f"{job}:1", "cd && echo there && cat"),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holding:  # fmt: skip
+        assert holding.stdout is not None and holding.stdout.readline() == "there\n"
+        refused = subprocess.run(words_on(cluster, "n1", user, "suspend", job), capture_output=True, text=True)
+        assert refused.returncode == 2 and "n2: the guest vn2-1 cannot let go of its shares" in refused.stderr
+        assert state(cluster, job) == "R" and store_of(cluster, user) == []
+        assert holding.communicate("still there\n")[0] == "still there\n"
+    suspend(cluster, user, job)
+    with cluster.offline("n1"):
+        vmgr(cluster, user, "resume", job)
+        eventually(lambda: cluster.log("n2").count(f"job {job}: job started after") == 1, "its script goes on")
+        (user.home / "go").touch()
+        assert cluster.wait(job) == 3
+    check_counted(user, job, "vn1-1")
+    assert cluster.reached("n3", job, "resumed") and store_of(cluster, user) == []
+    cluster.assert_clean()

@@ -1,0 +1,72 @@
+"""Asking the batch system, and having it hold, release or requeue a job, as the caller.
+
+That is done by a program of the `vsub` side, which knows the engines.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
+from vmgr.paths import installation
+
+PROGRAM = "vtorque-batch"
+MORE_SECONDS = 5.0
+"""What the program may take beside the batch system's answers, of which it may need two."""
+MAX_ANSWER_BYTES = 64 << 20
+
+
+def hold(config: Config, job_id: str) -> bool:
+    """Keep a job from starting again; whether its user had not held it before.
+
+    Raises VTorqueError: VT-ACCESS for a caller who may not, VT-ENGINE with what else the batch system says.
+    """
+    answer = ask(config, "hold", job_id)
+    if not isinstance(answer, dict) or not isinstance(answer.get("new"), bool):
+        raise senseless()
+    return bool(answer["new"])
+
+
+def release(config: Config, job_id: str) -> None:
+    """Let a job start that its user holds. Raises VTorqueError as `hold`, also when nothing holds it."""
+    ask(config, "release", job_id)
+
+
+def requeue(config: Config, job_id: str) -> None:
+    """End a running job and queue it again, which needs an operator. Raises VTorqueError as `hold`."""
+    ask(config, "requeue", job_id)
+
+
+def ask(config: Config, *words: str) -> object:
+    """What the program answers to these words. Raises VTorqueError with its code, VT-ENGINE for no answer."""
+    limit = 2 * config.timeouts.reach + MORE_SECONDS
+    program = installation().program(PROGRAM)
+    try:
+        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise VTorqueError(f"the batch system has not answered within {limit:g} s", code=Code.ENGINE) from None
+    except OSError as err:
+        raise VTorqueError(f"cannot run {program}: {err.strerror}", code=Code.ENGINE, hint="install again") from None
+    if done.returncode:
+        raise refusal(done.stderr)
+    try:
+        return json.loads(done.stdout[:MAX_ANSWER_BYTES])
+    except (ValueError, RecursionError):
+        raise senseless() from None
+
+
+def refusal(said: bytes) -> VTorqueError:
+    """The failure in the one line that the program has printed, or what else it has said."""
+    lines = said[-4096:].decode(errors="replace").strip().splitlines() or ["it says nothing"]
+    code, colon, text = lines[-1].partition(": ")
+    known = Code.named(code) if colon else Code.INTERNAL
+    if known is Code.INTERNAL:
+        return VTorqueError(f"the batch system cannot be asked: {lines[-1]}", code=Code.ENGINE)
+    return VTorqueError(text, code=known)
+
+
+def senseless() -> VTorqueError:
+    """The failure of an answer that is none."""
+    return VTorqueError(f"{PROGRAM} gives no sensible answer", code=Code.ENGINE, hint="install again")

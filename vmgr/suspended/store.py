@@ -1,0 +1,146 @@
+"""What is stored of suspended jobs, for a node agent: made, read and removed by children with the job's user's rights.
+
+So file systems that squash root will do, quotas count, and users list and remove their own. Everything that is read is
+the user's word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+from vmgr.config import Config
+from vmgr.errors import Code, VTorqueError
+from vmgr.node import record
+from vmgr.node.hookargs import place_name
+from vmgr.node.userio import User, act_now, open_file, read_from
+from vmgr.suspended.entry import USER, Entry, NodePart, dump_entry, dump_part, parse_entry
+from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
+
+FRAMES_BYTES = 1 << 20
+"""What the lengths between the texts of an entry may add to them."""
+HINT = "`vmgr show suspended` lists what is stored"
+
+
+class Store:
+    """The store as one user's jobs see it. Each method raises VTorqueError (VT-SUSPEND) that says what is wrong.
+
+    With `place`, an attempt's, what is being written for it is noted in its record before, and removed when the
+    attempt is undone.
+    """
+
+    def __init__(self, config: Config, user: User, place: Optional[record.Place] = None) -> None:
+        folder = site_folder(config)
+        if not re.fullmatch(USER, user.name, re.ASCII):
+            raise VTorqueError(f"a user named {user.name!r} cannot have jobs suspended", code=Code.SUSPEND)
+        self._shelf = Shelf(folder, user.name, user.uid)
+        self._user = user
+        self._place = place
+        self._short_s: float = config.timeouts.user_file
+        self._long_s: float = config.timeouts.suspend
+
+    async def begin(self, job_id: str, *, need_bytes: int) -> None:
+        """Make an empty place for a new entry of the job, where so many bytes are free; an unfinished one goes."""
+        if self._place is not None:
+            user, shelf = self._user, self._shelf
+            record.append(
+                self._place,
+                {
+                    "do": "suspending", "folder": shelf.folder, "user": user.name, "job": job_id, "uid": user.uid,
+                    "gid": user.gid, "gids": user.gids,
+                },
+            )  # fmt: skip
+        await self._act(lambda: self._shelf.begin(job_id, need_bytes), job_id, self._long_s)
+
+    async def create(self, job_id: str, name: str) -> int:
+        """The descriptor (O_RDWR) of a new file of the entry that is being written, such as `0.state` or `0.qcow2`.
+
+        Quotas bind who writes to it: that is to be a child with the user's rights.
+        """
+        _check_name(name)
+        return await open_file(
+            self._user, lambda: self._shelf.create(job_id, name), f"{self._path(job_id)}: {name}",
+            timeout_s=self._short_s, code=Code.SUSPEND, hint=HINT,
+        )  # fmt: skip
+
+    async def write_part(self, job_id: str, part: NodePart) -> None:
+        """Add what one node has stored, when its guests' files are on the disk and as long as it says."""
+        data = dump_part(part)
+        await self._act(lambda: self._shelf.write_part(job_id, part, data), job_id, self._long_s)
+
+    async def complete(self, job_id: str, entry: Entry) -> None:
+        """Make what has been written the job's entry, by one rename, when all of it is there and fits."""
+        parse_entry(dump_entry(entry), f"{self._path(job_id)}/{JOB}")  # what could not be read again is not written
+        await self._act(lambda: self._shelf.complete(job_id, entry), job_id, self._long_s)
+
+    async def drop(self, job_id: str) -> None:
+        """Remove what is being written; fine when there is nothing."""
+        await self._act(lambda: self._shelf.drop(job_id), job_id, self._long_s)
+
+    async def find(self, job_id: str) -> Optional[tuple[Entry, tuple[NodePart, ...]]]:
+        """The job's complete entry and its nodes' parts, which fit it, in the nodes' order; None when there is none."""
+        path = self._path(job_id)
+        data = await read_from(
+            self._user, lambda: framed(self._shelf.find(job_id)), path, limit=MAX_FOUND_BYTES + FRAMES_BYTES,
+            timeout_s=self._short_s, code=Code.SUSPEND, hint=HINT,
+        )  # fmt: skip
+        texts = unframed(data)
+        if not texts:
+            return None
+        entry = parse_entry(texts[0], f"{path}/{JOB}")
+        try:
+            parts = parts_of(entry, texts[1:])
+        except OSError as err:
+            raise _useless(path, str(err.strerror)) from None
+        if (entry.job_id, entry.user, entry.nodes) != (job_id, self._user.name, len(parts)):
+            raise _useless(path, f"it is that of job {entry.job_id} of {entry.user}")
+        return entry, parts
+
+    async def open(self, job_id: str, name: str) -> tuple[int, int]:
+        """A read-only descriptor of a file of the job's entry, such as `0.state`, and its size in bytes."""
+        _check_name(name)
+        fd = await open_file(
+            self._user, lambda: self._shelf.open(job_id, name), self._path(job_id),
+            timeout_s=self._short_s, code=Code.SUSPEND, hint=HINT,
+        )  # fmt: skip
+        return fd, os.fstat(fd).st_size
+
+    async def remove(self, job_id: str) -> None:
+        """Remove the job's entry, and what is left of others of the job; fine when there is none."""
+        await self._act(lambda: self._shelf.remove(job_id), job_id, self._long_s)
+
+    def _path(self, job_id: str) -> str:
+        return f"{self._shelf.path}/{place_name(job_id)}"
+
+    async def _act(self, work: Callable[[], None], job_id: str, timeout_s: float) -> None:
+        """Have it done; when this comes to its end, in whatever way, nothing is being done any more."""
+
+        def doing() -> bytes:
+            work()
+            return b""
+
+        await read_from(
+            self._user, doing, self._path(job_id), limit=0, timeout_s=timeout_s, code=Code.SUSPEND, hint=HINT
+        )
+
+
+def undo_suspending(step: Mapping[str, Any], patience_s: float) -> None:
+    """Remove what an attempt was writing, from its record, for as long as that may take. Raises OSError."""
+    shelf = Shelf(str(step["folder"]), str(step["user"]), int(step["uid"]))
+    job_id = str(step["job"])
+    if patience_s <= 0:
+        raise OSError(f"{shelf.path}: no time was left for it")
+    gids = tuple(("", int(gid)) for gid in step["gids"])
+    user = User(shelf.user, shelf.uid, int(step["gid"]), "", "/", "/bin/sh", gids)
+    act_now(user, lambda: shelf.drop(job_id), shelf.path, timeout_s=patience_s)
+
+
+def _check_name(name: str) -> None:
+    if not is_bulk(name):
+        raise VTorqueError(f"{name[:80]!r} is no file of a suspended job", code=Code.SUSPEND)
+
+
+def _useless(path: str, reason: str) -> VTorqueError:
+    return VTorqueError(f"{path} cannot be used: {reason}", code=Code.SUSPEND, hint=HINT)
