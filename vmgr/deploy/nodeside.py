@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Optional
 
 from vmgr.deploy import apply, files, moms, tree
 from vmgr.deploy.apply import Outcome
+from vmgr.deploy.hookfiles import JANITOR_TIMER as TIMER
 from vmgr.deploy.hookfiles import is_ours
 from vmgr.deploy.manifest import Manifest, Store
 from vmgr.deploy.wants import FILE, FOLDER, LINK, TREE, Want
@@ -32,7 +33,6 @@ STATE = "vtorque"
 KEPT = "vtorque-kept"
 """The folder there for hooks of ours that somebody has changed, when ours are taken away."""
 UNITS = "/etc/systemd/system"
-TIMER = "vtorque-reap.timer"
 LINKED = ("venv", "share", "libexec", "bin")
 """Folders of an installation that are links into its present tree."""
 PROGRAM_SECONDS = 60
