@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import IO, Callable, NamedTuple, Optional
 
 from vmgr import pdsh
 from vmgr.deploy import files, wire
