@@ -213,10 +213,12 @@ class Cluster:
         program = str(source / "install.sh")
         return ["unshare", "--mount", "sh", "-c", script, "sh", program, "--prefix", str(self.prefix), *words]
 
-    def install(self, *words: str, source: Path = REPOSITORY, status: int = 0, **environment: str) -> str:
+    def install(
+        self, *words: str, source: Path = REPOSITORY, status: int = 0, cwd: Path = REPOSITORY, **environment: str
+    ) -> str:
         """Run `install.sh`, which ends with `status`; gives what it prints, errors last."""
         done = subprocess.run(
-            self.command(*words, source=source), capture_output=True, text=True, timeout=240,
+            self.command(*words, source=source), capture_output=True, text=True, timeout=240, cwd=cwd,
             stdin=subprocess.DEVNULL, env={**self.environment(), **environment},
         )  # fmt: skip
         assert done.returncode == status, (done.returncode, done.stdout, done.stderr)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,7 @@ NEEDED_S = 251
 def cluster() -> Iterator[Cluster]:
     """A front end with vTorque and three nodes without, of which n3 is down."""
     word = secrets.token_hex(3)
-    base, prefix = Path(f"/var/lib/vtorque-test-{word}"), Path(f"/opt/vtorque-test-{word}")
+    base, prefix = Path(f"/dev/shm/vtorque-test-{word}"), Path(f"/opt/vtorque-test-{word}")
     base.mkdir(mode=0o755)
     Path("/run/sshd").mkdir(exist_ok=True)
     made = Cluster(base, prefix)
@@ -255,8 +256,8 @@ def newer(cluster: Cluster) -> Path:
     start = folder / "vmgr" / "__init__.py"
     start.write_text(re.sub('__version__ = ".*"', '__version__ = "99.1"', start.read_text()))
     schema = folder / "vmgr" / "schema.py"
-    key = '        "news": Key(flag, False, "what only this version knows"),\n        "job_type": Key('
-    schema.write_text(schema.read_text().replace('        "job_type": Key(', key, 1))
+    section = '    "news": {"told": Key(flag, False, "what only this version knows")},\n    "submit": {'
+    schema.write_text(schema.read_text().replace('    "submit": {', section, 1))
     return folder
 
 
@@ -278,9 +279,9 @@ def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> 
     told = cluster.install(
         "--upgrade", "--wheels", str(wheels), source=newer, PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x"
     )
-    assert "new in the configuration: submit.news (default False): what only this version knows" in told
+    assert "new in the configuration: news.told (default False): what only this version knows" in told
     assert f"kept: {prefix}/{old}/share/vtorque/templates/report.css was changed; it is used no more" in told
-    assert {name: line.split(",")[0] for name, line in lines(told).items()} == {"n1": "installed", "n2": "installed"}
+    assert {name: line.split(",")[0] for name, line in lines(told).items()} == {"n1": "is current", "n2": "installed"}
     for place in (prefix, own):
         done = subprocess.run([str(prefix / "bin" / "vmgr"), "--version"], check=True, capture_output=True, text=True)
         assert "99.1" in done.stdout and (place / old).is_dir(), "what runs keeps its programs"
@@ -331,8 +332,7 @@ def test_an_installation_from_before_there_were_trees(cluster: Cluster) -> None:
 # --- away
 
 
-def test_all_is_taken_away(cluster: Cluster) -> None:
-    """From the front end and all nodes that have it; a node that is down holds it up until it is up, or forgotten."""
+def test_a_node_that_is_down_holds_up_the_removal(cluster: Cluster) -> None:
     n2 = cluster.nodes["n2"]
     cluster.install("--nodes", "n[1-2]")
     n2.stop()
@@ -340,9 +340,22 @@ def test_all_is_taken_away(cluster: Cluster) -> None:
     assert lines(told)["n1"].startswith("vTorque removed, given back: epilogue, epilogue.parallel"), told
     assert "1 of 2 nodes done, not done: n2; the same command does them later" in told
     assert f"{cluster.prefix} stays until that is done" in told and (cluster.prefix / "bin" / "vsub").exists()
+    assert "n2: forgotten" in cluster.install("--check", "--forget", "n2")
+    assert lines(cluster.install("--check")) == {}
     n2.start()
-    told = cluster.install("--uninstall")
-    assert set(lines(told)) == {"n2"} and told.splitlines()[-1] == f"vTorque is removed from {cluster.prefix}"
-    assert not cluster.prefix.exists()
-    assert cluster.picture() == BEFORE
+
+
+def test_documented_commands(cluster: Cluster) -> None:
+    """Every command that the documentation shows, in its order; the last one takes all away."""
+    text = (REPOSITORY / "docs" / "admins.md").read_text()
+    shown = re.findall(
+        r"^# \./install\.sh(.*)$", "".join(re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S)), re.M
+    )
+    (cluster.base / "site.yaml").write_text(re.findall(r"^```yaml\n(nodes: .*?)^```$", text, re.M | re.S)[0])
+    cluster.nodes["n3"].start()
+    for words in shown:
+        told = cluster.install(*shlex.split(words), cwd=cluster.base)
+    assert shown[-1].split() == ["--uninstall"] and len(shown) > 6
+    assert set(lines(told)) == {"n1", "n2"} and told.splitlines()[-1] == f"vTorque is removed from {cluster.prefix}"
+    assert not cluster.prefix.exists() and cluster.picture() == BEFORE, "file by file as it was"
     assert "nothing of vTorque" in cluster.install("--uninstall")

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Optional
 
 from vmgr.deploy import apply, files, moms, tree
 from vmgr.deploy.apply import Outcome
+from vmgr.deploy.hookfiles import JANITOR_TIMER as TIMER
 from vmgr.deploy.hookfiles import is_ours
 from vmgr.deploy.manifest import Manifest, Store
 from vmgr.deploy.wants import FILE, FOLDER, LINK, TREE, Want
@@ -32,7 +33,6 @@ STATE = "vtorque"
 KEPT = "vtorque-kept"
 """The folder there for hooks of ours that somebody has changed, when ours are taken away."""
 UNITS = "/etc/systemd/system"
-TIMER = "vtorque-reap.timer"
 LINKED = ("venv", "share", "libexec", "bin")
 """Folders of an installation that are links into its present tree."""
 PROGRAM_SECONDS = 60
@@ -260,7 +260,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
 
 
 def unpack(stream: BinaryIO, folder: str) -> None:
-    """Unpack a tree from a tar that root has made, and seal it when all of it is as its seal says.
+    """Unpack a tree from a tar that root has made, and give it its name when all that its seal names is there.
 
     Raises Refused for one that did not arrive whole.
     """
@@ -273,10 +273,10 @@ def unpack(stream: BinaryIO, folder: str) -> None:
     except (tarfile.TarError, EOFError, OSError) as err:
         files.remove(part)
         raise Refused(f"the programs did not arrive whole: {err}") from err
-    wrong = tree.differences(part)
-    if wrong:
+    missing = sorted(tree.sealed_listing(part).keys() - tree.names(part))
+    if missing or not tree.is_sealed(part):
         files.remove(part)
-        raise Refused(f"the programs did not arrive whole: {', '.join(wrong[:3])}")
+        raise Refused(f"the programs did not arrive whole: {', '.join(missing[:3]) or 'no list of them'}")
     tree.flush(part)
     files.remove(folder)
     os.rename(part, folder)

@@ -14,7 +14,7 @@ import shlex
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import IO, Any, Optional
 
 MODULES = (
     "vmgr",
@@ -58,7 +58,7 @@ def _source(name: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def write_stream(stream: BinaryIO, order: Mapping[str, Any], tree: Optional[str] = None) -> None:
+def write_stream(stream: IO[bytes], order: Mapping[str, Any], tree: Optional[str] = None) -> None:
     """Write a whole stream; `tree` is the folder that is packed into it."""
     stream.write(head({**order, "has_tree": tree is not None}))
     if tree is not None:
