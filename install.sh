@@ -156,5 +156,14 @@ for place in $places; do
         fi
     done
 done
+# Slurm's, which slurm.conf is to name
+place=$prefix/share/vtorque/mom_priv_hooks/slurm
+mkdir -p "$place"
+for name in prolog epilog task_prolog; do
+    sed "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g; s|@RUN@|$(setting paths.run)|g" \
+        "$source/mom_priv_hooks/slurm/$name" >"$place/.$name.new"
+    chmod 755 "$place/.$name.new"
+    mv "$place/.$name.new" "$place/$name"
+done
 [ "$current" = yes ] || printf '%s\n' "$stamp" >"$prefix/.installed"
 printf 'vTorque is in %s; its configuration is %s\n' "$prefix" "$prefix/etc/vtorque/vtorque.yaml"

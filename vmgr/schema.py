@@ -51,7 +51,7 @@ MOUNTS: list[dict[str, Any]] = [
 """The shares of a guest when the site names none: the user's home, and the cluster's `/opt` as `/opt-hpc`."""
 
 SCHEMA: dict[str, Any] = {
-    "engine": Key(choice("torque", "local"), "torque", "the batch system that `vsub` submits to"),
+    "engine": Key(choice("torque", "local", "slurm"), "torque", "the batch system that `vsub` submits to"),
     "submit": {
         "without_vm": Key(choice("guest", "qsub"), "guest", "what a submission without -vm is"),
         "qsub": OneOf(
