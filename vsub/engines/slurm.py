@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
+from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
-from vsub.engines.slurmoptions import TABLE, from_environment, parse_sbatch
+from vsub.engines.slurmoptions import from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
     Circumstances,
@@ -25,6 +26,7 @@ from vsub.engines.slurmtranslate import (
     access_option,
     check_refused,
     comment_option,
+    for_session,
     layout_options,
     output_options,
     translate,
@@ -116,6 +118,8 @@ class Slurm:
         around = _around(options)
         found = translate(options, around, "job")
         output_options(options, around, found)
+        if last_value(options, "I") is not None:
+            for_session(found)
         comment_option("", found)
         return read_request(options)
 
@@ -150,7 +154,7 @@ class Slurm:
         around = _around(job.options)
         found = translate(job.options, around, job.job_name)
         if job.interactive:
-            found = {name: value for name, value in found.items() if not TABLE[name].only_sbatch}
+            found = for_session(found)
         else:
             found.update(output_options(job.options, around, found))
             if "requeue" not in found and "no-requeue" not in found:
@@ -158,7 +162,8 @@ class Slurm:
         asked = read_request(job.options)
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source
-        found.update(layout_options(lies, found, source, one_task=job.interactive))
+        mem_source = _OF_GUESTS if job.fitted.memory else "; ".join(given.text for given in asked.memory.values())
+        found.update(layout_options(lies, found, source, mem_source, one_task=job.interactive))
         origin = self._config.origin("submit.node_access")
         return {**found, **access_option(job.node_access, found, origin)}
 

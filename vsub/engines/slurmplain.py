@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from vmgr.errors import Code, VTorqueError
 from vsub.engines import Plain
 from vsub.engines.slurmenvironment import plain_environment
-from vsub.engines.slurmoptions import TABLE, ForSbatch, split_option
+from vsub.engines.slurmoptions import ForSbatch, split_option
 from vsub.engines.slurmrequest import (
     PBS_MEMORY,
     PBS_NODES,
@@ -27,6 +27,7 @@ from vsub.engines.slurmtranslate import (
     Circumstances,
     Translated,
     Value,
+    for_session,
     layout_options,
     output_options,
     translate,
@@ -65,7 +66,7 @@ def plain_job(
         raise VTorqueError(problem, code=Code.USAGE, hint="see vsub --help, man qsub and man sbatch")
     _check(options)
     interactive = last(options, "I") is not None
-    found = _translated(options, around, interactive=interactive)
+    found = _translated(options, around, _script_name(line), interactive=interactive)
     environment = plain_environment(options, environ, interactive=interactive)
     if interactive:
         return Plain([srun, "--pty", *words(found), *_session(line, options, found, shell)], environment)
@@ -81,21 +82,26 @@ def _check(options: tuple[Option, ...]) -> None:
             raise without_counterpart(option, "jobs are not checkpointed")
 
 
-def _translated(options: tuple[Option, ...], around: Circumstances, *, interactive: bool) -> Translated:
-    script_named = any(option.letter == "N" for option in options)
-    found = translate(options, around, "job")
-    if not script_named:
-        del found["job-name"]  # sbatch takes the script's
+def _script_name(line: Line) -> str:
+    """The name that sbatch gives the job."""
+    script = line.operands[0] if line.operands else "-"
+    return "sbatch" if script in ("-", "") else script.rsplit("/", 1)[-1]
+
+
+def _translated(options: tuple[Option, ...], around: Circumstances, name: str, *, interactive: bool) -> Translated:
+    found = translate(options, around, name)
+    named = found["job-name"]
+    if not any(option.letter == "N" for option in options):
+        del found["job-name"]
     folder = last(options, "d")
     if folder is not None:
         found["chdir"] = Value(below(around.folder, folder.value or ""), folder.source)
-    for name in ("export", *SLURM_NODES, *SLURM_MEMORY):
-        given = [option for option in options if option.letter == SBATCH and split_option(option)[0] == name]
-        if given:
-            found[name] = Value(split_option(given[-1])[1], given[-1].source)
+    for option in options:
+        if option.letter == SBATCH and split_option(option)[0] in {"export", *SLURM_NODES, *SLURM_MEMORY}:
+            found[split_option(option)[0]] = Value(split_option(option)[1], option.source)
     of_qsub = (last_language(options, PBS_NODES, SLURM_NODES), last_language(options, PBS_MEMORY, SLURM_MEMORY))
     if "l" in of_qsub:
-        lies = layout_options(layout(read_request(options), None, {}, options), found, "-l", one_task=interactive)
+        lies = layout_options(layout(read_request(options), None, {}, options), found, "-l", "-l", one_task=interactive)
         taken = (SLURM_NODES | {"nodelist", "constraint"} if of_qsub[0] == "l" else frozenset()) | (
             {"mem"} if of_qsub[1] == "l" else frozenset()
         )
@@ -105,11 +111,10 @@ def _translated(options: tuple[Option, ...], around: Circumstances, *, interacti
         found = {name: value for name, value in found.items() if name not in dropped}
         found.update((name, value) for name, value in lies.items() if name in taken)
     if interactive:
-        return {name: value for name, value in found.items() if not TABLE[name].only_sbatch}
+        return for_session(found)
     outputs = [option for option in options if option.letter in _OUTPUT]
     if outputs:
-        named = {"job-name": found.get("job-name", Value("%x", "the script's name")), **found}
-        found.update(output_options(options, around, named))
+        found.update(output_options(options, around, {**found, "job-name": named}))
     else:
         for option in options:
             if option.letter == SBATCH and split_option(option)[0] in ("output", "error"):

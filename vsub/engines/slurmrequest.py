@@ -19,7 +19,6 @@ from vsub.resources import read_resources, replace_items
 MIB = 1 << 20
 PBS_NODES = frozenset(("nodes", "procs", "ncpus"))
 PBS_MEMORY = frozenset(("mem", "pmem"))
-PBS_VIRTUAL = ("vmem", "pvmem")
 SLURM_NODES = frozenset(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"))
 SLURM_MEMORY = frozenset(("mem", "mem-per-cpu"))
 PER_CPU = ("pmem", "--mem-per-cpu")
@@ -48,9 +47,6 @@ def read_request(options: tuple[Option, ...]) -> HostRequest:
     for option in options:
         if option.letter == "L":
             raise without_counterpart(option, "say -l nodes=N:ppn=M")
-    for item in read_resources(options):
-        if item.name in PBS_VIRTUAL:
-            raise without_counterpart(item.option, f"{item.name}: Slurm bounds memory, not addresses; say mem=")
     dropped = PBS_NODES if last_language(options, PBS_NODES, SLURM_NODES) == SBATCH else frozenset()
     dropped |= PBS_MEMORY if last_language(options, PBS_MEMORY, SLURM_MEMORY) == SBATCH else frozenset()
     request = read_host_request(replace_items(options, dropped))

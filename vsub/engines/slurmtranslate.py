@@ -32,13 +32,17 @@ _NOTHING = {
     "f": "a guest job needs all of its nodes",
     "K": "the time between TERM and KILL is the site's KillWait",
 }
+_REQUEUE = ("requeue", "no-requeue")
 _ACCESS = {"singlejob": "", "singleuser": "user", "uniqueuser": "user", "shared": None}
 _MAIL = {"a": "FAIL", "f": "FAIL", "b": "BEGIN", "e": "END"}
+_ADDRESSES = "Slurm bounds memory, not addresses; say mem="
 _INSTEAD = {
     "prologue": "Slurm runs no prologue of a user's; say -vm vm_prologue=",
     "epilogue": "Slurm runs no epilogue of a user's; say -vm vm_epilogue=",
     "host": "say nodes=HOST",
     "gres": "say --gres after --slurm",
+    "vmem": _ADDRESSES,
+    "pvmem": _ADDRESSES,
     "cput": "Slurm bounds the time that passes; say walltime=",
     "pcput": "Slurm bounds the time that passes; say walltime=",
 }
@@ -120,17 +124,30 @@ def output_options(options: tuple[Option, ...], around: Circumstances, found: Tr
     return {name: Value(*pattern) for name, pattern in patterns(asked, place).items()}
 
 
-def layout_options(lies: Layout, found: Translated, source: str, *, one_task: bool) -> Translated:
+def for_session(found: Translated) -> Translated:
+    """The options that `srun` has too; a session is never queued again. Raises VTorqueError (VT-OPTION) for others."""
+    for name, value in found.items():
+        if TABLE[name].only_sbatch and name not in _REQUEUE:
+            raise VTorqueError(
+                f"--{name} ({value.source}) cannot be honoured in an interactive job: srun has no such option",
+                code=Code.OPTION,
+                hint="leave it out",
+            )
+    return {name: value for name, value in found.items() if name not in _REQUEUE}
+
+
+def layout_options(lies: Layout, found: Translated, source: str, mem_source: str, *, one_task: bool) -> Translated:
     """The options that ask for a layout, beside those `found`; `one_task`: one task on each node, with all processors.
 
-    Raises VTorqueError (VT-OPTION) for features that cannot be joined with a `--constraint`.
+    `mem_source` is where the memory comes from, `source` everything else. Raises VTorqueError (VT-OPTION) for features
+    that cannot be joined with a `--constraint`.
     """
     tasks, cpus = (1, lies.tasks * lies.cpus) if one_task else (lies.tasks, lies.cpus)
     wanted = {"nodes": Value(str(lies.nodes), source), "ntasks-per-node": Value(str(tasks), source)}
     if cpus > 1 or one_task:
         wanted["cpus-per-task"] = Value(str(cpus), source)
     if lies.mib is not None:
-        wanted["mem"] = Value(f"{lies.mib}M", source)
+        wanted["mem"] = Value(f"{lies.mib}M", mem_source)
     if lies.hosts:
         wanted["nodelist"] = Value(",".join(lies.hosts), source)
     if lies.features:
@@ -240,7 +257,7 @@ class _Walk:
         if option.value not in ("y", "n"):
             raise _unreadable(option, "-r y or -r n")
         stays = option.value == "n"
-        self._set("no-requeue" if stays else "requeue", None, option.source, "requeue", "no-requeue")
+        self._set("no-requeue" if stays else "requeue", None, option.source, *_REQUEUE)
 
     def _letter_t(self, option: Option) -> None:
         self._set("array", option.value, option.source)
