@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
@@ -68,30 +66,50 @@ def slurm(folder: Path) -> Iterator[Path]:
     host = os.uname().nodename
     conf.write_text(CONF.format(host=host, folder=folder, port=port, first=first, second=second))
     daemons = {
-        "munge/pid": [
-            "munged", f"--key-file={key}", f"--socket={folder}/munge/socket", f"--pid-file={folder}/munge/pid",
-            f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed",
+        "munged": [
+            "munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge/socket",
+            f"--pid-file={folder}/munge/pid", f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed",
         ],
-        "slurmctld.pid": ["slurmctld"],
-        "slurmd-n1.pid": ["slurmd", "-N", "n1"],
-        "slurmd-n2.pid": ["slurmd", "-N", "n2"],
+        "slurmctld": ["slurmctld", "-D"],
+        "n1": ["slurmd", "-D", "-N", "n1"],
+        "n2": ["slurmd", "-D", "-N", "n2"],
     }  # fmt: skip
     environment = {"PATH": PATH, "SLURM_CONF": str(conf), "LANG": "C.UTF-8"}
-    started: list[Path] = []
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        for pid_file, argv in daemons.items():
-            started.append(folder / pid_file)
-            # they leave for sessions of their own
-            subprocess.run(argv, env=environment, check=True, capture_output=True, timeout=LIMIT_S)
-        deadline = time.monotonic() + LIMIT_S
-        while _states(environment) != ["idle", "idle"]:
-            assert time.monotonic() < deadline, _states(environment)
-            time.sleep(0.05)
+        for name, argv in daemons.items():
+            with open(folder / f"{name}.said", "wb") as said:
+                started.append(
+                    subprocess.Popen(
+                        argv,
+                        env=environment,
+                        cwd="/",
+                        stdin=subprocess.DEVNULL,
+                        stdout=said,
+                        stderr=said,
+                        start_new_session=True,
+                    )  # fmt: skip
+                )
+            if name == "munged":
+                _until(lambda: (folder / "munge" / "socket").exists())
+        _until(lambda: _states(environment) == ["idle", "idle"])
         yield conf
     finally:
         subprocess.run(["scancel", "-u", "root"], env=environment, timeout=LIMIT_S)
-        for pid_file in reversed(started):
-            _end(pid_file)
+        for daemon in reversed(started):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+
+def _until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not met():
+        assert time.monotonic() < deadline, "Slurm's daemons do not start"
+        time.sleep(0.05)  # they tell of nothing by themselves
 
 
 def _states(environment: dict[str, str]) -> list[str]:
@@ -114,20 +132,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
-
-
-def _end(pid_file: Path) -> None:
-    """End a daemon, and wait until it is gone."""
-    try:
-        daemon = os.pidfd_open(int(pid_file.read_text()))
-    except (OSError, ValueError):
-        return
-    try:
-        for sig in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(daemon, sig)
-            if select.select([daemon], [], [], 20)[0]:
-                return
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(daemon)
