@@ -88,7 +88,7 @@ def slurm(folder: Path) -> Iterator[Path]:
                         stdout=said,
                         stderr=said,
                         start_new_session=True,
-                    )  # fmt: skip
+                    )
                 )
             if name == "munged":
                 _until(lambda: (folder / "munge" / "socket").exists())

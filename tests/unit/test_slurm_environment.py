@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.slurmenv import is_first_task, pbs_variables
+from vmgr.node.slurmenv import pbs_variables
 from vsub.engines.slurmenvironment import PATH, SLURMS, Login, job_environment, plain_environment
 from vsub.engines.slurmoptions import parse_sbatch
 from vsub.options import Option, parse_line
@@ -97,10 +97,6 @@ def test_the_variables_of_torques() -> None:
     session = {name: value for name, value in BATCH.items() if name not in ("ENVIRONMENT", "SLURM_ARRAY_TASK_ID")}
     found = pbs_variables(session)
     assert found["PBS_ENVIRONMENT"] == "PBS_INTERACTIVE" and "PBS_ARRAYID" not in found
-
-
-def test_one_task_stands_for_the_job() -> None:
-    assert is_first_task({}) and is_first_task({"SLURM_PROCID": "0"}) and not is_first_task({"SLURM_PROCID": "1"})
 
 
 @given(st.dictionaries(st.sampled_from(sorted(BATCH)), st.text(max_size=30)))
