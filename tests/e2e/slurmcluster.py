@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
 from vsub.engines.local.machine import Layout
 
-from .conftest import PATIENCE_S, REPOSITORY, Site, User, eventually, installed
+from .conftest import PATIENCE_S, REPOSITORY, User, eventually, installed
 from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -83,7 +82,9 @@ class Slurm(Cluster):
         self.conf.write_text(self._conf())
         shutil.copy(SUBMITTER, self.folder / "submit.py")
         munge = self.folder / "munge"
-        files = [f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")]
+        files = [
+            f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
+        ]
         self._daemon("munged", "munged", "--foreground", f"--key-file={key}", *files)
         eventually(lambda: (munge / "socket").exists(), "munged listens", limit_s=20)
         self.start_controller()
@@ -115,8 +116,8 @@ class Slurm(Cluster):
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115
         with log:
             self.daemons[name] = subprocess.Popen(
-                argv, env=self.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                ["setpriv", "--pdeathsig", "KILL", *argv], env=self.environment, cwd="/",
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def _conf(self) -> str:
@@ -188,7 +189,13 @@ class Slurm(Cluster):
 
     def submission(self, *words: str) -> list[str]:
         """The command that submits, up to the options of Slurm's."""
-        return [str(self.prefix / "venv" / "bin" / "python3"), "-I", str(self.folder / "submit.py"), str(self.prefix), *words]
+        return [
+            str(self.prefix / "venv" / "bin" / "python3"),
+            "-I",
+            str(self.folder / "submit.py"),
+            str(self.prefix),
+            *words,
+        ]
 
     def output(self, user: User, job_id: str, stream: str = "o", name: str = "job.sh") -> str:
         return user.output(f"{name}.{stream}{job_id.partition('.')[0]}")
@@ -209,11 +216,6 @@ def slurm_site(text: str = SITE) -> Iterator[Slurm]:
 def found_programs() -> Optional[str]:
     """A program of Slurm's that is not installed."""
     path = "/usr/sbin:/usr/bin"
-    return next((name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None)
-
-
-def seconds_since(start: float) -> float:
-    return time.monotonic() - start
-
-
-__all__ = ["NODES", "Site", "Slurm", "found_programs", "seconds_since", "slurm_site"]
+    return next(
+        (name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None
+    )

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     from vmgr.paths import Installation
     from vsub.account import account
     from vsub.asked import requested
+    from vsub.cli import NO_SCRIPT
     from vsub.directives import PREFIX, read_directives
     from vsub.engines.torque import Torque
     from vsub.options import parse_line
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     install = Installation(Path(prefix))
     config = load_config(install)
     engine, user, line = Torque(config), account(), parse_line(words)
-    script = read_script(line.operands[0]) if not line.last("I") else read_script("/dev/null")
+    script = NO_SCRIPT if line.last("I") else read_script(line.operands[0])
     directives = read_directives(script.data, PREFIX, script.name)
     plan = make_plan(line, directives, script, requested(line.vm) or {}, user, config, engine)
     submission = Submission(plan, user, config, engine, install)
