@@ -90,6 +90,12 @@ SCHEMA: dict[str, Any] = {
             "where a node's daemon has its hooks and settings; `vmgr doctor` looks there",
         ),
     },
+    "slurm": {
+        "bin": OneOf(
+            Key(path, "/usr/bin", "the folder of Slurm's commands (engine slurm), or a folder for each host pattern"),
+            pattern,
+        ),
+    },
     "paths": {
         "spool": Key(path, "/var/spool/vtorque", "records, seeds and host keys of running jobs, one folder a job"),
         "run": Key(path, "/run/vtorque", "agents' sockets and what is true until the next boot"),

@@ -19,6 +19,7 @@ from typing import Optional
 from vmgr.jobspec import SpecPath, parse_job_directory
 from vmgr.node.hookcall import HookCall, OwnJob
 from vmgr.node.nodelist import expand
+from vmgr.node.slurmenv import pbs_variables
 
 MARK = "vtorque:"
 """What a guest job's comment begins with."""
@@ -89,15 +90,16 @@ def own_job(environ: Mapping[str, str]) -> OwnJob:
 
 
 def passed(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a job has in its guest too.
+    """The variables that a job has in its guest too, and those of TORQUE's.
 
     What tells of the allocation on the nodes goes: an MPI in the guest would start its processes there, by `srun`.
     """
-    return {
+    kept = {
         name: value
         for name, value in environ.items()
         if name in _PASSED or not name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_"))
     }
+    return {**kept, **pbs_variables(environ)}
 
 
 def guest_job(comment: str) -> Optional[SpecPath]:

@@ -25,6 +25,7 @@ from vmgr.node.hookcall import OwnJob
 from vmgr.node.jobfiles import JobFiles, own_name
 from vmgr.node.process import given_environment
 from vmgr.node.session import GuestSession, run_file
+from vmgr.node.slurmenv import is_first_task
 from vmgr.node.submitted import job_directory
 from vmgr.node.terminal import Terminal
 from vmgr.node.terminfo import terminfo_lines
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the job in its guest; gives its exit status. `argv`: see `vmgr.node.submitted`."""
     try:
         config = load_config(installation())
+        if config.engine == "slurm" and not is_first_task(os.environ):
+            return 0
         return asyncio.run(_run_job(config, job_directory(argv)))
     except VTorqueError as err:
         _say(err)
