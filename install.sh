@@ -160,7 +160,7 @@ done
 place=$prefix/share/vtorque/mom_priv_hooks/slurm
 mkdir -p "$place"
 for name in prolog epilog task_prolog; do
-    sed "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g; s|@RUN@|$(setting paths.run)|g" \
+    sed "s|@PREFIX@|$prefix|g; s|@SPOOL@|$spool|g" \
         "$source/mom_priv_hooks/slurm/$name" >"$place/.$name.new"
     chmod 755 "$place/.$name.new"
     mv "$place/.$name.new" "$place/$name"

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmgr.doctor import (
+    batchsystem,
     clock,
     hypervisor,
     images,
@@ -19,7 +20,6 @@ from vmgr.doctor import (
     kvm,
     leftovers,
     memory,
-    mom,
     network,
     programs,
     rights,
@@ -46,7 +46,7 @@ CHECKS: Mapping[str, Check] = {
     "shares": shares.check,
     "network": network.check,
     "rights": rights.check,
-    "batch system": mom.check,
+    "batch system": batchsystem.check,
     "suspension": suspension.check,
     "clock": clock.check,
     "leftovers": leftovers.check,

@@ -25,7 +25,6 @@ from vmgr.node.hookcall import OwnJob
 from vmgr.node.jobfiles import JobFiles, own_name
 from vmgr.node.process import given_environment
 from vmgr.node.session import GuestSession, run_file
-from vmgr.node.slurmenv import is_first_task
 from vmgr.node.submitted import job_directory
 from vmgr.node.terminal import Terminal
 from vmgr.node.terminfo import terminfo_lines
@@ -44,8 +43,6 @@ def main(argv: Sequence[str]) -> int:
     """Run the job in its guest; gives its exit status. `argv`: see `vmgr.node.submitted`."""
     try:
         config = load_config(installation())
-        if config.engine == "slurm" and not is_first_task(os.environ):
-            return 0
         return asyncio.run(_run_job(config, job_directory(argv)))
     except VTorqueError as err:
         _say(err)
@@ -58,6 +55,8 @@ async def _run_job(config: Config, directory: str) -> int:
         own = batch.own_job(os.environ)
     except ValueError as err:
         raise no_agent(f"this process belongs to no job: {err}") from None
+    if not own.leads:
+        return 0
     environment = batch.passed(given_environment())
     return await JobWrapper(config, own, directory, environment).run()  # before Python 3.10 its events are the loop's
 
