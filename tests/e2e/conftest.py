@@ -256,7 +256,7 @@ def installed(text: str) -> Iterator[Site]:
             (root / "vm" / name).chmod(0o755)
         config = root / "site.yaml"
         config.write_text(text.format(root=root, run=here.run, pool=POOL))
-        command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(config)]
+        command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(config), "--no-links"]
         subprocess.run(command, check=True, timeout=PATIENCE_S)
         (root / "settings.json").write_text('{"kill_delay_s": 5}')
         start = [str(prefix / "libexec" / "vtorque-local"), "start", "--settings", str(root / "settings.json")]

@@ -14,6 +14,7 @@ from typing import Any
 from vmgr.doctor import (
     batchsystem,
     clock,
+    confinement,
     hypervisor,
     images,
     kernel,
@@ -46,6 +47,7 @@ CHECKS: Mapping[str, Check] = {
     "shares": shares.check,
     "network": network.check,
     "rights": rights.check,
+    "confinement": confinement.check,
     "batch system": batchsystem.check,
     "suspension": suspension.check,
     "clock": clock.check,
