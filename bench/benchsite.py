@@ -158,8 +158,9 @@ class Site:
         for folder in (self.root, self.root / "vm", self.root / "log", self.home, self.pool.path):
             folder.mkdir(mode=0o755)
         (self.root / "site.yaml").write_text(CONFIG.format(root=self.root, run=self.run, patience=PATIENCE_S))
+        install = [str(REPOSITORY / "install.sh"), "--prefix", str(self.prefix), "--no-links"]
         subprocess.run(
-            [str(REPOSITORY / "install.sh"), "--prefix", str(self.prefix), "--config", str(self.root / "site.yaml")],
+            [*install, "--config", str(self.root / "site.yaml")],
             env={**os.environ, "TMPDIR": str(self.root)},
             check=True,
         )

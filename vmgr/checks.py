@@ -401,13 +401,15 @@ def check_room(group: GuestGroup, image: Image, checker: Checker) -> None:
 
 def check_shares(names: Iterable[str], image: Image, checker: Checker, *, suspend: bool) -> None:
     """Refuse a share of a kind that the image has no driver for. `suspend`: the guests can be suspended."""
-    for mount in (mount.as_saved() if suspend else mount for mount in checker.config.mounts):
-        if mount.name in names and mount.kind not in image.features:
+    for mount in checker.config.mounts:
+        seen = mount.as_saved() if suspend else mount
+        if mount.name in names and seen.kind not in image.features:
+            other = "" if seen == mount else f"; by {mount.kind} it is there with suspend=off"
             raise VTorqueError(
                 f"the image {image.name} cannot mount the share {mount.name}{checker.source('mounts')}, "
-                f"which is of kind {mount.kind} ({checker.config.origin('mounts')})",
+                f"which is of kind {seen.kind} ({checker.config.origin('mounts')})",
                 code=Code.IMAGE,
-                hint=f"choose another image, or leave {mount.name} out of mounts=",
+                hint=f"choose another image, or leave {mount.name} out of mounts={other}",
             )
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,13 @@ from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
 from vsub.engines.local.machine import Layout
 
-from .conftest import PATIENCE_S, REPOSITORY, Site, User, eventually, installed
+from .conftest import PATIENCE_S, eventually, installed
 from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
 """Three to run jobs on, and one that can be lost."""
 SITE = EVERYWHERE.replace("engine: local", "engine: slurm").replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
-SUBMITTER = REPOSITORY / "tests" / "e2e" / "slurmsubmit.py"
 
 CONF = """\
 ClusterName=ref
@@ -69,7 +67,8 @@ class Slurm(Cluster):
         super().__init__(prefix, root, NODES)
         self.folder = root / "slurm"
         self.conf = self.folder / "slurm.conf"
-        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SLURM_CONF": str(self.conf), "LANG": "C.UTF-8"}
+        self.environment = {"SLURM_CONF": str(self.conf)}
+        self._own = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **self.environment}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -81,9 +80,10 @@ class Slurm(Cluster):
         key.touch(mode=0o400)
         key.write_bytes(secrets.token_bytes(64))
         self.conf.write_text(self._conf())
-        shutil.copy(SUBMITTER, self.folder / "submit.py")
         munge = self.folder / "munge"
-        files = [f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")]
+        files = [
+            f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
+        ]
         self._daemon("munged", "munged", "--foreground", f"--key-file={key}", *files)
         eventually(lambda: (munge / "socket").exists(), "munged listens", limit_s=20)
         self.start_controller()
@@ -115,8 +115,8 @@ class Slurm(Cluster):
         log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115
         with log:
             self.daemons[name] = subprocess.Popen(
-                argv, env=self.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                ["setpriv", "--pdeathsig", "KILL", *argv], env=self._own, cwd="/",
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def _conf(self) -> str:
@@ -136,7 +136,7 @@ class Slurm(Cluster):
     def control(self, *arguments: str, program: str = "scontrol") -> subprocess.CompletedProcess[str]:
         """A command of Slurm's, as root."""
         return subprocess.run(
-            [f"/usr/bin/{program}", *arguments], env=self.environment, capture_output=True, text=True,
+            [f"/usr/bin/{program}", *arguments], env=self._own, capture_output=True, text=True,
             timeout=PATIENCE_S,
         )  # fmt: skip
 
@@ -178,20 +178,8 @@ class Slurm(Cluster):
         self.daemons.pop(node).wait(20)
         self.nodes = tuple(each for each in self.nodes if each != node)
 
-    def submit(self, user: User, script: str, *options: str, vm: tuple[str, ...] = (), name: str = "job.sh") -> str:
-        """Submit a script as a guest job with options of sbatch, and of vsub's own; gives the job's id."""
-        path = user.write(name, script)
-        sbatch = ["/usr/bin/sbatch", "--parsable", "-J", name, "-o", f"{name}.o%j", "-e", f"{name}.e%j", *options]
-        done = user.run(*self.submission(*vm, str(path)), "--", *sbatch, env={"SLURM_CONF": str(self.conf)})
-        assert done.returncode == 0, done.stderr
-        return f"{done.stdout.split(';')[0].strip()}.ref"
-
-    def submission(self, *words: str) -> list[str]:
-        """The command that submits, up to the options of Slurm's."""
-        return [str(self.prefix / "venv" / "bin" / "python3"), "-I", str(self.folder / "submit.py"), str(self.prefix), *words]
-
-    def output(self, user: User, job_id: str, stream: str = "o", name: str = "job.sh") -> str:
-        return user.output(f"{name}.{stream}{job_id.partition('.')[0]}")
+    def reached(self, node: str, job_id: str, stage: str) -> bool:
+        return super().reached(node, f"{job_id.partition('.')[0]}.ref", stage)
 
 
 @contextmanager
@@ -209,11 +197,6 @@ def slurm_site(text: str = SITE) -> Iterator[Slurm]:
 def found_programs() -> Optional[str]:
     """A program of Slurm's that is not installed."""
     path = "/usr/sbin:/usr/bin"
-    return next((name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None)
-
-
-def seconds_since(start: float) -> float:
-    return time.monotonic() - start
-
-
-__all__ = ["NODES", "Site", "Slurm", "found_programs", "seconds_since", "slurm_site"]
+    return next(
+        (name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, Site, User, eventually, installed
+from .conftest import CONFIG, PATIENCE_S, Site, User, eventually, installed
 from .test_several_nodes import EVERYWHERE, Cluster
 
 SUSPENDABLE = EVERYWHERE.replace(
@@ -53,10 +54,18 @@ def begun(cluster: Cluster, user: User, *options: str) -> str:
     return job
 
 
-def vmgr(cluster: Cluster, user: User, *words: str) -> str:
-    """What `vmgr` says to the user on the first node: no SSH server leads to a simulated one."""
+def words_on(cluster: Cluster, node: str, user: User, *words: str) -> list[str]:
+    """`vmgr` on a node, as the user: no SSH server leads to a simulated one."""
+    local = str(cluster.prefix / "libexec" / "vtorque-local")
     as_user = ("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "env", f"HOME={user.home}")
-    return cluster.enter("n1", *as_user, str(cluster.vmgr), *words)
+    return [local, "enter", node, *as_user, str(cluster.vmgr), *words]
+
+
+def vmgr(cluster: Cluster, user: User, *words: str) -> str:
+    """What `vmgr` says to the user on the first node."""
+    done = subprocess.run(words_on(cluster, "n1", user, *words), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def state(cluster: Cluster, job: str) -> str:
@@ -95,8 +104,11 @@ def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
     assert [path.name for path in store_of(cluster, user)] == [job]
     assert "suspended" in vmgr(cluster, user, "ps")
     vmgr(cluster, user, "resume", job)
-    cluster.wait_on("n1", job, "resumed")
     eventually(lambda: cluster.log("n1").count(f"job {job}: job started after") == 2, "its script goes on")
+    suspend(cluster, user, job)
+    with cluster.offline("n1"):
+        vmgr(cluster, user, "resume", job)
+        cluster.wait_on("n2", job, "job started")
     (user.home / "go").touch()
     assert cluster.wait(job) == 3
     check_counted(user, job, "vn1-1")
@@ -106,6 +118,15 @@ def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
 
 def test_a_job_of_two_nodes_goes_on_elsewhere(cluster: Cluster, user: User) -> None:
     job = begun(cluster, user, "-l", "nodes=2")
+    with subprocess.Popen(
+        words_on(cluster, "n2", user, "ssh", f"{job}:1", "cd && echo there && cat"),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holding:  # fmt: skip
+        assert holding.stdout is not None and holding.stdout.readline() == "there\n"
+        refused = subprocess.run(words_on(cluster, "n1", user, "suspend", job), capture_output=True, text=True)
+        assert refused.returncode == 2 and "n2: the guest vn2-1 cannot let go of its shares" in refused.stderr
+        assert state(cluster, job) == "R" and store_of(cluster, user) == []
+        assert holding.communicate("still there\n")[0] == "still there\n"
     suspend(cluster, user, job)
     with cluster.offline("n1"):
         vmgr(cluster, user, "resume", job)

@@ -34,7 +34,8 @@ from nodesite import TEMPLATES, Node, a_spec, make_node
 from vmgr import logs
 from vmgr.jobspec import GuestGroup, SpecPath, dump_spec, spec_hash
 from vmgr.node import record, wrapper
-from vmgr.node.agent import Agent, Call
+from vmgr.node.agent import Agent
+from vmgr.node.checkedjob import Call
 
 SIZE = (40, 100)
 

@@ -1,4 +1,4 @@
-"""A job that has been suspended: its guests booted, saved by QMP, and stored as the site's store has it."""
+"""A job that has been suspended: its guests booted and stored, and nothing of an agent."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from nodejob import Jobs
 
 from vmgr.jobspec import SpecPath
 from vmgr.node import record
-from vmgr.node.agent import Call
 from vmgr.node.allocation import find
 from vmgr.node.boot import boot
-from vmgr.node.checkedjob import checked_job
+from vmgr.node.checkedjob import Call, checked_job
 from vmgr.node.crew import Crew
-from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
 from vmgr.node.hookargs import place_name
-from vmgr.node.incoming import shown_version
-from vmgr.node.members import Member
 from vmgr.node.state import Progress
+from vmgr.node.suspending import NodeGuests
 from vmgr.node.undo import undo
 from vmgr.node.userio import User, look_up
-from vmgr.suspended.entry import Entry, NodePart, SavedGuest, dump_entry, dump_part
-from vmgr.topology.model import Layout
+from vmgr.suspended.entry import Entry, NodePart, dump_entry, dump_part
+from vmgr.suspended.store import Store
 
 KEY = "f" * 16
 """Stands for the attempt that was suspended: those of a test's own process all look like one."""
@@ -106,68 +103,25 @@ async def _suspend(jobs: Jobs, path: SpecPath, begin: str, job_id: str) -> Suspe
 
 
 async def _store(jobs: Jobs, path: SpecPath, job: Job, crew: Crew) -> Suspended:
-    store = Path(str(jobs.node.config.suspended.folder))
-    folder = store / job.user.name / place_name(job.job_id)
-    folder.mkdir(parents=True)
-    for guest in crew.guests:
-        answer = await guest.ask("quiesce", BOOT_TIMEOUT_S)
-        assert answer is not None and answer.status == 0
-    await asyncio.gather(*(guest.monitor.execute("stop") for guest in crew.guests))
-    saved = [
-        await _save(jobs, folder, member, guest, layout)
-        for member, guest, layout in zip(crew.members, crew.guests, crew.layouts)
-    ]
-    version = shown_version(await crew.guests[0].monitor.execute("query-version"))
-    part = NodePart(0, " ".join(crew.host_key.public.split()[:2]), "tcg", version, tuple(saved))
+    store = Store(jobs.node.config, job.user, job.place)
+    guests = NodeGuests(job, crew, store, save_s=BOOT_TIMEOUT_S)
+    await store.begin(job.job_id, need_bytes=await guests.check())
+    await guests.stop(lambda _text: None)
+    await guests.save(lambda _text: None)
     entry = Entry(
-        job.job_id, job.user.name, path.sha256, job.image.reference, KEY, 1, len(saved), int(time.time()), 1
+        job.job_id, job.user.name, path.sha256, job.image.reference, KEY, 1, len(crew.guests), int(time.time()), 1
     )  # fmt: skip
-    suspended = Suspended(path, folder, entry, part)
-    suspended.write()
-    give(job.user, folder.parent, folder, *folder.iterdir())
-    return suspended
-
-
-async def _save(jobs: Jobs, folder: Path, member: Member, guest: RunningGuest, layout: Layout) -> SavedGuest:
-    state, overlay = folder / f"{member.rank}.state", folder / f"{member.rank}.qcow2"
-    await save_state(guest, state)
-    sources = list(jobs.node.config.images.overlays.glob(f"*.{member.name}.qcow2"))
-    for source in sources:
-        subprocess.run(["cp", "--sparse=always", str(source), str(overlay)], check=True)
-    return SavedGuest(
-        member.rank,
-        member.name,
-        member.mac,
-        member.address,
-        layout._replace(cells=tuple(cell._replace(host_node=None) for cell in layout.cells)),
-        state.stat().st_size,
-        overlay.stat().st_size if sources else None,
-    )
+    await store.complete(job.job_id, entry)
+    found = await store.find(job.job_id)
+    assert found is not None and found[0] == entry
+    folder = Path(str(jobs.node.config.suspended.folder), job.user.name, place_name(job.job_id))
+    return Suspended(path, folder, entry, found[1][0])
 
 
 def give(user: User, *paths: Path) -> None:
     for path in paths:
         os.chown(path, user.uid, user.gid)
         path.chmod(0o700 if path.is_dir() else 0o600)
-
-
-async def save_state(guest: RunningGuest, file: Path) -> None:
-    """Have QEMU write the state of the stopped guest."""
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        async with guest.monitor.talk() as client:
-            await client.execute(
-                "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
-            )
-            client.send_fd_scm(fd)
-            await client.execute("getfd", {"fdname": "state"})
-            with client.listener("MIGRATION") as listener:
-                await client.execute("migrate", {"uri": "fd:state"})
-                while (status := (await listener.get())["data"]["status"]) not in ("completed", "failed"):  # type: ignore[index]
-                    pass
-        assert status == "completed"
-    finally:
-        os.close(fd)
 
 
 def left_in(folder: Path) -> Iterable[str]:

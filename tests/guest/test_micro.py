@@ -6,6 +6,7 @@ One boot serves every check that leaves the guest as it was.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from guestmachine import Machine, decode
 from guestsetup import MakeSetup, make_setup
+from keptchecks import WRITER, session_outlives_its_connection
 from screen import set_size
 
 pytestmark = pytest.mark.guest
@@ -316,6 +318,29 @@ def test_orders(guest: Machine) -> None:
     guest.send("mount")
     assert guest.wait_for("mount")["status"] == 0
     assert guest.ssh("grep -c ' 9p ' /proc/mounts").stdout == "2\n"
+    hold = "cd ~ && mkdir -p x/y && cd x/y && exec 7>../../held && cp /bin/busybox ../sleep && exec ../sleep 1234"
+    holder = subprocess.Popen(guest.ssh_command(hold), stdin=subprocess.DEVNULL)
+    try:
+        while not guest.ssh("ps | grep '[s]leep 1234' | grep -v cd").stdout:
+            time.sleep(0.2)
+        guest.send("quiesce")
+        event = guest.wait_for("quiesce")
+        said = decode(event["output"]).splitlines()
+        assert event["status"] == 1 and len(said) == 3, said
+        assert all(re.match(r"/home/ada: pid \d+, user ada, sleep, ", line) for line in said)
+        assert {line.split(", ")[-1] for line in said} == {
+            "working directory /home/ada/x/y", "program /home/ada/x/sleep", "file /home/ada/held",
+        }  # fmt: skip
+        assert guest.ssh("test -e /opt-hpc/version").returncode != 0, "what nobody held is let go of"
+        assert guest.ssh("killall sleep; while ps | grep -q '[s]leep 1234'; do :; done").returncode == 0
+    finally:
+        holder.kill()
+        holder.wait()
+    guest.send("quiesce")
+    event = guest.wait_for("quiesce")
+    assert event["status"] == 0, decode(event["output"])
+    guest.send("mount")
+    assert guest.wait_for("mount")["status"] == 0
     guest.send("freeze")
     frozen = guest.wait_for("freeze")
     assert frozen["status"] and "not supported" in decode(frozen["output"]), "a guest in memory has no disk to stop"
@@ -323,6 +348,10 @@ def test_orders(guest: Machine) -> None:
     assert guest.wait_for("thaw")["status"], "nothing was frozen"
     guest.send("nonsense")
     assert guest.wait_for("error")["op"] == "nonsense"
+
+
+def test_a_session_outlives_its_connection(guest: Machine) -> None:
+    session_outlives_its_connection(guest, put_job(guest, WRITER), home(guest))
 
 
 def test_runner_without_a_job(guest: Machine) -> None:

@@ -93,6 +93,7 @@ async def said_in(site: Site, job: Job, command: str) -> str:
     return await asyncio.get_running_loop().run_in_executor(None, ask)
 
 
+@pytest.mark.slow
 def test_a_job_of_two_nodes_goes_on_elsewhere(site: Site) -> None:
     path = site.nodes[0].submit("#!/bin/sh\n", suspend=True)
 

@@ -290,8 +290,15 @@ def test_any_file(name: str, data: bytes) -> None:
 def test_any_failure(value: Any) -> None:
     for data in ({"code": value}, {"code": "VT-HOOK", "reason": value, "output": value}):
         problem = parse_failure(data, "n1")
-        assert problem is None or (70 <= problem.code.status <= 79 and "\n" not in str(problem))
+        assert problem is None or problem.code is Code.SUSPEND or 70 <= problem.code.status <= 79
+        assert problem is None or "\n" not in str(problem)
         assert problem is None or len(problem.output) <= meeting.MAX_OUTPUT_CHARS
+
+
+def test_what_a_sister_cannot_resume_is_told_as_it_is() -> None:
+    for told, code in (("VT-SUSPEND", Code.SUSPEND), ("VT-POLICY", Code.INTERNAL), ("VT-STAGE", Code.STAGE)):
+        problem = parse_failure({"code": told, "reason": "0.state has 7 bytes, not 8"}, "n2")
+        assert problem is not None and problem.code is code and problem.message == "n2: 0.state has 7 bytes, not 8"
 
 
 @FUZZ
@@ -300,7 +307,7 @@ def test_any_failure(value: Any) -> None:
         {},
         optional={
             word: st.none() | st.text() | st.lists(st.text() | st.lists(st.integers())) | st.just(["x" * 9000] * 7)
-            for word in ("code", "reason", "output", "addresses", "ssh_ports", "other")
+            for word in ("code", "reason", "output", "addresses", "ssh_ports", "resumed", "other")
         },
     )
 )

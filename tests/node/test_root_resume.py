@@ -210,9 +210,12 @@ class Waiting:
             assert caught.value.code is Code.LAUNCH and time.monotonic() - started < 40
             return caught.value.message
         finally:
-            await self.guest.kill()
-            self.guest.port.close()
-            await self.guest.close()
+            await self.end()
+
+    async def end(self) -> None:
+        await self.guest.kill()
+        self.guest.port.close()
+        await self.guest.close()
 
 
 def running_version() -> str:
@@ -246,6 +249,26 @@ def test_a_qemu_that_ends_while_it_reads_is_noticed(base: Path, user: User) -> N
         waiting.guest.child.kill()
         said = await reading
         assert said.startswith("QEMU did not go on from the guest's saved state: "), said
+        os.close(read_end)
+        os.close(write_end)
+
+    run(work())
+
+
+def test_a_job_that_is_over_meanwhile_waits_for_nothing(base: Path, user: User) -> None:
+    async def work() -> None:
+        read_end, write_end = os.pipe()
+        waiting = Waiting(base, user)
+        before = asyncio.all_tasks()
+        state = SavedState(read_end, running_version(), 600)
+        reading = asyncio.ensure_future(pin_and_run(waiting.guest, waiting.qmp, None, timeout_s=20, state=state))
+        await asyncio.wait([reading], timeout=1)
+        assert not reading.done()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await waiting.end()
+        assert asyncio.all_tasks() == before
         os.close(read_end)
         os.close(write_end)
 

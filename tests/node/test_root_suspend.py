@@ -199,8 +199,12 @@ def test_a_guest_that_says_nothing(node: Node, user: User, image: Image, monkeyp
             site.program.answers.update(quiesce=None, mount=None)
             assert "did not let go of its shares within 0.1 s" in str(await refusal(guests.stop(told.append)))
             assert "it does not answer" in str(await refusal(guests.go_on()))
+            guests, _, told = subject(site)
             site.guest.power = "off"
-            assert "the guest n1-1 is off" in str(await refusal(guests.check()))
+            for work in (guests.check(), guests.stop(told.append)):
+                assert "the guest n1-1 is off" in str(await refusal(work))
+            await guests.go_on()
+            assert site.program.orders == ["quiesce", "mount"], "one that is off is not started"
 
     run(work())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_jobspec import SPEC
 from vsubsite import Site
 
-from vmgr.checks import Checker, check_spec, choose_image, guest_features, guest_group, visible_in_guest
+from vmgr.checks import Checker, check_shares, check_spec, choose_image, guest_features, guest_group, visible_in_guest
 from vmgr.config import Config, Mount, load_config
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Disk, GuestGroup, Iocm, Pinning
@@ -130,6 +132,33 @@ def test_a_share_that_the_image_cannot_mount(site: Site, kind: str) -> None:
     assert caught.value.code is Code.IMAGE
     assert f"the image micro cannot mount the share opt, which is of kind {kind}" in str(caught.value)
     assert "leave opt out of mounts=" in str(caught.value)
+
+
+def test_shares_of_guests_that_can_be_suspended_are_mounted_by_9p(site: Site) -> None:
+    site.configure(
+        "mounts:\n- {name: home, source: '{home}', target: '{home}'}\n"
+        "- {name: opt, kind: virtiofs, source: /opt, target: /opt}\n"
+        "suspended: {folder: /scratch/s}\n"
+    )
+    config, spec = load_config(site.install), SPEC._replace(mounts=("home", "opt"))
+    assert check_spec(spec._replace(suspend=True), config, CAROL, "here", nodes=1), "micro has 9p alone"
+    image = choose_image(GROUP, None, None, checker(config))._replace(features=("virtiofs",))
+    check_shares(("opt",), image, checker(config), suspend=False)
+    with pytest.raises(VTorqueError, match=r"which is of kind 9p .*; by virtiofs it is there with suspend=off"):
+        check_shares(("opt",), image, checker(config), suspend=True)
+
+
+def test_guests_that_go_on_have_the_revision_that_they_had(site: Site) -> None:
+    site.configure("policy: {img: {default: micro, allowed: [micro]}}\n")
+    config, spec = load_config(site.install), SPEC._replace(mounts=("home", "opt-hpc"))
+    newest = check_spec(spec, config, CAROL, "here", nodes=1)
+    folder = Path(newest.folder)
+    shutil.copytree(folder, folder.with_name("7"))
+    assert check_spec(spec, config, CAROL, "here", nodes=1).revision == 7
+    assert check_spec(spec, config, CAROL, "here", nodes=1, stored=newest.reference) == newest
+    with pytest.raises(VTorqueError, match=r"img=micro@9 .*has no revision 9") as caught:
+        check_spec(spec, config, CAROL, "here", nodes=1, stored="micro@9")
+    assert caught.value.code is Code.IMAGE
 
 
 OPEN = """\

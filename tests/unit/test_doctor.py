@@ -20,6 +20,7 @@ from test_image_add import FACTS
 from topologies import small
 
 from vmgr.config import Bridge, Mount, Timeouts, load_config
+from vmgr.deploy.alarm import Alarm, parse_alarm
 from vmgr.doctor import (
     clock,
     hypervisor,
@@ -658,19 +659,19 @@ TIMEOUTS = Timeouts(5, 30, 240, 270, 600, 60, 15, 20, 120, 600, 10)
     ],
 )  # fmt: skip
 def test_the_alarm(text: Optional[str], seconds: int, line: Optional[int]) -> None:
-    assert mom.parse_alarm(text) == (mom.Alarm(seconds, line), None)
+    assert parse_alarm(text) == (Alarm(seconds, line), None)
 
 
 @pytest.mark.parametrize("text", ["$prologalarm", "$prologalarm x", "$prologalarm 0", "$prologalarm -3"])
 def test_an_alarm_that_is_none(text: str) -> None:
-    alarm, problem = mom.parse_alarm(f"$prologalarm 60\n{text}")
+    alarm, problem = parse_alarm(f"$prologalarm 60\n{text}")
     assert alarm.seconds == 60 and problem and problem.startswith("line 2")
 
 
 @FUZZ
 @given(st.text())
 def test_no_configuration_breaks_the_reader(text: str) -> None:
-    assert mom.parse_alarm(text)[0].seconds > 0
+    assert parse_alarm(text)[0].seconds > 0
 
 
 def test_timeouts_against_the_alarm() -> None:

@@ -21,6 +21,7 @@ from nodesite import FUZZ, REPOSITORY, make_node, short_folder, wait_gone
 from test_vmgr_cli import Vmgr
 from test_vmgr_cli import vmgr_run as vmgr_run  # the fixture
 
+from vmgr import pdsh
 from vmgr.doctor import examine as examination
 from vmgr.doctor import fleet
 from vmgr.doctor.examine import CHECKS, examine
@@ -186,13 +187,13 @@ def report_of(*found: Finding) -> str:
 def test_the_order_of_people() -> None:
     ordered = ["10", "a", "n1", "n1b", "n2", "n10"]
     mixed = ordered[3:] + ordered[:3]
-    assert sorted(mixed, key=fleet.natural) == ordered
+    assert sorted(mixed, key=pdsh.natural) == ordered
 
 
 def test_lines_are_told_apart_by_node() -> None:
     data = b"n1: {\nn2: x\npdsh@front: n3: ssh exited with exit code 255\nn1:  }\nn4: stranger\nnoise\nn3: a: b\n"
     for step in (1, 7, len(data)):
-        heard = fleet.Heard(["n1", "n2", "n3"])
+        heard = pdsh.Heard(["n1", "n2", "n3"])
         for at in range(0, len(data), step):
             heard.feed(data[at : at + step])
         assert heard.by_node() == {
@@ -201,8 +202,8 @@ def test_lines_are_told_apart_by_node() -> None:
 
 
 def test_a_node_that_says_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "MAX_NODE_BYTES", 100)
-    heard = fleet.Heard(["n1", "n2"])
+    monkeypatch.setattr(pdsh, "MAX_NODE_BYTES", 100)
+    heard = pdsh.Heard(["n1", "n2"])
     for _ in range(50):
         heard.feed(b"n1: xxxxxxxxx\n" * 50)
     heard.feed(b"n2: well\n")
@@ -225,7 +226,7 @@ def test_reports() -> None:
 @FUZZ
 @given(st.binary(max_size=400))
 def test_whatever_nodes_say(data: bytes) -> None:
-    heard = fleet.Heard(["n1", "n2"])
+    heard = pdsh.Heard(["n1", "n2"])
     heard.feed(data)
     for text in heard.by_node().values():
         assert isinstance(fleet.report("n1", text, text), fleet.Report)
@@ -233,17 +234,17 @@ def test_whatever_nodes_say(data: bytes) -> None:
 
 @needs_pdsh
 def test_sets_of_nodes() -> None:
-    assert fleet.expand("n[08-11],x,n[2],x") == ["n2", "n08", "n09", "n10", "n11", "x"]
+    assert pdsh.expand("n[08-11],x,n[2],x") == ["n2", "n08", "n09", "n10", "n11", "x"]
     for nodes in ("", "-Q", "^/etc/passwd", "n[1", "n[3-1]", "a b", "a;b", "%h", "root@x", "ssh:x", ",", "n[1-20000]"):
         with pytest.raises(VTorqueError, match="--nodes") as raised:
-            fleet.expand(nodes)
+            pdsh.expand(nodes)
         assert raised.value.code is Code.VALUE and raised.value.hint
 
 
 def test_no_pdsh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(VTorqueError, match="pdsh cannot be started") as raised:
-        fleet.expand("n1")
+    with pytest.raises(VTorqueError, match="pdsh is not installed") as raised:
+        pdsh.expand("n1")
     assert "apt-get install pdsh" in str(raised.value)
 
 
@@ -318,7 +319,7 @@ def test_nothing_runs_on_when_it_is_ended(cluster: Vmgr, tmp_path: Path, sig: si
 def test_when_pdsh_itself_takes_too_long(cluster: Vmgr) -> None:
     before = set(psutil.Process().children(recursive=True))
     out = bytearray()
-    fleet._pdsh(["-R", "ssh", "-w", "n3", "true"], out.extend, len, limit_s=0.5)
+    pdsh.run(["pdsh", "-R", "ssh", "-w", "n3", "true"], out.extend, len, limit_s=0.5)
     assert out == b"" and set(psutil.Process().children(recursive=True)) == before
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import grp
+import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -11,9 +14,12 @@ from nodesite import a_spec, a_user, an_image, make_node, short_folder
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec, SpecPath, dump_spec, spec_hash
-from vmgr.node import checkedjob
+from vmgr.node import checkedjob, record
+from vmgr.node.agent import Agent
 from vmgr.node.allocation import Allocation
+from vmgr.node.guestjob import Job
 from vmgr.node.userio import primary_group
+from vmgr.node.workspace import JobNames
 from vmgr.policy import Subject
 
 ALONE = Allocation(("n1",), 0, "a" * 16)
@@ -69,3 +75,46 @@ def test_what_nodes_cannot_do_is_refused_after_the_policy(monkeypatch: pytest.Mo
     with pytest.raises(VTorqueError) as caught:
         specification(a_spec(vrdma=True), monkeypatch)
     assert caught.value.code is Code.NODE and "yet" in str(caught.value)
+
+
+def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path: Path) -> None:
+    """As long as the job is stored its workspace is not this attempt's to wipe."""
+    user, path = a_user(), "/scratch/12.host.old"
+    removed: list[str] = []
+
+    class Stored:
+        fails = True
+
+        async def remove(self, job_id: str) -> None:
+            if self.fails:
+                raise VTorqueError("it does not go", code=Code.SUSPEND)
+            removed.append(job_id)
+
+    async def work() -> None:
+        node = make_node(base, workspace={"folder": "/scratch/{job}", "wipe": True})
+        place = node.place()
+        lock, listener = record.create(place, {"job_id": "12.host"})
+        call = checkedjob.Call("12.host", user.name, SpecPath("/home/carol", "0" * 16, "0" * 64), 0, None)
+        attempt = Agent(node.config, tmp_path, place, call, None)
+        stored = Stored()
+        found: Any = SimpleNamespace(stored=stored)
+        names = JobNames(user.home, user.name, "12.host", path)
+        attempt.job = job = Job(
+            "12.host", place, user, a_spec(suspend=True), an_image(base), ALONE, None, (), names, None, None,  # type: ignore[arg-type]
+            found,
+        )  # fmt: skip
+        attempt.is_stored = True
+        with pytest.raises(VTorqueError):
+            await attempt._take_over(job, found)
+        assert attempt.is_stored and "workspace" not in [step["do"] for step in record.steps(place)]
+        await attempt._wipe()  # which would have failed: there is no such user
+        stored.fails = False
+        await attempt._take_over(job, found)
+        assert not attempt.is_stored and removed == ["12.host"]
+        (step,) = (step for step in record.steps(place) if step["do"] == "workspace")
+        assert (step["path"], step["kept"]) == (path, False)
+        os.close(lock)
+        listener.close()
+
+    with short_folder() as base:
+        asyncio.run(work())

@@ -93,7 +93,8 @@ def _lines(finding: Finding) -> list[str]:
 
 def _fleet(nodes: str, rcmd: str, timeout: int, least: Level, show_all: bool, as_json: bool) -> int:
     from vmgr.doctor.finding import worst
-    from vmgr.doctor.fleet import ask, expand
+    from vmgr.doctor.fleet import ask
+    from vmgr.pdsh import expand
 
     command = [f"{installation().prefix}/bin/vmgr", "doctor", "--json"]
     with _ending_in_order():

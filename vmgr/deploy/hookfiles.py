@@ -97,9 +97,9 @@ def is_ours(content: bytes) -> bool:
     return any(line.startswith(_MARK) for line in content[:4096].splitlines()[1:2])
 
 
-def fill(text: str, *, prefix: str, spool: str, run: str = "") -> str:
-    """The hook that is installed: `text` of a source with the installation's prefix, `paths.spool` and `paths.run`."""
-    return text.replace("@PREFIX@", prefix).replace("@SPOOL@", spool).replace("@RUN@", run)
+def fill(text: str, *, prefix: str, spool: str) -> str:
+    """The hook that is installed: `text` of a source with the installation's prefix and `paths.spool` in it."""
+    return text.replace("@PREFIX@", prefix).replace("@SPOOL@", spool)
 
 
 def _hook_file(name: str, target: str, *, always: bool) -> HookFile:

@@ -12,14 +12,15 @@ from contextlib import suppress
 from typing import Any
 
 from vmgr.doctor import (
+    batchsystem,
     clock,
+    confinement,
     hypervisor,
     images,
     kernel,
     kvm,
     leftovers,
     memory,
-    mom,
     network,
     programs,
     rights,
@@ -46,7 +47,8 @@ CHECKS: Mapping[str, Check] = {
     "shares": shares.check,
     "network": network.check,
     "rights": rights.check,
-    "batch system": mom.check,
+    "confinement": confinement.check,
+    "batch system": batchsystem.check,
     "suspension": suspension.check,
     "clock": clock.check,
     "leftovers": leftovers.check,

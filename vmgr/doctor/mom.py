@@ -1,37 +1,25 @@
 """The node's daemon of the batch system, TORQUE's `pbs_mom`: its hooks are ours, and its time for them is enough.
 
-Facts from `src/resmom/parse_config.c`, `prolog.c` and `src/include/mom_config.h` of TORQUE 6.1: the file `config` in
-`mom_priv` holds `$name value` a line, `#` begins a comment, and a file that others than root could write counts for
-nothing; `$prologalarm` is in whole seconds (strtol(3)), none at or below 0 is taken, 300 holds where it is not set, and
-hooks are ended ten seconds before.
+A configuration that others than root could write counts for nothing (`src/resmom/parse_config.c` of TORQUE 6.1).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from vmgr.config import Timeouts
+from vmgr.deploy.alarm import DEFAULT_SECONDS, EARLY_SECONDS, parse_alarm
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.doctor.hooks import check_hooks
 from vmgr.errors import VTorqueError
 from vmgr.trust import check_trusted
 
-DEFAULT_SECONDS = 300
-EARLY_SECONDS = 10
 MAX_BYTES = 1 << 20
 
 _find = finder("batch system")
-
-
-class Alarm(NamedTuple):
-    """`$prologalarm` in seconds, and the line that sets it; None for the default."""
-
-    seconds: int
-    line: Optional[int]
 
 
 def check(node: Node) -> Iterator[Finding]:
@@ -78,22 +66,6 @@ def _read(path: Path) -> Optional[str]:
         return None
     with open(fd, "rb") as stream:
         return stream.read(MAX_BYTES).decode("utf-8", "replace")
-
-
-def parse_alarm(text: Optional[str]) -> tuple[Alarm, Optional[str]]:
-    """The time that hooks have; and what is wrong with the last line that sets it, so that an earlier one holds."""
-    alarm, problem = Alarm(DEFAULT_SECONDS, None), None
-    for number, line in enumerate((text or "").splitlines(), 1):
-        words = line.split("#")[0].split()
-        if not words or words[0] != "$prologalarm":
-            continue
-        value = words[1] if len(words) > 1 else ""
-        match = re.match(r"\+?([0-9]{1,9})", value, re.ASCII)
-        if match and int(match[1]):
-            alarm, problem = Alarm(int(match[1]), number), None
-        else:
-            problem = f"line {number}: $prologalarm {value!r} is no number of seconds above 0"
-    return alarm, problem
 
 
 def judge_alarm(path: Path, text: Optional[str], timeouts: Timeouts) -> Iterator[Finding]:

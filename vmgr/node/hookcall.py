@@ -38,9 +38,11 @@ class OwnJob(NamedTuple):
     """The job that a process belongs to, as the process itself is told.
 
     `member` is the index of a member of a job array. `may_come_back` says whether a job that the batch system ends by a
-    signal may have to start again, so that its directory has to stay.
+    signal may have to start again, so that its directory has to stay. `leads` says whether the process stands for the
+    job: that of an interactive one may be started on each of its nodes.
     """
 
     job_id: str
     member: Optional[int] = None
     may_come_back: bool = False
+    leads: bool = True

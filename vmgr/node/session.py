@@ -85,7 +85,7 @@ class GuestSession:
             return self._ended(await child.wait())
         finally:
             self._child = None
-            await _end(child)
+            await end_ssh(child)
 
     async def run_on_terminal(self, described: str, script: Optional[Path], arguments: str, terminal: Terminal) -> int:
         """Run `script`, or a login shell, on `terminal`; gives its exit status.
@@ -107,7 +107,7 @@ class GuestSession:
             return self._ended(await child.wait())
         finally:
             self._child = None
-            await _end(child)
+            await end_ssh(child)
             terminal.restore()
 
     def signal(self, sig: signal.Signals) -> None:
@@ -180,7 +180,7 @@ class GuestSession:
         ]  # fmt: skip
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
+async def end_ssh(child: asyncio.subprocess.Process) -> None:
     """End `ssh` if it is still there: gently, so that it leaves its terminal in order, then surely."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         if child.returncode is not None:

@@ -32,8 +32,3 @@ def pbs_variables(environ: Mapping[str, str]) -> dict[str, str]:
     if nodes.isdigit() and each.isdigit() and len(nodes + each) < 20:
         found["PBS_NP"] = str(int(nodes) * int(each))
     return found
-
-
-def is_first_task(environ: Mapping[str, str]) -> bool:
-    """Whether this process stands for the job: an interactive one is started on each of its nodes."""
-    return environ.get("SLURM_PROCID", "0") == "0"

@@ -86,7 +86,8 @@ def own_job(environ: Mapping[str, str]) -> OwnJob:
     A job that is ended by a signal may be one that is queued again: a node of it was lost, or it was preempted.
     """
     index = environ.get("SLURM_ARRAY_TASK_ID", "")
-    return OwnJob(_job_id(environ), int(index) if _COUNT.fullmatch(index) else None, may_come_back=True)
+    member = int(index) if _COUNT.fullmatch(index) else None
+    return OwnJob(_job_id(environ), member, may_come_back=True, leads=environ.get("SLURM_PROCID", "0") == "0")
 
 
 def passed(environ: Mapping[str, str]) -> dict[str, str]:

@@ -85,10 +85,7 @@ class NodeGuests:
 
         Raises VTorqueError (VT-SUSPEND) when one of them is not there to be suspended.
         """
-        for guest in self._crew.guests:
-            if guest.power != "on" or not guest.is_ready:
-                state = "off" if guest.power == "off" else "not ready"
-                raise _cannot(f"the guest {guest.name} is {state}", "`vmgr power on` switches it on")
+        self._check_guests()
         if self._job.place.record.stat().st_size > record.MAX_RECORD_BYTES // 2:
             raise _cannot("too much has been tried with the guests of this job already", "submit a new job")
         ram, total = self._job.group.ram_mib * MIB, 0
@@ -100,6 +97,7 @@ class NodeGuests:
 
     async def stop(self, tell: Tell) -> None:
         """Have all guests let go of their shares, and stop them. Raises VTorqueError (VT-SUSPEND, VT-GUEST)."""
+        self._check_guests()
         self._touched = True
         tell("asking the guests to let go of their shares")
         guests = self._crew.guests
@@ -123,9 +121,19 @@ class NodeGuests:
         """
         if not self._touched:
             return
-        await every(*(guest.monitor.execute("cont") for guest in self._crew.guests))
-        await every(*map(_mount, self._crew.guests))
+        try:
+            await every(*(guest.monitor.execute("cont") for guest in self._crew.guests))
+            await every(*map(_mount, self._crew.guests))
+        except VTorqueError:
+            self._touched = False  # what has failed is not tried again; what was given up is
+            raise
         self._touched = False
+
+    def _check_guests(self) -> None:
+        for guest in self._crew.guests:
+            if guest.power != "on" or not guest.is_ready:
+                state = "off" if guest.power == "off" else "not ready"
+                raise _cannot(f"the guest {guest.name} is {state}", "wait until it is ready; `vmgr power on` starts it")
 
     async def _save(self) -> None:
         saved = []

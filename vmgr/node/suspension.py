@@ -131,9 +131,10 @@ class Leader:
             self._given_up, self._detached = loop.create_future(), loop.create_future()
             self._trying = trying = asyncio.ensure_future(self._try(tell))
             try:
-                await asyncio.shield(trying)
+                await asyncio.wait([trying])
             finally:
                 await self.give_up("who asked for it has gone")
+            trying.result()
 
     async def give_up(self, why: str) -> None:
         """Have the present try call everything off, if that is still possible, and wait for its end."""
@@ -142,6 +143,8 @@ class Leader:
         if not self._given_up.done():
             self._given_up.set_result(VTorqueError(f"the job is not suspended: {why}", code=Code.SUSPEND))
         await asyncio.wait([self._trying])
+        if not self._trying.cancelled():
+            self._trying.exception()  # looked at: nobody may wait for it any more
 
     async def _try(self, tell: Tell) -> None:
         means, job_id = self._means, self._means.job.job_id
@@ -302,7 +305,10 @@ class Follower:
         """See `Suspension`."""
         if self._is_saved and not self._means.fellows.ended_as_usual:
             return True
-        await self._go_on()
+        try:
+            await self._go_on()
+        except VTorqueError as err:
+            LOGGER.warning("%s", err)  # the job is over, or has failed for another reason
         return False
 
     def detached(self, number: object, error: object) -> None:

@@ -23,9 +23,10 @@ from vmgr.node.batch import facts
 from vmgr.node.client import AgentLink, failure, no_agent
 from vmgr.node.hookcall import OwnJob
 from vmgr.node.jobfiles import JobFiles, own_name
+from vmgr.node.kept import KeptSession
+from vmgr.node.keptjob import KeptJob, Suspended
 from vmgr.node.process import given_environment
 from vmgr.node.session import GuestSession, run_file
-from vmgr.node.slurmenv import is_first_task
 from vmgr.node.submitted import job_directory
 from vmgr.node.terminal import Terminal
 from vmgr.node.terminfo import terminfo_lines
@@ -44,8 +45,6 @@ def main(argv: Sequence[str]) -> int:
     """Run the job in its guest; gives its exit status. `argv`: see `vmgr.node.submitted`."""
     try:
         config = load_config(installation())
-        if config.engine == "slurm" and not is_first_task(os.environ):
-            return 0
         return asyncio.run(_run_job(config, job_directory(argv)))
     except VTorqueError as err:
         _say(err)
@@ -58,6 +57,8 @@ async def _run_job(config: Config, directory: str) -> int:
         own = batch.own_job(os.environ)
     except ValueError as err:
         raise no_agent(f"this process belongs to no job: {err}") from None
+    if not own.leads:
+        return 0
     environment = batch.passed(given_environment())
     return await JobWrapper(config, own, directory, environment).run()  # before Python 3.10 its events are the loop's
 
@@ -80,6 +81,10 @@ def _say(text: object) -> None:
         pass
 
 
+def _say_lost(err: OSError) -> None:
+    _say(f"vtorque: some of the job's output is lost: {err.strerror}")
+
+
 class JobWrapper:
     """One run of a job. `environment` is what its script has in the guest."""
 
@@ -97,6 +102,8 @@ class JobWrapper:
         self._session: Optional[GuestSession] = None
         self._signalled: Optional[signal.Signals] = None
         self._on_terminal = False
+        self._kept: Optional[KeptJob] = None
+        self._suspended = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -106,6 +113,8 @@ class JobWrapper:
         status, code = 0, None
         try:
             status = await self._run()
+        except Suspended:
+            return 128 + (self._signalled or signal.SIGTERM)  # the job directory is for the next attempt
         except VTorqueError as err:
             _say(err)
             status, code = _status(err), err.code.text
@@ -146,9 +155,13 @@ class JobWrapper:
         except VTorqueError as err:
             status = _status(err)
             raise
+        except Suspended:
+            await self._until_own_end()
+            raise
         finally:
-            link.send("end", status=status)
-            await self._until("ended", "failed", "", quiet=True)
+            if not self._suspended:
+                link.send("end", status=status)
+                await self._until("ended", "failed", "", quiet=True)
             watcher.cancel()
             link.close()
         problem = failure(self._snapshot)
@@ -161,29 +174,48 @@ class JobWrapper:
     async def _in_guest(self, link: AgentLink) -> int:
         """The user's VM prologue, the script, the user's VM epilogue. Gives the script's exit status."""
         spec, ssh = self._snapshot["spec"], self._snapshot["ssh"]
-        for name in ("script", "vm_prologue", "vm_epilogue"):
+        resumed = self._snapshot.get("resumed") is True
+        for name in ("vm_epilogue",) if resumed else ("script", "vm_prologue", "vm_epilogue"):
             self._check_file(name, spec[name])
         tag = own_name(self._snapshot["node"], self._own.member, self._snapshot["attempt"])
-        self._session = session = GuestSession(
-            self._directory, tag, self._snapshot["guest"], ssh["port"], ssh["host_key"]
-        )
-        described = run_file(spec, self._environment)
-        if spec["vm_prologue"]:
-            status = await self._alive(session.run(described, self._directory / "vm_prologue"))
-            if status:
-                raise VTorqueError(f"the VM prologue of the job's own ended with status {status}", code=Code.HOOK)
-        link.send("started")
-        status = await self._job(session, spec, described)
-        if spec["vm_epilogue"]:
-            ended = await self._alive(session.run(described, self._directory / "vm_epilogue"))
-            if ended:
-                _say(VTorqueError(f"the VM epilogue of the job's own ended with status {ended}", code=Code.HOOK))
-                status = status or Code.HOOK.status
-        return status
+        way = (self._directory, tag, self._snapshot["guest"], ssh["port"], ssh["host_key"])
+        self._session = session = KeptSession(*way, _say_lost) if spec.get("suspend") else GuestSession(*way)
+        answering = self._answer_wishes(link, session)
+        try:
+            described = run_file(spec, self._environment)
+            if spec["vm_prologue"] and not resumed:
+                status = await self._alive(session.run(described, self._directory / "vm_prologue"))
+                if status:
+                    raise VTorqueError(f"the VM prologue of the job's own ended with status {status}", code=Code.HOOK)
+            link.send("started")
+            status = await self._job(session, spec, described, resumed)
+            if spec["vm_epilogue"]:
+                ended = await self._alive(session.run(described, self._directory / "vm_epilogue"))
+                if ended:
+                    _say(VTorqueError(f"the VM epilogue of the job's own ended with status {ended}", code=Code.HOOK))
+                    status = status or Code.HOOK.status
+            return status
+        finally:
+            if answering is not None:
+                answering.cancel()
 
-    async def _job(self, session: GuestSession, spec: dict[str, Any], described: str) -> int:
+    def _answer_wishes(self, link: AgentLink, session: GuestSession) -> Optional[asyncio.Task[None]]:
+        """Where the job can be suspended: answer the agent whenever it wants the script to be let go of."""
+        if not isinstance(session, KeptSession):
+            return None
+
+        def answer(number: int, error: Optional[str]) -> None:
+            link.send("detached", **{"try": number}, **({} if error is None else {"error": error}))
+
+        self._kept = KeptJob(session, lambda: self._snapshot, lambda: self._changed, answer)
+        return asyncio.ensure_future(self._kept.follow())
+
+    async def _job(self, session: GuestSession, spec: dict[str, Any], described: str, resumed: bool) -> int:
         """The job itself: its script, or for an interactive job a login shell. Gives its exit status."""
         script = self._directory / "script"
+        if self._kept is not None:
+            kept = self._kept
+            return await self._alive(kept.go_on() if resumed else kept.run(described, script, spec["arguments"]))
         if not spec["interactive"]:
             return await self._alive(session.run(described, script, spec["arguments"]))
         if self._terminal is None:
@@ -224,6 +256,15 @@ class JobWrapper:
             for unfinished in (task, death):
                 unfinished.cancel()
             await asyncio.gather(task, death, return_exceptions=True)
+
+    async def _until_own_end(self) -> None:
+        """Wait until the batch system ends this process: the job goes on elsewhere. The agent's end is the latest."""
+        self._suspended = True
+        if isinstance(self._session, KeptSession):  # it may have said so before the agent did
+            for sig in self._session.waiting:
+                self._signal(sig)
+        while self._signalled is None and self._snapshot.get("state") != "":
+            await self._changed.wait()
 
     async def _watch(self, link: AgentLink) -> None:
         try:
@@ -285,7 +326,7 @@ class JobWrapper:
             raise VTorqueError(f"{path} was altered after submission", code=Code.SPEC, hint="submit again by vsub")
 
     def _signal(self, sig: signal.Signals) -> None:
-        if self._session is None:
+        if self._session is None or self._suspended:
             if sig not in (signal.SIGTSTP, signal.SIGCONT):
                 self._signalled = sig
                 self._wake()

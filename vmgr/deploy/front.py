@@ -1,0 +1,260 @@
+"""An installation on the front end: its programs, its configuration, and what users need to find it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from vmgr.deploy import apply, build, files, hookfiles, moms, outside, tree
+from vmgr.deploy.apply import Outcome
+from vmgr.deploy.build import Source
+from vmgr.deploy.manifest import Manifest, Store
+from vmgr.deploy.nodeside import (
+    LINKED,
+    earlier_trees,
+    folder_wants,
+    folders_to,
+    generated_files,
+    guest_jobs,
+    judge,
+    tree_links,
+    untrusted,
+)
+from vmgr.deploy.wants import FILE, FOLDER, TREE, Want
+from vmgr.errors import Code, VTorqueError
+from vmgr.trust import check_trusted
+
+STATE = ".install"
+BEFORE = "before"
+"""The tree of what was installed before there were trees."""
+INSTALLED = ".installed"
+"""What the tests and quickstart.sh look at: it changes with what is installed."""
+
+
+class Site(NamedTuple):
+    """What the configuration says that an installation must know."""
+
+    engine: str
+    spool: str
+    local: str
+    mom_priv: str
+    job_type: Optional[str]
+    barrier_s: int
+    disk_s: int
+
+
+def site_of(tree_of_settings: Mapping[str, Any]) -> Site:
+    """The values of a configuration."""
+    config = tree_of_settings
+    return Site(
+        config["engine"], config["paths"]["spool"], config["local"]["spool"], config["torque"]["mom_priv"],
+        config["submit"].get("job_type"), config["timeouts"]["barrier"], config["timeouts"]["disk"],
+    )  # fmt: skip
+
+
+class Front:
+    """The installation in a prefix of this machine."""
+
+    def __init__(self, prefix: str, source: Source, *, python: str, wheels: Optional[str], links: bool) -> None:
+        self.prefix = prefix
+        self.source = source
+        self.python = python
+        self.wheels = wheels
+        self.links = links
+        self.store = Store(f"{prefix}/{STATE}", 0o755)
+        self.tree = f"{prefix}/trees/{source.name}"
+        self.config = f"{prefix}/etc/vtorque/vtorque.yaml"
+
+    @property
+    def book(self) -> str:
+        """Where the nodes are written down."""
+        return f"{self.store.folder}/nodes.json"
+
+    @property
+    def work(self) -> str:
+        """Where it puts what it needs while it builds."""
+        return f"{self.store.folder}/work"
+
+    def id(self) -> str:
+        """What tells this installation from others: nodes that see it share the prefix. Empty where there is none."""
+        return moms.content(f"{self.store.folder}/id").decode("ascii", "replace").strip()
+
+    def config_files(self) -> dict[str, tuple[str, int]]:
+        """The configuration and the VM hooks beside it, by their names below `etc/vtorque`, coded in base64."""
+        found = {}
+        folder = Path(self.config).parent
+        for path in sorted([*folder.glob("*"), *folder.glob("vm/*")]):
+            hidden = path.name.startswith(".") or path.suffix in (".compiled", ".front")
+            if path.is_file() and not path.is_symlink() and not hidden:
+                data = base64.b64encode(path.read_bytes()).decode()
+                found[os.fspath(path.relative_to(folder))] = (data, path.stat().st_mode & 0o755)
+        return found
+
+    def is_there(self) -> bool:
+        return self.store.load() is not None
+
+    # --- install
+
+    def prepare(self) -> None:
+        """Make the prefix and the folder of the manifest. Raises VTorqueError (VT-TRUST, VT-CONFIG)."""
+        missing = folders_to(self.prefix)
+        check_trusted(os.path.dirname(missing[0]) if missing else self.prefix)
+        if not os.path.isdir(self.store.folder):
+            self.store.make(missing)
+
+    def programs(self, config: bytes) -> list[Want]:
+        """The tree, and the configuration where there is none."""
+        folders = ("trees", "etc", "etc/vtorque", "etc/vtorque/vm")
+        return [
+            *(Want(f"{self.prefix}/{name}", FOLDER, 0o755) for name in folders),
+            Want(self.tree, TREE, 0o755, make=self._build),
+            Want(self.config, FILE, 0o644, config, once=True),
+        ]
+
+    def _build(self, path: str) -> None:
+        files.remove(self.work)
+        os.mkdir(self.work, 0o700)
+        build.build(self.source, self.prefix, path, self.python, self.wheels, self.work)
+        files.remove(self.work)
+
+    def wants(self, config: bytes, site: Site, front: str) -> list[Want]:
+        """All of it, in the order in which it is made: what a mom runs comes after what that needs."""
+        hooks = moms.Hooks(hookfiles.WRAP, hookfiles.DEFAULT_JOB_TYPE, self.prefix, site.spool, self.source.hooks)
+        manifest = self.store.load()
+        wants = self.programs(config)
+        wants.append(Want(f"{self.store.folder}/id", FILE, 0o644, f"{front}\n".encode()))
+        wants += tree_links(self.prefix, self.source.name)
+        wants += moms.samples(f"{self.prefix}/mom_priv_hooks", hooks)
+        if site.engine == "local":
+            mom_priv = f"{site.local}/mom_priv"
+            wants += folder_wants(mom_priv, manifest)
+            wants += moms.hook_wants(mom_priv, hooks)
+        if self.links:
+            wants += outside.wants(self.prefix, manifest)
+        wants.append(Want(f"{self.prefix}/{INSTALLED}", FILE, 0o644, f"{self.source.name}\n".encode()))
+        return wants
+
+    def build_programs(self, config: bytes) -> Site:
+        """Make the programs and the first configuration; what runs is not touched yet.
+
+        Raises VTorqueError: VT-BUILD, and VT-CONFIG for a configuration that the new programs do not take.
+        """
+        manifest = self.store.load() or Manifest()
+        apply.converge(
+            self.store, self.programs(config), toolkit=manifest.toolkit, facts=manifest.facts, also=manifest.entries
+        )
+        return site_of(build.settings(self.tree, self.prefix))
+
+    def switch(self, config: bytes, site: Site) -> Outcome:
+        """Make all of it so, the programs that were built the present ones."""
+        manifest = self.store.load() or Manifest()
+        self._adopt()
+        front = str(manifest.facts.get("id") or uuid.uuid4())
+        previous, also = earlier_trees(manifest, self.source.name)
+        wants = self.wants(config, site, front)
+        before = f"{self.prefix}/trees/{BEFORE}"
+        if previous is None and os.path.isdir(before):
+            previous, also = BEFORE, []
+            wants.append(Want(before, TREE, 0o755))
+        facts = {"id": front, "tree": self.source.name, "previous": previous, "links": self.links}
+        facts.update(engine=site.engine, spool=site.spool)
+        outcome = apply.converge(self.store, wants, toolkit=self.source.version, facts=facts, also=also)
+        if outcome.changed and previous not in (None, BEFORE):
+            earlier = f"{self.prefix}/trees/{previous}"
+            outcome.kept += [f"{earlier}/{path} was changed; it is used no more" for path in tree.differences(earlier)]
+        program = "from vmgr.deploy.settings import compile_; compile_(*sys.argv[1:])"
+        build.run_python(self.tree, program, self.prefix, "again" if outcome.changed else "")
+        return outcome
+
+    def _adopt(self) -> None:
+        """Turn the folders of an installation that had no trees into links, each in one step where that is possible."""
+        old = [name for name in LINKED if _is_folder(f"{self.prefix}/{name}")]
+        if not old:
+            return
+        files.write_link(f"{self.prefix}/current", f"trees/{self.source.name}")
+        for name in old:
+            path, link = f"{self.prefix}/{name}", files.beside(f"{self.prefix}/{name}")
+            files.remove(link)
+            os.symlink(f"current/{name}", link)
+            if not files.exchange(path, link):
+                away = files.beside(f"{self.prefix}/old-{name}")
+                os.rename(path, away)
+                os.rename(link, path)
+                os.rename(away, link)
+            os.makedirs(f"{self.prefix}/trees/{BEFORE}", exist_ok=True)
+            os.rename(link, files.free_name(f"{self.prefix}/trees/{BEFORE}/{name}"))
+        files.remove(f"{self.prefix}/.lock")
+
+    def new_keys(self) -> list[str]:
+        """What the configuration can say since the version that is installed now, one line a key."""
+        current = f"{self.prefix}/current"
+        before = current if os.path.exists(current) else self.prefix
+        if not os.path.isdir(f"{before}/venv") or os.path.realpath(current) == self.tree:
+            return []
+        try:
+            old = build.config_keys(before)
+        except (VTorqueError, ValueError):
+            return []
+        new = build.config_keys(self.tree)
+        return [f"{key} (default {default}): {text}" for key, (default, text) in new.items() if key not in old]
+
+    # --- check
+
+    def check(self, config: bytes) -> list[str]:
+        """What is not as it should be; changes nothing. Raises VTorqueError (VT-CONFIG)."""
+        manifest = self.store.load()
+        if manifest is None:
+            return ["vTorque is not installed"]
+        if not tree.is_sealed(self.tree):
+            return [f"has version {manifest.toolkit} ({manifest.facts.get('tree')}), not {self.source.name}"]
+        site = site_of(build.settings(self.tree, self.prefix))
+        self.links = bool(manifest.facts.get("links"))
+        wants = self.wants(config, site, self.id())
+        _, also = earlier_trees(manifest, self.source.name)
+        outcome = apply.converge(self.store, wants, toolkit=self.source.version, facts={}, also=also, dry=True)
+        problems = judge(manifest, outcome, wants, self.source.version)
+        problems += [f"{self.tree}/{path} was changed" for path in tree.differences(self.tree)]
+        return problems + untrusted([want.path for want in wants])
+
+    # --- uninstall
+
+    def uninstall(self, *, dry: bool) -> Outcome:
+        """Take it away. Raises VTorqueError (VT-ACCESS) while guest jobs run on this machine."""
+        for path in [self.prefix, *map(os.fspath, Path(self.prefix).parents)][:-1]:
+            files.remove(files.beside(path))  # what a killed installation has left
+        manifest = self.store.load()
+        if manifest is not None and manifest.facts.get("engine") == "local":
+            jobs = guest_jobs(str(manifest.facts["spool"]))
+            if jobs:
+                raise VTorqueError(
+                    f"guest jobs are there ({', '.join(jobs[:5])})", code=Code.ACCESS, hint="again when they have ended"
+                )
+            self._stopped()
+        generated = [*generated_files(self.prefix), self.book, files.beside(self.book), self.work]
+        return apply.undo_all(self.store, generated=generated, dry=dry)
+
+    def _stopped(self) -> None:
+        """Raises VTorqueError (VT-ACCESS) while the embedded batch system runs."""
+        program = f"{self.prefix}/libexec/vtorque-local"
+        if os.path.exists(program) and not subprocess.run([program, "status"], capture_output=True).returncode:
+            raise VTorqueError("the embedded batch system runs", code=Code.ACCESS, hint=f"{program} stop")
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def first_config(path: str, prefix: str, torque_home: Optional[str]) -> bytes:
+    """The configuration to start with. Raises VTorqueError (VT-VALUE)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").replace("@PREFIX@", prefix)
+    except (OSError, UnicodeDecodeError) as err:
+        raise VTorqueError(f"--config {path} cannot be read: {err}", code=Code.VALUE) from err
+    if torque_home is not None and "\ntorque:" not in text:
+        text += f"\ntorque:\n  mom_priv: {torque_home}/mom_priv\n"
+    return text.encode()

@@ -1,0 +1,324 @@
+"""`install.sh`, once there is a Python: what is asked for, done on this machine and then on nodes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from vmgr import __version__, pdsh
+from vmgr.deploy import alarm, build, nodes, options
+from vmgr.deploy.front import Front, Site, first_config, site_of
+from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP, fill_unit, unit_files
+from vmgr.deploy.nodes import INSTALLED, PENDING, REMOVING, Answer, Book, Known, Reach
+from vmgr.deploy.nodeside import Order
+from vmgr.deploy.options import CHECK, INSTALL, UNINSTALL, UPGRADE, Options
+from vmgr.errors import Code, VTorqueError, printable
+
+FRONT_PROGRAMS = ("ssh", "ssh-keygen")
+NODE_PROGRAMS = ("ssh", "ssh-keygen", "qemu-system-x86_64", "qemu-img")
+
+
+def main(source: str, argv: Sequence[str]) -> int:
+    """Do what a command line of `install.sh` asks for, from the checkout in `source`; gives the exit status.
+
+    0 when all is done, 1 when some nodes are not, or a check has found something; 2 when it is refused.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    os.umask(0o022)
+    try:
+        return run(source, options.read(argv))
+    except VTorqueError as err:
+        print(err, file=sys.stderr)
+        return err.code.status
+    except OSError as err:
+        where = f"{os.fsdecode(err.filename)}: " if isinstance(err.filename, (str, bytes)) else ""
+        print(f"install.sh: {printable(where)}{err.strerror or err}", file=sys.stderr)
+        return Code.INTERNAL.status
+    except KeyboardInterrupt:
+        print("install.sh: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+@dataclass
+class Job:
+    """One run: what is asked for, where, and which nodes it is about."""
+
+    options: Options
+    front: Front
+    book: Book
+    known: dict[str, Known]
+    names: list[str]
+    program: str
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.program, self.options.fanout, self.options.timeout, self.options.python)
+
+
+def run(source: str, wanted: Options) -> int:
+    """The same with options that are read. Raises VTorqueError, OSError."""
+    if os.geteuid() != 0:
+        raise VTorqueError("must be run as root", code=Code.ACCESS, hint="sudo ./install.sh …")
+    checkout = build.source_at(source, __version__, wanted.python)
+    front = Front(wanted.prefix, checkout, python=wanted.python, wheels=wanted.wheels, links=wanted.links)
+    book = Book(front.book)
+    known = book.read()
+    names, program = _nodes(wanted, known)
+    job = Job(wanted, front, book, known, names, program)
+    if wanted.forget is not None:
+        _forget(job)
+    if wanted.action == CHECK:
+        return _check(job)
+    if wanted.action == UNINSTALL:
+        return _uninstall(job)
+    return _install(job)
+
+
+def _nodes(wanted: Options, known: Mapping[str, Known]) -> tuple[list[str], str]:
+    """The nodes that this is about, and the program that reaches them."""
+    named = wanted.nodes is not None or wanted.all
+    whole = wanted.action in (UPGRADE, CHECK, UNINSTALL) and not named
+    names: list[str] = []
+    if wanted.nodes is not None:
+        names = pdsh.expand(wanted.nodes, program=pdsh.tool(wanted.via))
+    elif wanted.all:
+        names = nodes.all_nodes(wanted.torque_home or options.TORQUE_HOME)
+    elif whole:
+        names = sorted(known, key=pdsh.natural)
+    if wanted.forget is not None:
+        gone = set(pdsh.expand(wanted.forget, program=pdsh.tool(wanted.via)))
+        names = [name for name in names if name not in gone]
+    return names, pdsh.tool(wanted.via) if names else pdsh.PDSH
+
+
+def _forget(job: Job) -> None:
+    assert job.options.forget is not None
+    gone = pdsh.expand(job.options.forget, program=pdsh.tool(job.options.via))
+    there = [name for name in gone if name in job.known]
+    if there and not job.options.dry_run:
+        job.book.note(dict.fromkeys(there))
+        job.known = job.book.read()
+    for name in there:
+        print(f"{name}: forgotten")
+
+
+def _ask(job: Job, question: str) -> bool:
+    """Whether somebody at a terminal agrees; yes where nobody is asked."""
+    if not options.may_ask(job.options):
+        return True
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# --- install, upgrade
+
+
+def _install(job: Job) -> int:
+    wanted, front = job.options, job.front
+    if wanted.action == UPGRADE and not front.is_there() and not os.path.isdir(f"{front.prefix}/venv"):
+        raise VTorqueError(
+            f"there is nothing in {front.prefix} to upgrade", code=Code.VALUE, hint="leave --upgrade out"
+        )
+    _need_programs(job)
+    config = first_config(
+        wanted.config or f"{front.source.folder}/contrib/vtorque.yaml", front.prefix, wanted.torque_home
+    )
+    about = f"{len(job.names)} nodes" if job.names else "no node"
+    if wanted.dry_run:
+        return _dry_install(job, about)
+    if not _ask(job, f"install vTorque {front.source.version} in {front.prefix}, and on {about}?"):
+        return 1
+    front.prepare()
+    with front.store.held():
+        site = front.build_programs(config)
+        new = front.new_keys()
+        outcome = front.switch(config, site)
+        print(f"vTorque is in {front.prefix}; its configuration is {front.config}")
+        for line in new:
+            print(f"new in the configuration: {line}")
+        for line in outcome.kept:
+            print(f"kept: {line}")
+        return _on_nodes(job, site) if job.names else 0
+
+
+def _need_programs(job: Job) -> None:
+    """Raises VTorqueError (VT-ACCESS) where this machine lacks programs; a front end of nodes runs no guests."""
+    needed = FRONT_PROGRAMS if job.names or job.known else NODE_PROGRAMS
+    missing = [name for name in needed if shutil.which(name) is None]
+    if missing:
+        text = Path(job.front.source.folder, "contrib", "packages.txt").read_text(encoding="utf-8")
+        packages = " ".join(line.split("#")[0].strip() for line in text.splitlines()).split()
+        raise VTorqueError(
+            f"missing: {', '.join(missing)}", code=Code.ACCESS, hint=f"on Debian: apt-get install {' '.join(packages)}"
+        )
+
+
+def _dry_install(job: Job, about: str) -> int:
+    front = job.front
+    what = "is current" if front.is_there() and not front.check(b"") else "would be installed or changed"
+    print(f"vTorque {front.source.version} in {front.prefix}: {what}; {about}")
+    if not job.names:
+        return 0
+    return _finish(job, _send(job, _order(job, INSTALL, _site_or_default(job))))
+
+
+def _site_or_default(job: Job) -> Site:
+    """What the configuration says; the defaults where nothing is installed yet."""
+    current = f"{job.front.prefix}/current"
+    if os.path.exists(current):
+        return site_of(build.settings(current, job.front.prefix))
+    home = job.options.torque_home or options.TORQUE_HOME
+    return Site("torque", "/var/spool/vtorque", "", f"{home}/mom_priv", DEFAULT_JOB_TYPE, 0, 0)
+
+
+def _on_nodes(job: Job, site: Site) -> int:
+    wanted = job.options
+    home = wanted.torque_home or _home_of(site)
+    changes: dict[str, Optional[Known]] = {}
+    for name in job.names:
+        before = job.known.get(name)
+        mode = wanted.hooks or (before.mode if before else WRAP)
+        if mode == JOB_TYPE and site.job_type is None:
+            raise VTorqueError(
+                f"hooks of the mode {JOB_TYPE} need submit.job_type in {job.front.config}",
+                code=Code.CONFIG,
+                hint=f"set it, for instance to {DEFAULT_JOB_TYPE}",
+            )
+        changes[name] = Known(wanted.torque_home or (before.home if before else home), mode, PENDING)
+    if site.engine == "local":
+        raise VTorqueError(
+            f"{job.front.config} says engine: local, which has no nodes", code=Code.CONFIG, hint="set engine: torque"
+        )
+    job.book.note(changes)
+    job.known = job.book.read()
+    answers = _send(job, _order(job, INSTALL, site))
+    done = {answer.node: job.known[answer.node] for answer in answers if answer.status == "ok"}
+    job.book.note({name: known._replace(state=INSTALLED) for name, known in done.items()})
+    return _finish(job, answers)
+
+
+def _home_of(site: Site) -> str:
+    """TORQUE's home of the configuration's `torque.mom_priv`."""
+    home, _, name = site.mom_priv.rpartition("/")
+    return home if name == "mom_priv" and home else options.TORQUE_HOME
+
+
+def _order(job: Job, action: str, site: Site) -> Order:
+    machine, python = build.machine()
+    front = job.front
+    return Order(
+        action=action,
+        dry=job.options.dry_run,
+        prefix=front.prefix,
+        home="",
+        tree=front.source.name,
+        toolkit=front.source.version,
+        front=front.id(),
+        mode=WRAP,
+        job_type=site.job_type or DEFAULT_JOB_TYPE,
+        spool=site.spool,
+        needed_s=alarm.needed(site.barrier_s, site.disk_s),
+        raise_alarm=job.options.prologalarm == "raise",
+        python=python,
+        machine=machine,
+        programs=NODE_PROGRAMS,
+        hooks=front.source.hooks,
+        config=front.config_files(),
+        units=_units(front),
+    )
+
+
+def _units(front: Front) -> dict[str, str]:
+    """The janitor's timer, for this prefix."""
+    folder = Path(front.source.folder, "contrib", "systemd")
+    return {name: fill_unit((folder / name).read_text(), prefix=front.prefix) for name in unit_files()}
+
+
+# --- uninstall, check
+
+
+def _uninstall(job: Job) -> int:
+    wanted, front = job.options, job.front
+    only_nodes = wanted.nodes is not None or wanted.all
+    what = f"{len(job.names)} nodes" if only_nodes else f"{front.prefix} and {len(job.names)} nodes"
+    if not _ask(job, f"take vTorque away from {what}?"):
+        return 1
+    there = front.is_there()
+    status = 0
+    if job.names:
+        if there and not wanted.dry_run:
+            known = {name: job.known.get(name) or Known(_torque_home(job), WRAP, REMOVING) for name in job.names}
+            job.book.note({name: each._replace(state=REMOVING) for name, each in known.items()})
+            job.known = job.book.read()
+        answers = _send(job, _order(job, UNINSTALL, _site_or_default(job)))
+        if there and not wanted.dry_run:
+            job.book.note({answer.node: None for answer in answers if answer.status == "ok"})
+        status = _finish(job, answers)
+    if only_nodes:
+        return status
+    if status:
+        print(f"{front.prefix} stays until that is done, or --forget SET names nodes that are gone for good")
+        return status
+    outcome = front.uninstall(dry=wanted.dry_run)
+    if wanted.dry_run:
+        print(f"{front.prefix}: would be removed, {len(outcome.removed)} files and folders")
+        return 0
+    for line in outcome.kept:
+        print(f"kept: {line}")
+    print(f"vTorque is removed from {front.prefix}" if there else f"nothing of vTorque is in {front.prefix}")
+    return 0
+
+
+def _torque_home(job: Job) -> str:
+    return job.options.torque_home or _home_of(_site_or_default(job))
+
+
+def _check(job: Job) -> int:
+    problems = job.front.check(b"")
+    for line in problems:
+        print(f"{job.front.prefix}: {line}")
+    if not problems:
+        print(f"{job.front.prefix}: vTorque {job.front.source.version}, all as installed")
+    status = int(bool(problems))
+    if job.names and job.front.is_there():
+        status |= _finish(job, _send(job, _order(job, CHECK, _site_or_default(job))))
+    return status
+
+
+# --- orders to nodes
+
+
+def _send(job: Job, order: Order) -> list[Answer]:
+    """Send an order to the nodes of this run, with a line for each as it answers."""
+    groups: dict[Known, list[str]] = {}
+    for name in job.names:
+        known = job.known.get(name) or Known(_torque_home(job), job.options.hooks or WRAP, PENDING)
+        if job.options.torque_home is not None:
+            known = known._replace(home=job.options.torque_home)
+        groups.setdefault(known._replace(state=""), []).append(name)
+    width = max(map(len, job.names))
+
+    def tell(answer: Answer) -> None:
+        mark = {"ok": "", "tree": "", "problems": "PROBLEMS: ", "failed": "FAILED: "}[answer.status]
+        kept = f"; kept: {'; '.join(answer.kept)}" if answer.kept else ""
+        print(f"{answer.node:<{width}}  {mark}{answer.text}{kept}", flush=True)
+
+    return nodes.perform(groups, order, job.reach, job.front.tree, tell)
+
+
+def _finish(job: Job, answers: Sequence[Answer]) -> int:
+    """The last line, which names the nodes that are not done; gives the exit status."""
+    bad = sorted((answer.node for answer in answers if answer.status != "ok"), key=pdsh.natural)
+    if not bad:
+        print(f"{len(answers)} of {len(answers)} nodes done")
+        return 0
+    again = "" if job.options.action == CHECK else "; the same command does them later"
+    print(f"{len(answers) - len(bad)} of {len(answers)} nodes done, not done: {', '.join(bad)}{again}")
+    return 1

@@ -1,0 +1,135 @@
+"""A session in the guest that may outlive its connection: the script of a job that can be suspended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shlex
+import signal
+from pathlib import Path
+from typing import Callable, Optional
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.marks import Copier
+from vmgr.node.process import dies_with
+from vmgr.node.session import RUNNER, SSH_SECONDS, GuestSession, end_ssh
+
+TOKEN_BYTES = 32
+ENDED = "its script has just ended"
+LEAVE_SECONDS = 10.0
+"""How long the other side may take to let go of a session that has been stopped."""
+
+
+class KeptSession(GuestSession):
+    """As `GuestSession`, for a script of which `detach` can let go, and `attach` take hold again.
+
+    Its output goes through this process to the standard output and error of the job; `complain` is told why some of it
+    could not be written. `detached`: the script has been let go of. Signals that come then reach it afterwards, and are
+    `waiting` meanwhile.
+    """
+
+    def __init__(
+        self, directory: Path, tag: str, guest: str, port: int, host_key: str, complain: Callable[[OSError], None]
+    ) -> None:
+        super().__init__(directory, tag, guest, port, host_key)
+        self._complain = complain
+        self._copiers: Optional[tuple[Copier, Copier]] = None
+        self._gone: Optional[asyncio.Future[bool]] = None
+        self._left: Optional[asyncio.Future[Optional[str]]] = None
+        self._broken_off = False
+        self.detached = False
+        self.waiting: list[signal.Signals] = []
+
+    async def run_kept(self, described: str, script: Path, arguments: str = "") -> Optional[int]:
+        """As `run`; None when the script has been let go of before it ended."""
+        self._describe(described, script, arguments)
+        return await self._follow(f"-k {self._words()}")
+
+    async def attach(self) -> Optional[int]:
+        """Take hold again of the script, which goes on; gives what `run_kept` gives."""
+        self._status_file.unlink(missing_ok=True)
+        return await self._follow(f"-a {shlex.quote(os.fspath(self._status_file))}")
+
+    async def detach(self, timeout_s: float) -> None:
+        """Stop the script, take all its output, and let go of it; what runs it in the guest holds no share then.
+
+        Raises VTorqueError (VT-SUSPEND) when that cannot be done; the script goes on.
+        """
+        if self._copiers is None or self._child is None:
+            raise _refusal("its script is not running")
+        if any(copier.expects for copier in self._copiers):
+            raise _refusal("its output of before the last try has not been taken yet")
+        token = secrets.token_hex(TOKEN_BYTES)
+        marks = [copier.expect(token) for copier in self._copiers]
+        self._order(f"DETACH {token}")
+        await asyncio.wait(marks, timeout=timeout_s)
+        letters = {mark.result() if mark.done() else "" for mark in marks}
+        if None in letters:
+            raise _refusal(ENDED)
+        if letters != {"y"}:
+            self._order("ATTACH")
+            if "" in letters:
+                raise _refusal(f"its output could not be delivered within {timeout_s:.0f} s")
+            raise _refusal("not all processes of its script could be stopped: they are another user's, or do not react")
+        await self._leave(token)
+
+    async def _leave(self, token: str) -> None:
+        assert self._copiers is not None and self._child is not None and self._gone is not None
+        child, gone = self._child, self._gone
+        self._left = self._copiers[0].expect(token)
+        self._order(f"LEAVE {token}")
+        await asyncio.wait([gone], timeout=LEAVE_SECONDS)
+        if not gone.done():  # all output is here, and after this order a broken connection ends nothing
+            self._broken_off = True
+            await end_ssh(child)
+            await asyncio.wait([gone], timeout=SSH_SECONDS)
+        if gone.done() and not gone.result():
+            raise _refusal(ENDED)
+
+    def _has_left(self) -> bool:
+        return self._broken_off or (self._left is not None and self._left.done() and bool(self._left.result()))
+
+    async def _follow(self, command: str) -> Optional[int]:
+        self._gone = gone = asyncio.get_running_loop().create_future()
+        self._left, self._broken_off, self.detached = None, False, False
+        with Copier(1, self._complain) as out, Copier(2, self._complain) as err:
+            child = await asyncio.create_subprocess_exec(
+                # by exec: a shell in between would stay in the home, which is a share
+                *self._command("-T", f"exec {RUNNER} {command}"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=out.inlet,
+                stderr=err.inlet,
+                start_new_session=True,
+                preexec_fn=dies_with(os.getpid()),
+            )
+            out.start()
+            err.start()
+            self._child, self._copiers = child, (out, err)
+            signals, self.waiting = self.waiting, []
+            for sig in signals:
+                self.signal(sig)
+            try:
+                status = await child.wait()
+                await out.end()
+                await err.end()
+                self.detached = self._has_left()
+                return None if self.detached else self._ended(status)
+            finally:
+                self._child = self._copiers = None
+                await end_ssh(child)
+                gone.set_result(self.detached)
+
+    def signal(self, sig: signal.Signals) -> None:
+        if self._child is not None:
+            super().signal(sig)
+        elif sig not in self.waiting:
+            self.waiting.append(sig)
+
+    def _order(self, line: str) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.write(f"{line}\n".encode())
+
+
+def _refusal(why: str) -> VTorqueError:
+    return VTorqueError(why, code=Code.SUSPEND)
