@@ -83,12 +83,16 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
     removed: list[str] = []
 
     class Stored:
-        fails = True
+        does: object = VTorqueError("it does not go", code=Code.SUSPEND)
+
+        async def claim(self, job_id: str) -> object:
+            if isinstance(self.does, VTorqueError):
+                raise self.does
+            return self.does
 
         async def remove(self, job_id: str) -> None:
-            if self.fails:
-                raise VTorqueError("it does not go", code=Code.SUSPEND)
             removed.append(job_id)
+            raise VTorqueError("it is gone for the job all the same", code=Code.SUSPEND)
 
     async def work() -> None:
         node = make_node(base, workspace={"folder": "/scratch/{job}", "wipe": True})
@@ -104,11 +108,15 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
             found,
         )  # fmt: skip
         attempt.is_stored = True
-        with pytest.raises(VTorqueError):
+        with pytest.raises(VTorqueError, match="it does not go"):
+            await attempt._take_over(job, found)
+        assert attempt.is_stored
+        stored.does = False
+        with pytest.raises(VTorqueError, match="has been deleted meanwhile"):
             await attempt._take_over(job, found)
         assert attempt.is_stored and "workspace" not in [step["do"] for step in record.steps(place)]
         await attempt._wipe()  # which would have failed: there is no such user
-        stored.fails = False
+        stored.does = True
         await attempt._take_over(job, found)
         assert not attempt.is_stored and removed == ["12.host"]
         (step,) = (step for step in record.steps(place) if step["do"] == "workspace")

@@ -145,6 +145,8 @@ class JobWrapper:
             status = _status(err)
             raise
         except Suspended:
+            if self._snapshot.get("returned"):
+                _say(f"vtorque: the job does not go on here, and waits again, held: {self._snapshot['returned']}")
             await self._until_own_end()
             raise
         finally:
@@ -276,8 +278,11 @@ class JobWrapper:
         while self._snapshot.get("state") not in states:
             changed = self._changed
             if not quiet:
+                returned = bool(self._snapshot.get("returned"))
+                if returned and self._snapshot["state"] in ("suspended", ""):
+                    raise Suspended
                 self._raise_failure()
-                if self._signalled and self._session is None:
+                if self._signalled and self._session is None and not returned:
                     return
             await changed.wait()
         if not quiet:
