@@ -78,6 +78,7 @@ def test_a_job_that_goes_back_is_not_ended(tmp_path: Path, last: str, capfd: pyt
 
         await say(state="staging")
         await say(state="returning", returned="VT-LAUNCH: another QEMU")
+        assert capfd.readouterr().err.endswith("is to wait again, held: VT-LAUNCH: another QEMU\n")
         job._signal(signal.SIGTERM)
         await asyncio.sleep(0)
         assert not waiting.done()

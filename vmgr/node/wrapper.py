@@ -93,6 +93,7 @@ class JobWrapper:
         self._on_terminal = False
         self._kept: Optional[KeptJob] = None
         self._suspended = False
+        self._said_returned = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -145,8 +146,6 @@ class JobWrapper:
             status = _status(err)
             raise
         except Suspended:
-            if self._snapshot.get("returned"):
-                _say(f"vtorque: the job does not go on here, and waits again, held: {self._snapshot['returned']}")
             await self._until_own_end()
             raise
         finally:
@@ -278,7 +277,7 @@ class JobWrapper:
         while self._snapshot.get("state") not in states:
             changed = self._changed
             if not quiet:
-                returned = bool(self._snapshot.get("returned"))
+                returned = self._is_returned()
                 if returned and self._snapshot["state"] in ("suspended", ""):
                     raise Suspended
                 self._raise_failure()
@@ -287,6 +286,14 @@ class JobWrapper:
             await changed.wait()
         if not quiet:
             self._raise_failure()
+
+    def _is_returned(self) -> bool:
+        """Whether the job goes back to where it was, which is said at once: this may be ended any moment."""
+        reason = self._snapshot.get("returned")
+        if reason and not self._said_returned:
+            self._said_returned = True
+            _say(f"vtorque: the job does not go on here, and is to wait again, held: {reason}")
+        return bool(reason)
 
     def _end_progress(self) -> None:
         if self._terminal is not None:
