@@ -604,6 +604,10 @@ def test_the_sites_folder_is_missing_or_anybodys(store: Store, user: User, folde
     refused(store.find(JOB), "others may replace what is in", "install -d -m 1777")
     folder.chmod(0o755)
     assert run(store.find(JOB)) is not None
+    folder.rename(folder.with_name("away"))
+    folder.mkdir(0o755)  # where it is mounted at other times
+    for work in (store.find(JOB), store.claim(JOB), store.remove(JOB)):
+        refused(work, f"{folder} is not 1777: is its file system not mounted?")
 
 
 def test_no_folder_no_suspension(base: Path, user: User) -> None:

@@ -403,7 +403,8 @@ class Agent:
                 return
             self.progress.stage("job ended", "ending")
             await fellows.call_over()
-            await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
+            if not await self._is_still_stored(job):
+                await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
         except VTorqueError as err:
             if await self._is_suspended():  # the batch system has ended more of it than was asked for
                 return
@@ -411,8 +412,25 @@ class Agent:
                 self.progress.fail(err)
             raise
         finally:
-            self.crew = self.suspension = None
+            self.crew = None
+            if not self.suspended:  # else it says so, whoever asks
+                self.suspension = None
             await crew.kill()
+
+    async def _is_still_stored(self, job: Job) -> bool:
+        """Whether the job's next start goes on from where this one did.
+
+        Its guests are not shut down then: nothing of theirs, such as a script that ends, is to change what its shares
+        hold. A sister learns from the store whether the mother superior has taken the job over.
+        """
+        if job.resumption is None or job.allocation.node_index == 0:
+            return bool(self.is_stored)
+        try:
+            found = await job.resumption.stored.find(job.job_id)
+        except VTorqueError as err:
+            LOGGER.warning("%s", err)
+            return False
+        return found is not None and found[0] == job.resumption.entry
 
     async def _is_suspended(self) -> bool:
         """Whether the attempt ends because its job is suspended; what has been begun of that is ended."""

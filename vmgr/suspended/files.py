@@ -218,6 +218,10 @@ class Shelf(NamedTuple):
                 with suppress(FileExistsError):
                     os.mkdir(self.user, 0o700, dir_fd=top)
             own = self._users(top, must=make)
+            if own is None and not mode & stat.S_ISVTX:  # what is stored may lie in what is to be mounted there
+                raise OSError(
+                    errno.EPERM, f"{self.folder} is not 1777: is its file system not mounted? Else {self._remedy}"
+                )
         finally:
             os.close(top)
         try:

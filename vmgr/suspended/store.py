@@ -124,13 +124,17 @@ class Store:
         """Note in the attempt's record what is to be removed with it."""
         if self._place is not None:
             user, shelf = self._user, self._shelf
-            record.append(
-                self._place,
-                {
-                    "do": "suspending", "folder": shelf.folder, "user": user.name, "job": job_id, "uid": user.uid,
-                    "gid": user.gid, "gids": user.gids,
-                },
-            )  # fmt: skip
+            step = {
+                "do": "suspending", "folder": shelf.folder, "user": user.name, "job": job_id, "uid": user.uid,
+                "gid": user.gid, "gids": user.gids,
+            }  # fmt: skip
+            try:
+                record.append(self._place, step)
+            except OSError as err:
+                raise VTorqueError(
+                    f"the record of the job cannot be written: {err.strerror}", code=Code.SUSPEND,
+                    hint="is the node's disk full?",
+                ) from None  # fmt: skip
 
     def _path(self, job_id: str) -> str:
         return f"{self._shelf.path}/{place_name(job_id)}"
