@@ -234,34 +234,6 @@ def test_the_end_of_job_or_caller_in_each_phase(step: str, ends: str) -> None:
     run(work)
 
 
-@pytest.mark.parametrize("ends", ["job", "caller", "nothing"])
-def test_a_requeue_that_was_not_heard_of(ends: str) -> None:
-    """The job has ended, so it was requeued; or else what is stored can be deleted. Nothing that can go on is lost."""
-
-    async def work() -> None:
-        here = Doubles()
-        leader, go = here.leader(), asyncio.Event()
-
-        async def late() -> None:
-            await go.wait()
-            raise REFUSED
-
-        here.does["requeue 12.host"] = late
-        suspending = asyncio.ensure_future(leader.suspend(len))
-        await here.reach("requeue 12.host").wait()
-        settling = asyncio.ensure_future(leader.settle()) if ends == "job" else None
-        if ends == "caller":
-            suspending.cancel()
-        await settled()
-        go.set()
-        await asyncio.wait([suspending])
-        assert (here.progress.state == "suspended") is ("claim" not in here.done) is (ends == "job")
-        if settling is not None:
-            assert await settling
-
-    run(work)
-
-
 def test_a_guest_that_does_not_go_on_ends_the_job() -> None:
     async def work() -> None:
         here = Doubles()

@@ -101,7 +101,6 @@ class Leader:
         self._detached: asyncio.Future[Optional[str]] = asyncio.get_running_loop().create_future()
         self._over: asyncio.Future[Optional[VTorqueError]] = asyncio.get_running_loop().create_future()
         self._suspended = False
-        self._is_over = False
 
     async def run(self) -> None:
         """See `Suspension`."""
@@ -111,7 +110,6 @@ class Leader:
 
     async def settle(self) -> bool:
         """See `Suspension`."""
-        self._is_over = True
         await self.give_up("the job has ended meanwhile")
         return self._suspended
 
@@ -201,17 +199,11 @@ class Leader:
         if self._given_up.done():
             raise self._given_up.result()
         try:
-            try:
-                await within(REQUEUE_SECONDS, self._means.requeue(self._means.job.job_id))
-            except asyncio.TimeoutError:
-                raise VTorqueError(
-                    f"the batch system has not requeued the job within {REQUEUE_SECONDS:g} s", code=Code.ENGINE
-                ) from None
-        except VTorqueError as err:
-            if not self._is_over:
-                raise
-            # its answer was lost, or came too late: one that was deleted instead leaves what can be deleted as well
-            LOGGER.warning("the job has ended, and is taken to be requeued: %s", err)
+            await within(REQUEUE_SECONDS, self._means.requeue(self._means.job.job_id))
+        except asyncio.TimeoutError:
+            raise VTorqueError(
+                f"the batch system has not requeued the job within {REQUEUE_SECONDS:g} s", code=Code.ENGINE
+            ) from None
 
     async def _detach(self) -> None:
         try:
