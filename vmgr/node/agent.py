@@ -313,7 +313,10 @@ class Agent:
         means = Means(
             self.call.job_id, store, self.attached, self.job_over, self.config.timeouts.attach, hold, requeue, call_over
         )
-        self.suspended = await put_back(means, self.progress, problem, is_stored=self.is_stored)
+        try:
+            self.suspended = await put_back(means, self.progress, problem, is_stored=self.is_stored)
+        except Exception:
+            LOGGER.exception("fault")
         return self.suspended
 
     async def _unattended(self) -> None:
@@ -427,7 +430,7 @@ class Agent:
             return bool(self.is_stored)
         try:
             found = await job.resumption.stored.find(job.job_id)
-        except VTorqueError as err:
+        except (VTorqueError, OSError) as err:
             LOGGER.warning("%s", err)
             return False
         return found is not None and found[0] == job.resumption.entry
