@@ -119,8 +119,11 @@ def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
     cluster.assert_clean()
     part.write_text(text)
     vmgr(cluster, user, "resume", job)
-    cluster.wait_on("n1", job, "resumed")
     eventually(lambda: cluster.log("n1").count(f"job {job}: job started after") == 2, "its script goes on")
+    suspend(cluster, user, job)
+    with cluster.offline("n1"):
+        vmgr(cluster, user, "resume", job)
+        cluster.wait_on("n2", job, "job started")
     (user.home / "go").touch()
     assert cluster.wait(job) == 3
     check_counted(user, job, "vn1-1", "vtorque: the job does not go on here, and is to wait again, held: VT-LAUNCH: ")

@@ -120,8 +120,10 @@ class Served:
         self.progress = Progress(0, FACTS)
         self.overs = 0
         self.joined: list[int] = []
+        self.detached: list[tuple[object, object]] = []
         self.control = Control(
             self.progress, os.getuid(), over=self.over, attached=lambda: None, joined=self.join,
+            detached=lambda number, error: self.detached.append((number, error)),
             orders={"count": count, "echo": echo},
         )  # fmt: skip
 
@@ -202,6 +204,14 @@ def test_the_wrapper_says_how_the_script_ended() -> None:
         for status, noted in ((b"null", None), (b'"0"', None), (b"256", None), (b"4", 4), (b"5", 4)):
             await place.talk(b'{"op":"end","status":' + status + b"}\n")
             assert place.progress.job_status == noted
+
+    assert served(work) == []
+
+
+def test_the_wrapper_says_that_it_has_left_its_session() -> None:
+    async def work(place: Served) -> None:
+        await place.talk(b'{"op":"detached","try":1}\n{"op":"detached","try":[],"error":{}}\n{"op":"detached"}\n')
+        assert place.detached == [(1, None), ([], {}), (None, None)] and place.overs == 0
 
     assert served(work) == []
 

@@ -234,6 +234,23 @@ def test_the_end_of_job_or_caller_in_each_phase(step: str, ends: str) -> None:
     run(work)
 
 
+@pytest.mark.parametrize("number", [None, "1", 1.0, True, [], 2, 0, -1, 1 << 70])
+def test_what_no_wrapper_says_counts_for_nothing(number: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspension, "DETACH_SECONDS", 0.05)
+
+    async def work() -> None:
+        here = Doubles()
+        leader = here.leader(leaves=False)
+        trying = asyncio.ensure_future(leader.suspend(len))
+        await here.reach("begin").wait()
+        await settled()
+        leader.detached(number, None)
+        with pytest.raises(VTorqueError, match="has not left its session"):
+            await trying
+
+    run(work)
+
+
 def test_a_guest_that_does_not_go_on_ends_the_job() -> None:
     async def work() -> None:
         here = Doubles()
@@ -394,9 +411,10 @@ def test_a_sister_whose_guests_do_not_go_on_fails_the_job() -> None:
         here = Doubles(nodes=2)
         here.does.update(stop=REFUSED, go_on=BROKEN)
         here.call("stop-1")
+        sister = Follower(here.means(), here.progress)
         with pytest.raises(VTorqueError) as caught:
-            await Follower(here.means(), here.progress).run()
-        assert caught.value is BROKEN
+            await sister.run()
+        assert caught.value is BROKEN and await sister.settle() is False
 
     run(work)
 

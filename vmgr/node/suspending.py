@@ -123,8 +123,12 @@ class NodeGuests:
         """
         if not self._touched:
             return
-        await every(*(guest.monitor.execute("cont") for guest in self._crew.guests))
-        await every(*map(_mount, self._crew.guests))
+        try:
+            await every(*(guest.monitor.execute("cont") for guest in self._crew.guests))
+            await every(*map(_mount, self._crew.guests))
+        except VTorqueError:
+            self._touched = False  # what has failed is not tried again; what was given up is
+            raise
         self._touched = False
 
     def _check_guests(self) -> None:

@@ -314,7 +314,10 @@ class Follower:
         fellows = self._means.fellows
         if fellows.ended_suspended or (self._is_saved and not fellows.ended_as_usual):
             return True
-        await self._go_on()
+        try:
+            await self._go_on()
+        except VTorqueError as err:
+            LOGGER.warning("%s", err)  # the job is over, or has failed for another reason
         return False
 
     def detached(self, number: object, error: object) -> None:
