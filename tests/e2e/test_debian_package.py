@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import vmgr
+from vmgr.deploy.build import LAUNCHERS
 
 from .conftest import PATIENCE_S, POOL, REPOSITORY
 
@@ -111,7 +112,7 @@ def test_what_is_in_it(package: Path) -> None:
         for path in (REPOSITORY / tree).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"/usr/share/vtorque/{path.relative_to(REPOSITORY)}" in modes
-    for program in ("bin/vsub", "bin/vmgr", "libexec/vtorque-hook", "libexec/vtorque-agent", "libexec/local/qsub"):
+    for program in ("bin/vsub", *(name for name, _, _ in LAUNCHERS)):
         assert modes[f"/usr/lib/vtorque/{program}"] == "-rwxr-xr-x"
     for place in (
         "/etc/vtorque/vtorque.yaml", "/usr/share/man/man1/vmgr.1.gz", "/usr/share/bash-completion/completions/vmgr",
@@ -177,13 +178,3 @@ def test_it_depends_on_what_nodes_need() -> None:
 def test_the_changelog_has_this_version() -> None:
     first = (REPOSITORY / "debian" / "changelog").read_text().partition("\n")[0]
     assert first.startswith(f"vtorque ({VERSION}) ")
-
-
-def test_launchers_are_those_of_the_installer() -> None:
-    """The package and install.sh start the same programs."""
-
-    def launchers(text: str) -> set[tuple[str, str]]:
-        return set(re.findall(r"^\s*launcher \"?((?:bin|libexec)/[^ \"]+)\"? ([a-z.]+) ", text, re.MULTILINE))
-
-    assembled = launchers((REPOSITORY / "debian" / "assemble").read_text())
-    assert assembled and assembled == launchers((REPOSITORY / "install.sh").read_text())

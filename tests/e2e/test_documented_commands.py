@@ -24,7 +24,7 @@ ELSEWHERE = {
     "./quickstart.sh": "installs the whole machine; tests/e2e/test_quickstart.py runs it",
     "./tests/run": "is what runs this test",
     "./tests/full": "runs this test, and all others, for an hour",
-    "./install.sh": "installs the whole machine; the fixture `site` runs it",
+    "./install.sh": "installs the whole machine, and others; tests/install runs it on a cluster of its own",
     **dict.fromkeys(
         ("vmgr image add", "vmgr image update", "vmgr image rename", "vmgr image delete"),
         "writes the pool of the machine; tests/unit/test_vmgr_images.py runs it on a pool of its own",

@@ -12,6 +12,7 @@ import pytest
 from debs import index, make_deb
 from guestmachine import QEMU_MAC, Machine, decode
 from guestsetup import MakeSetup
+from keptchecks import WRITER, session_outlives_its_connection
 
 from vmgr.config import Software
 from vmgr.node.network.plan import GuestNet
@@ -62,6 +63,7 @@ def test_debian_boots_with_a_seed(setup_for: MakeSetup) -> None:
         made = setup.mounts[0].source / "made"
         assert (made.read_text(), made.stat().st_uid) == ("mine\n", user.uid)
         check_job(machine)
+        check_kept(machine)
         check_session(machine)
         machine.send("shutdown")
         assert decode(machine.wait_for("epilogue")["output"]) == "bye\n"
@@ -80,6 +82,15 @@ def test_debian_boots_by_cloud_init(setup_for: MakeSetup) -> None:
         machine.send("shutdown")
         machine.wait_for("epilogue")
         assert machine.ended()
+
+
+def check_kept(machine: Machine) -> None:
+    """A job that can be suspended: other shells and another `ps` than in micro."""
+    home, where = machine.setup.mounts[0].source, machine.setup.user.home
+    (home / "kept.sh").write_text(WRITER)
+    (home / "kept.sh").chmod(0o755)
+    (home / "kept-run").write_text(f"cd {where}\nVT_JOB_SHELL=/bin/sh VT_JOB_SCRIPT={where}/kept.sh\n")
+    session_outlives_its_connection(machine, f"{where}/kept-run", home)
 
 
 @pytest.mark.slow

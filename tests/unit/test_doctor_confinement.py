@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodesite import FUZZ
+from nodesite import FUZZ, REPOSITORY
 from test_doctor import Make, Patient, levels, one, well
 from test_doctor import make as make  # the fixture
 
@@ -82,6 +82,19 @@ def test_every_kind_of_place(make: Make) -> None:
 def test_a_profile_of_somebody_elses(make: Make) -> None:
     node = make(armored("/usr/bin/qemu-system-x86_64 (enforce)\n"), hypervisor={"qemu": "/usr/bin/qemu-system-x86_64"})
     one(check(node), WARNING, "/usr/bin/qemu-system-x86_64 (enforce) is not vTorque's", "aa-disable")
+
+
+def test_another_qemu(make: Make) -> None:
+    one(
+        check(make(armored(), hypervisor={"qemu": "/opt/qemu/bin/qemu"})), WARNING, "not attached to /opt/qemu/bin/qemu"
+    )
+
+
+def test_the_profile_is_attached_as_the_doctor_says() -> None:
+    text = (REPOSITORY / "contrib" / "apparmor" / "vtorque").read_text()
+    assert "\nprofile vtorque-qemu /usr/{bin/qemu-system-x86_64,libexec/qemu-kvm} flags=" in text
+    assert confinement.ATTACHED == ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm")
+    assert all(f"\nprofile {name} " in text for name in confinement.PROFILES)
 
 
 def test_profiles_that_only_root_can_read(make: Make) -> None:

@@ -174,7 +174,7 @@ def test_nothing_is_lost_or_twice(site: Site, capfdbinary: pytest.CaptureFixture
             await asyncio.sleep(0.15)
             await session.detach(60)
             assert await running is None and session.detached
-            assert site.processes("/run -") and all("/run --keep" in p for p in map(words, site.processes("/run -")))
+            await until(lambda: ["--keep" in words(each) for each in site.processes("/run -")] == [True])
             running = asyncio.ensure_future(session.attach())
         await asyncio.sleep(0.1)
         (site.base / "enough").touch()
@@ -195,7 +195,7 @@ def md5(data: bytes) -> tuple[int, str]:
 
 
 def words(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
+    return " ".join(process.info["cmdline"])
 
 
 def test_what_a_reader_has_not_taken_waits_for_the_next(site: Site, capfd: pytest.CaptureFixture[str]) -> None:

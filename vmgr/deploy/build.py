@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -79,30 +78,29 @@ def source_at(folder: str, version: str, python: str) -> Source:
     return Source(folder, version, f"{version}-{digest[:16]}")
 
 
-def build(source: Source, prefix: str, path: str, python: str, wheels: Optional[str]) -> None:
+def build(source: Source, prefix: str, path: str, python: str, wheels: Optional[str], work: str) -> None:
     """Build the tree of a checkout at `path`, where it stays, below `prefix`; sealed when it is whole.
 
-    Raises VTorqueError (VT-BUILD).
+    `work` is a folder for what is needed for a while. Raises VTorqueError (VT-BUILD).
     """
-    with tempfile.TemporaryDirectory(prefix="vtorque-install-") as work:
-        for part in PARTS:
-            _copy(f"{source.folder}/{part}", f"{work}/{part}")
-        os.mkdir(path, 0o755)
-        _run([python, "-I", "-m", "venv", f"{path}/venv"])
-        pip = [f"{path}/venv/bin/python3", "-I", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        pip += ["--no-index", "--find-links", wheels] if wheels else []
-        _run([*pip, "setuptools", "wheel"])
-        _run([*pip, "--no-build-isolation", work])
-        share = f"{path}/share/vtorque"
-        os.makedirs(share)
-        _copy(f"{work}/templates", f"{share}/templates")
-        _copy(f"{work}/contrib", f"{share}/contrib")
-        _copy(f"{work}/mom_priv_hooks", f"{share}/hooks")
-        os.symlink(f"{prefix}/mom_priv_hooks", f"{share}/mom_priv_hooks")
-        _programs(work, prefix, path)
-        os.makedirs(f"{path}/share/man/man1")
-        for page in sorted(Path(work, "man").glob("*.1")):
-            _copy(os.fspath(page), f"{path}/share/man/man1/{page.name}")
+    for part in PARTS:
+        _copy(f"{source.folder}/{part}", f"{work}/{part}")
+    os.mkdir(path, 0o755)
+    _run([python, "-I", "-m", "venv", f"{path}/venv"])
+    pip = [f"{path}/venv/bin/python3", "-I", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    pip += ["--no-index", "--find-links", wheels] if wheels else []
+    _run([*pip, "setuptools", "wheel"])
+    _run([*pip, "--no-build-isolation", work])
+    share = f"{path}/share/vtorque"
+    os.makedirs(share)
+    _copy(f"{work}/templates", f"{share}/templates")
+    _copy(f"{work}/contrib", f"{share}/contrib")
+    _copy(f"{work}/mom_priv_hooks", f"{share}/hooks")
+    os.symlink(f"{prefix}/mom_priv_hooks", f"{share}/mom_priv_hooks")
+    _programs(work, prefix, path)
+    os.makedirs(f"{path}/share/man/man1")
+    for page in sorted(Path(work, "man").glob("*.1")):
+        _copy(os.fspath(page), f"{path}/share/man/man1/{page.name}")
     for shell, name in COMPLETIONS.items():
         target = f"{path}/share/{name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -167,7 +165,7 @@ def keys(section, at=""):
         if isinstance(kind, Mapping):
             yield from keys(kind, at + name + ".")
         else:
-            yield at + name, [repr(getattr(kind, "default", None)), getattr(kind, "text", "")]
+            yield at + name, [repr(getattr(kind, "default", None)), getattr(kind, "doc", "")]
 print(json.dumps(dict(keys(SCHEMA))))
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import subprocess
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,11 @@ class Front:
         """Where the nodes are written down."""
         return f"{self.store.folder}/nodes.json"
 
+    @property
+    def work(self) -> str:
+        """Where it puts what it needs while it builds."""
+        return f"{self.store.folder}/work"
+
     def id(self) -> str:
         """What tells this installation from others: nodes that see it share the prefix. Empty where there is none."""
         return moms.content(f"{self.store.folder}/id").decode("ascii", "replace").strip()
@@ -111,7 +117,10 @@ class Front:
         ]
 
     def _build(self, path: str) -> None:
-        build.build(self.source, self.prefix, path, self.python, self.wheels)
+        files.remove(self.work)
+        os.mkdir(self.work, 0o700)
+        build.build(self.source, self.prefix, path, self.python, self.wheels, self.work)
+        files.remove(self.work)
 
     def wants(self, config: bytes, site: Site, front: str) -> list[Want]:
         """All of it, in the order in which it is made: what a mom runs comes after what that needs."""
@@ -155,7 +164,11 @@ class Front:
         facts = {"id": front, "tree": self.source.name, "previous": previous, "links": self.links}
         facts.update(engine=site.engine, spool=site.spool)
         outcome = apply.converge(self.store, wants, toolkit=self.source.version, facts=facts, also=also)
-        build.run_python(self.tree, "from vmgr.deploy.settings import compile_; compile_(sys.argv[1])", self.prefix)
+        if outcome.changed and previous not in (None, BEFORE):
+            earlier = f"{self.prefix}/trees/{previous}"
+            outcome.kept += [f"{earlier}/{path} was changed; it is used no more" for path in tree.differences(earlier)]
+        program = "from vmgr.deploy.settings import compile_; compile_(*sys.argv[1:])"
+        build.run_python(self.tree, program, self.prefix, "again" if outcome.changed else "")
         return outcome
 
     def _adopt(self) -> None:
@@ -221,8 +234,15 @@ class Front:
                 raise VTorqueError(
                     f"guest jobs are there ({', '.join(jobs[:5])})", code=Code.ACCESS, hint="again when they have ended"
                 )
-        generated = [*generated_files(self.prefix), self.book]
+            self._stopped()
+        generated = [*generated_files(self.prefix), self.book, files.beside(self.book), self.work]
         return apply.undo_all(self.store, generated=generated, dry=dry)
+
+    def _stopped(self) -> None:
+        """Raises VTorqueError (VT-ACCESS) while the embedded batch system runs."""
+        program = f"{self.prefix}/libexec/vtorque-local"
+        if os.path.exists(program) and not subprocess.run([program, "status"], capture_output=True).returncode:
+            raise VTorqueError("the embedded batch system runs", code=Code.ACCESS, hint=f"{program} stop")
 
 
 def _is_folder(path: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Optional
 from vmgr import __version__, pdsh
 from vmgr.deploy import alarm, build, nodes, options
 from vmgr.deploy.front import Front, Site, first_config, site_of
-from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP
+from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP, fill_unit, unit_files
 from vmgr.deploy.nodes import INSTALLED, PENDING, REMOVING, Answer, Book, Known, Reach
 from vmgr.deploy.nodeside import Order
 from vmgr.deploy.options import CHECK, INSTALL, UNINSTALL, UPGRADE, Options
@@ -22,7 +22,6 @@ from vmgr.errors import Code, VTorqueError, printable
 
 FRONT_PROGRAMS = ("ssh", "ssh-keygen")
 NODE_PROGRAMS = ("ssh", "ssh-keygen", "qemu-system-x86_64", "qemu-img")
-UNIT_NAMES = ("vtorque-reap.service", "vtorque-reap.timer")
 
 
 def main(source: str, argv: Sequence[str]) -> int:
@@ -239,7 +238,7 @@ def _order(job: Job, action: str, site: Site) -> Order:
 def _units(front: Front) -> dict[str, str]:
     """The janitor's timer, for this prefix."""
     folder = Path(front.source.folder, "contrib", "systemd")
-    return {name: (folder / name).read_text().replace(options.PREFIX, front.prefix) for name in UNIT_NAMES}
+    return {name: fill_unit((folder / name).read_text(), prefix=front.prefix) for name in unit_files()}
 
 
 # --- uninstall, check

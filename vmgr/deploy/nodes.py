@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import IO, Callable, NamedTuple, Optional
 
 from vmgr import pdsh
 from vmgr.deploy import files, wire
@@ -101,15 +101,18 @@ def send(
             answers[node] = answer
             tell(answer)
 
-    with tempfile.TemporaryDirectory(prefix="vtorque-install-") as work:
-        stream, script = f"{work}/stream", f"{work}/send"
-        with open(stream, "xb") as out:
-            wire.write_stream(out, asdict(order), tree)
-        Path(script).write_text(wire.runner(os.environ, reach.python, stream), encoding="utf-8")
+    # neither file has a name: nothing of them stays, whatever ends this program
+    with tempfile.TemporaryFile() as stream, tempfile.TemporaryFile() as script:
+        wire.write_stream(stream, asdict(order), tree)
+        script.write(wire.runner(os.environ, reach.python, _open_again(stream)).encode())
+        stream.flush()
+        script.flush()
         said, complained = pdsh.Heard(names, hear), pdsh.Heard(names)
         rounds = -(-len(names) // reach.fanout)
         pdsh.run(
-            pdsh.here_for_each(reach.program, names, ["sh", script, "%h"], fanout=reach.fanout, limit_s=reach.limit_s),
+            pdsh.here_for_each(
+                reach.program, names, ["sh", _open_again(script), "%h"], fanout=reach.fanout, limit_s=reach.limit_s
+            ),
             said.feed,
             complained.feed,
             limit_s=rounds * reach.limit_s + 30,
@@ -121,6 +124,11 @@ def send(
             answers[name] = Answer(name, "failed", reason(complaints[name]))
             tell(answers[name])
     return [answers[name] for name in names]
+
+
+def _open_again(stream: IO[bytes]) -> str:
+    """By what name programs that this one starts open a file that has none, from its beginning (proc(5))."""
+    return f"/proc/{os.getpid()}/fd/{stream.fileno()}"
 
 
 def reason(complaints: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Optional
 
 from vmgr.deploy import apply, files, moms, tree
 from vmgr.deploy.apply import Outcome
+from vmgr.deploy.hookfiles import JANITOR_TIMER as TIMER
 from vmgr.deploy.hookfiles import is_ours
 from vmgr.deploy.manifest import Manifest, Store
 from vmgr.deploy.wants import FILE, FOLDER, LINK, TREE, Want
@@ -32,7 +33,6 @@ STATE = "vtorque"
 KEPT = "vtorque-kept"
 """The folder there for hooks of ours that somebody has changed, when ours are taken away."""
 UNITS = "/etc/systemd/system"
-TIMER = "vtorque-reap.timer"
 LINKED = ("venv", "share", "libexec", "bin")
 """Folders of an installation that are links into its present tree."""
 PROGRAM_SECONDS = 60
@@ -241,7 +241,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
         facts = {"prefix": order.prefix, "tree": order.tree, "previous": previous, "mode": order.mode}
         wants = wants_of(order, manifest, None if stream is None else lambda path: unpack(stream, path))
         outcome = apply.converge(store, wants, toolkit=order.toolkit, facts=facts, also=also)
-        if not shared:
+        if not shared and (outcome.changed or not os.path.exists(generated_files(order.prefix)[0])):
             _run([f"{order.prefix}/bin/vmgr", "config", "compile"])
         if order.units and os.path.isdir("/run/systemd/system") and any(UNITS in path for path in outcome.made):
             _run(["systemctl", "daemon-reload"])
@@ -249,8 +249,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
     told = "installed" if outcome.changed else "is current"
     told += f", hooks {order.mode}, prefix {'shared' if shared else 'of its own'}"
     if outcome.moved:
-        names = sorted(os.path.basename(path) for path in outcome.moved)
-        told += f", moved aside: {', '.join(names)}"
+        told += f", moved aside: {_names(order, outcome.moved)}"
     problem = moms.alarm_problem(order.mom_priv, order.needed_s)
     answer = _told("ok", outcome, told)
     if problem:
@@ -261,7 +260,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
 
 
 def unpack(stream: BinaryIO, folder: str) -> None:
-    """Unpack a tree from a tar that root has made, and seal it when all of it is as its seal says.
+    """Unpack a tree from a tar that root has made, and give it its name when all that its seal names is there.
 
     Raises Refused for one that did not arrive whole.
     """
@@ -274,10 +273,10 @@ def unpack(stream: BinaryIO, folder: str) -> None:
     except (tarfile.TarError, EOFError, OSError) as err:
         files.remove(part)
         raise Refused(f"the programs did not arrive whole: {err}") from err
-    wrong = tree.differences(part)
-    if wrong:
+    missing = sorted(tree.sealed_listing(part).keys() - tree.names(part))
+    if missing or not tree.is_sealed(part):
         files.remove(part)
-        raise Refused(f"the programs did not arrive whole: {', '.join(wrong[:3])}")
+        raise Refused(f"the programs did not arrive whole: {', '.join(missing[:3]) or 'no list of them'}")
     tree.flush(part)
     files.remove(folder)
     os.rename(part, folder)
@@ -310,8 +309,7 @@ def _uninstall(order: Order) -> dict[str, Any]:
         _run(["systemctl", "daemon-reload"])
     told = "vTorque removed"
     if outcome.restored:
-        names = sorted(os.path.basename(path) for path in outcome.restored)
-        told += f", given back: {', '.join(names)}"
+        told += f", given back: {_names(order, outcome.restored)}"
     return _told("ok", outcome, told)
 
 
@@ -425,6 +423,12 @@ def _run(argv: Sequence[str]) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise Refused(f"{' '.join(argv)}: {said[-1] if said else f'status {done.returncode}'}")
+
+
+def _names(order: Order, paths: Sequence[str]) -> str:
+    """Which hooks in `mom_priv` these are."""
+    hooks = (os.path.basename(path) for path in paths if path != f"{order.mom_priv}/config")
+    return ", ".join(sorted(hooks)) or "no hook"
 
 
 def _told(status: str, outcome: Outcome, text: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from vmgr.config import compile_config, load_config, read_tree
+from vmgr.config import compile_config, is_compiled, load_config, read_tree
 from vmgr.errors import VTorqueError
 from vmgr.front import write_front
 from vmgr.paths import Installation
@@ -20,7 +20,11 @@ def tell(prefix: str) -> None:
         print(json.dumps({"error": err.detail}))
 
 
-def compile_(prefix: str) -> None:
-    """Leave what submissions read beside the configuration. Raises VTorqueError."""
+def compile_(prefix: str, again: str) -> None:
+    """Leave what submissions read beside the configuration, where it is not current or `again` is not empty.
+
+    Raises VTorqueError, OSError.
+    """
     install = Installation(prefix)
-    write_front(compile_config(install), install)
+    if again or not is_compiled(install.config_file):
+        write_front(compile_config(install), install)

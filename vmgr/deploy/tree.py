@@ -27,6 +27,11 @@ def listing(folder: str) -> dict[str, list[str]]:
     return found
 
 
+def names(folder: str) -> set[str]:
+    """The paths of a tree's files and links in it."""
+    return {os.path.relpath(path, folder) for path in _files(folder)}
+
+
 def _files(folder: str) -> Iterator[str]:
     for path in files.below(folder):
         relative = os.path.relpath(path, folder)

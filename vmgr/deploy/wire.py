@@ -7,13 +7,14 @@ Python and the remote shell.
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import shlex
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import IO, Any, Optional
 
 MODULES = (
     "vmgr",
@@ -57,11 +58,11 @@ def _source(name: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def write_stream(stream: BinaryIO, order: Mapping[str, Any], tree: Optional[str] = None) -> None:
+def write_stream(stream: IO[bytes], order: Mapping[str, Any], tree: Optional[str] = None) -> None:
     """Write a whole stream; `tree` is the folder that is packed into it."""
     stream.write(head({**order, "has_tree": tree is not None}))
     if tree is not None:
-        with tarfile.open(fileobj=stream, mode="w|gz", compresslevel=1) as tar:
+        with gzip.GzipFile("", "wb", 1, stream) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
             tar.add(tree, arcname=".")
 
 

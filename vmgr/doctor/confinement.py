@@ -16,6 +16,8 @@ _find = finder("confinement")
 PROFILES = ("vtorque-qemu", "vtorque-virtiofsd")
 PROFILE_FILE = "etc/apparmor.d/vtorque"
 PLACES_FILE = "etc/apparmor.d/tunables/vtorque"
+ATTACHED = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm")
+"""The programs that our profile for QEMU is attached to."""
 PAGE = "docs/hardening.md"
 _RELOAD = f"then apparmor_parser -r /{PROFILE_FILE}"
 _LOADED = re.compile(r"(\S.*) \((enforce|complain|kill|unconfined|prompt)\)")
@@ -108,6 +110,11 @@ def judge_apparmor(
                 Level.NOTE, f"AppArmor is in force, and its profile {name} is not loaded",
                 f"copy contrib/apparmor to /etc/apparmor.d, {_RELOAD}; {PAGE}",
             )  # fmt: skip
+    if PROFILES[0] in loaded and qemu not in ATTACHED:
+        yield _find(
+            Level.WARNING, f"AppArmor's profile {PROFILES[0]} is not attached to {qemu} (hypervisor.qemu)",
+            f"put that path into the profile's first line and its rules, {_RELOAD}",
+        )  # fmt: skip
     foreign = sorted(name for name in loaded if name in (qemu, Path(qemu).name) and name not in PROFILES)
     for name in foreign:
         level = Level.WARNING if loaded[name] in ("enforce", "kill") else Level.NOTE

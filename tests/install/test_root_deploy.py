@@ -6,7 +6,6 @@ import base64
 import io
 import os
 import platform
-import signal
 import sys
 import tarfile
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
+from deploysteps import every_step
 from installsite import MOM_CONFIG, SITE_HOOKS, make_home, picture, timeless
 
 from vmgr.deploy import moms, nodeside, tree
@@ -25,10 +25,6 @@ from vmgr.deploy.nodeside import NeedsTree, Order, Refused, perform
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = {path.name: path.read_text() for path in (REPOSITORY / "mom_priv_hooks").iterdir()}
 UNITS = {"vtorque-reap.service": "[Service]\nType=oneshot\n", "vtorque-reap.timer": "[Timer]\nOnBootSec=1min\n"}
-STEPS = {
-    "os.rename", "os.remove", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.utime",
-}  # fmt: skip
-"""Audit events of the interpreter for what changes a file system, beside files opened for writing."""
 
 
 class Place(NamedTuple):
@@ -120,44 +116,6 @@ def mom_sees_whole_hooks(mom_priv: Path) -> None:
 
 
 PLACES: set[tuple[str, str]] = set()
-
-
-def killed_before(step: int, work: Callable[[], object]) -> bool:
-    """Do `work` in a child that is killed before its change number `step`; whether it was, and not done before."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def watch(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal count
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if writes or event in STEPS:
-                count += 1
-                if count > step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        status = 1
-        try:
-            sys.addaudithook(watch)
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, f"not killed, and failed before step {step}"
-    return False
-
-
-def every_step(work: Callable[[], object]) -> Iterator[int]:
-    """Do `work` again and again, killed one step later each time; the caller sets all back in between."""
-    step = 0
-    while killed_before(step, work):
-        yield step
-        step += 1
-    assert step > 20, "it was killed at none of its steps"
 
 
 def but_the_time_of(pictures: dict[str, Any], folders: set[Path]) -> dict[str, Any]:

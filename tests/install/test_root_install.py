@@ -1,0 +1,361 @@
+"""`install.sh` over a cluster: three nodes with file systems, addresses and SSH daemons of their own, real pdsh.
+
+The node n1 sees the front end's prefix, n2 and n3 do not.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from installsite import REPOSITORY, SITE_HOOKS, SSHD, Cluster, picture
+
+from vmgr import __version__
+from vmgr.deploy import build, tree
+from vmgr.deploy.build import PARTS
+from vmgr.deploy.hookfiles import is_ours
+from vmgr.deploy.nodeside import LINKED
+
+pytestmark = [
+    pytest.mark.skipif(not SSHD.exists() or shutil.which("pdsh") is None, reason="needs sshd and pdsh"),
+    pytest.mark.timeout(300),
+]
+
+CONFIG = """\
+engine: torque
+submit: {job_type: vtorque}
+timeouts: {barrier: 240, disk: 100}
+"""
+NEEDED_S = 251
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A front end with vTorque and three nodes without, of which n3 is down."""
+    word = secrets.token_hex(3)
+    base, prefix = Path(f"/dev/shm/vtorque-test-{word}"), Path(f"/opt/vtorque-test-{word}")
+    base.mkdir(mode=0o755)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    made = Cluster(base, prefix)
+    try:
+        (base / "site.yaml").write_text(CONFIG)
+        made.add("n1", own_prefix=False)
+        made.add("n2", own_prefix=True)
+        made.add("n3", own_prefix=True, hooks=False)
+        made.nodes["n1"].start()
+        made.nodes["n2"].start()
+        BEFORE.update(made.picture())
+        made.install("--config", str(base / "site.yaml"))
+        yield made
+    finally:
+        for node in made.nodes.values():
+            node.remove()
+        shutil.rmtree(prefix, ignore_errors=True)
+        shutil.rmtree(base, ignore_errors=True)
+
+
+BEFORE: dict[str, object] = {}
+"""The cluster before anything was installed."""
+
+
+@pytest.fixture(autouse=True)
+def nodes_as_they_were(cluster: Cluster) -> Iterator[None]:
+    """Each test leaves the nodes as they were before anything was installed, file by file."""
+    yield
+    if (cluster.prefix / ".install" / "nodes.json").exists():
+        cluster.install("--uninstall", "--nodes", "n[1-2]", "--torque-home", "/var/spool/torque")
+    for name, node in cluster.nodes.items():
+        assert node.picture() == BEFORE[name], name
+    assert not leftovers(cluster), "no process of an installation stays"
+
+
+def leftovers(cluster: Cluster) -> list[str]:
+    """Remote shells to the nodes that still run."""
+    started = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [line for line in started if f"{cluster.base}/ssh" in line and "/sshd" not in line]
+
+
+def lines(text: str) -> dict[str, str]:
+    """What was printed of each node."""
+    found = {}
+    for line in text.splitlines():
+        match = re.match(r"(n[0-9])\s\s?(.*)", line)
+        if match:
+            assert match[1] not in found, f"one line a node: {text}"
+            found[match[1]] = match[2]
+    return found
+
+
+# --- the front end
+
+
+def test_the_front_end(cluster: Cluster) -> None:
+    prefix = cluster.prefix
+    assert subprocess.run([str(prefix / "bin" / "vmgr"), "--version"], check=True, capture_output=True).stdout
+    local = cluster.base / "local"
+    for name in ("vsub", "vmgr"):
+        assert (local / "bin" / name).readlink() == prefix / "bin" / name
+        assert (local / "share" / "man" / "man1" / f"{name}.1").read_text().startswith(".")
+    assert "vmgr" in (local / "share" / "bash-completion" / "completions" / "vmgr").read_text()
+    snippet = cluster.base / "profile" / "vtorque.sh"
+    shown = f'PATH=/usr/bin:/bin; . {snippet}; . {snippet}; echo "$PATH"'
+    done = subprocess.run(["sh", "-euc", shown], capture_output=True, text=True, check=True)
+    assert done.stdout == f"/usr/bin:/bin:{prefix}/bin\n"
+    wrong = [path for path in prefix.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    wrong += [path for path in prefix.rglob("*") if path.lstat().st_uid or path.lstat().st_gid]
+    assert not wrong, wrong[:5]
+    assert (prefix / "etc" / "vtorque" / "vtorque.yaml").read_text() == CONFIG
+    before = picture(prefix)
+    assert "kept:" not in cluster.install() and picture(prefix) == before, "a second time changes nothing"
+    assert "all as installed" in cluster.install("--check")
+
+
+REFUSED = [
+    ("VT-VALUE: --nodes n[1", "--nodes", "n[1"),
+    ("exclude each other", "--nodes", "n1", "--all"),
+    ("exclude each other", "--check", "--uninstall"),
+    ("wrap or jobtype", "--hooks", "some"),
+    ("1 to 512", "--fanout", "0"),
+    ("invalid int value", "--fanout", "x"),
+    ("cannot be read", "--wheels", "/no/such"),
+    ("see ./install.sh --help", "--what"),
+    ("an absolute path", "--torque-home", "relative"),
+    ("VT-ENGINE: --all", "--all", "--torque-home", "/nowhere"),
+]
+
+
+def test_refused_with_one_line(cluster: Cluster) -> None:
+    before = picture(cluster.prefix)
+    for said, *words in REFUSED:
+        told = cluster.install(*words, status=2)
+        assert said in told and told.count("\n") == 1, words
+    assert picture(cluster.prefix) == before
+
+
+# --- nodes
+
+
+def test_nodes_one_of_which_is_down(cluster: Cluster) -> None:
+    n3 = cluster.nodes["n3"]
+    told = cluster.install("--nodes", "n[1-3]", "--prologalarm", "raise", status=1)
+    found = lines(told)
+    assert found["n1"].startswith("installed, hooks wrap, prefix shared, moved aside: epilogue, "), told
+    assert found["n2"].startswith("installed, hooks wrap, prefix of its own"), told
+    assert "FAILED: ssh: connect to host 198.18." in found["n3"] and "No route" in found["n3"], told
+    assert told.splitlines()[-1] == "2 of 3 nodes done, not done: n3; the same command does them later"
+    for name in ("n1", "n2"):
+        mom_priv = cluster.nodes[name].mom_priv
+        assert all(is_ours((mom_priv / hook).read_bytes()) for hook in SITE_HOOKS)
+        assert f"$prologalarm {NEEDED_S}  # enough" in (mom_priv / "config").read_text()
+    own = cluster.nodes["n2"].base / "opt" / cluster.prefix.name
+    assert (own / "current").readlink() == (cluster.prefix / "current").readlink()
+    assert (own / "etc" / "vtorque" / "vtorque.yaml").read_text() == CONFIG
+    assert (own / "etc" / "vtorque" / "vtorque.yaml.compiled").exists()
+
+    found = lines(cluster.install("--check", status=1))
+    assert found["n1"].endswith("all as installed") and found["n2"].endswith("all as installed")
+    n3.start()
+    found = lines(cluster.install("--nodes", "n[1-3]", "--prologalarm", "raise"))
+    assert found["n1"].startswith("is current") and found["n2"].startswith("is current"), found
+    assert found["n3"].startswith(
+        "installed, hooks wrap, prefix of its own, moved aside: no hook, $prologalarm raised"
+    ), found
+    told = cluster.install("--check")
+    assert told.splitlines()[-1] == "3 of 3 nodes done" and set(lines(told)) == {"n1", "n2", "n3"}
+
+    (n3.mom_priv / "prologue").chmod(0o775)
+    found = lines(cluster.install("--check", "--nodes", "n[2-3]", status=1))
+    assert "PROBLEMS: " in found["n3"] and "mode 0775, not 0:0 and 0755" in found["n3"], found
+    cluster.install("--nodes", "n3")
+    assert "all as installed" in lines(cluster.install("--check", "--nodes", "n3"))["n3"]
+    cluster.install("--uninstall", "--nodes", "n3")
+    n3.stop()
+
+
+def test_clush_job_types_and_answers(cluster: Cluster) -> None:
+    """ClusterShell's clush in place of pdsh; options from a file; a dry run that changes nothing."""
+    answers = cluster.base / "answers.yaml"
+    via = "clush" if shutil.which("clush") else "pdsh"
+    answers.write_text(f"# of the site\nnodes: n[1-2]\nhooks: jobtype\nvia: {via}\nfanout: 1\n")
+    before = cluster.picture(), picture(cluster.prefix)
+    found = lines(cluster.install("--answers", str(answers), "--dry-run"))
+    assert "would be changed" in found["n1"] and "would be changed" in found["n2"], found
+    assert (cluster.picture(), picture(cluster.prefix)) == before
+    found = lines(cluster.install("--answers", str(answers)))
+    assert found["n1"].startswith("installed, hooks jobtype") and "$prologalarm is 120 s" in found["n1"], found
+    theirs = cluster.nodes["n1"].mom_priv / "prologue"
+    assert not is_ours(theirs.read_bytes()) and is_ours(theirs.with_name("prologue.vtorque").read_bytes())
+    assert lines(cluster.install("--check", "--via", via, status=1))["n2"].startswith("PROBLEMS: $prologalarm")
+
+    config = cluster.prefix / "etc" / "vtorque" / "vtorque.yaml"
+    config.write_text(CONFIG.replace("job_type: vtorque", "job_type: null"))
+    try:
+        told = cluster.install("--nodes", "n1", "--hooks", "jobtype", status=2)
+        assert "need submit.job_type" in told
+    finally:
+        config.write_text(CONFIG)
+
+
+def test_all_nodes_of_the_batch_system(cluster: Cluster) -> None:
+    server = cluster.base / "server"
+    (server / "server_priv").mkdir(parents=True)
+    (server / "server_priv" / "nodes").write_text("# nodes\nn2 np=4 fast\n\nn1 np=2\n")
+    if shutil.which("pbsnodes"):
+        pytest.skip("there is a batch system here")
+    told = cluster.install("--all", "--torque-home", str(server), status=1)
+    assert all("FAILED: there is no" in line and "--torque-home" in line for line in lines(told).values()), told
+    assert set(lines(told)) == {"n1", "n2"}
+    cluster.install("--forget", "n[1-2]")
+
+
+def test_killed_while_nodes_are_done(cluster: Cluster) -> None:
+    """After each line that it prints; the same command completes it, or the opposite one undoes it."""
+    for number in range(3):
+        child = subprocess.Popen(
+            cluster.command("--nodes", "n[1-2]", "--fanout", "1"),
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,
+            env={**cluster.environment(), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        assert child.stdout is not None
+        for _ in range(number + 1):
+            assert child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        child.stdout.close()
+        child.wait()
+        if number % 2:
+            cluster.install("--uninstall", "--nodes", "n[1-2]")
+            assert all(cluster.nodes[name].picture() == BEFORE[name] for name in ("n1", "n2"))
+        else:
+            assert cluster.install("--nodes", "n[1-2]").splitlines()[-1] == "2 of 2 nodes done"
+            cluster.install("--check", "--nodes", "n[1-2]", status=1)
+
+
+# --- versions
+
+
+@pytest.fixture(scope="module")
+def newer(cluster: Cluster) -> Path:
+    """A checkout of a newer version: another key in the configuration, another template."""
+    folder = cluster.base / "newer"
+    folder.mkdir()
+    for part in PARTS:
+        source = REPOSITORY / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    start = folder / "vmgr" / "__init__.py"
+    start.write_text(re.sub('__version__ = ".*"', '__version__ = "99.1"', start.read_text()))
+    schema = folder / "vmgr" / "schema.py"
+    section = '    "news": {"told": Key(flag, False, "what only this version knows")},\n    "submit": {'
+    schema.write_text(schema.read_text().replace('    "submit": {', section, 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(cluster: Cluster) -> Path:
+    """All Python packages that an installation needs, in a folder."""
+    folder = cluster.base / "wheels"
+    pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--disable-pip-version-check", "--wheel-dir", str(folder)]
+    subprocess.run([*pip, str(REPOSITORY), "setuptools", "wheel"], check=True, timeout=240)
+    return folder
+
+
+def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> None:
+    prefix, own = cluster.prefix, cluster.nodes["n2"].base / "opt" / cluster.prefix.name
+    cluster.install("--nodes", "n[1-2]", "--prologalarm", "raise")
+    template = prefix / "share" / "vtorque" / "templates" / "report.css"
+    template.write_text("/* the site's */\n")
+    old = (prefix / "current").readlink()
+    told = cluster.install(
+        "--upgrade", "--wheels", str(wheels), source=newer, PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x"
+    )
+    assert "new in the configuration: news.told (default False): what only this version knows" in told
+    assert f"kept: {prefix}/{old}/share/vtorque/templates/report.css was changed; it is used no more" in told
+    assert {name: line.split(",")[0] for name, line in lines(told).items()} == {"n1": "is current", "n2": "installed"}
+    for place in (prefix, own):
+        done = subprocess.run([str(prefix / "bin" / "vmgr"), "--version"], check=True, capture_output=True, text=True)
+        assert "99.1" in done.stdout and (place / old).is_dir(), "what runs keeps its programs"
+        assert "99.1" in str((place / "current").readlink())
+    assert (prefix / "etc" / "vtorque" / "vtorque.yaml").read_text() == CONFIG
+    assert cluster.install("--check", source=newer).splitlines()[-1] == "2 of 2 nodes done"
+    told = cluster.install("--check", status=1)
+    assert "has version 99.1" in told and "has version 99.1" in lines(told)["n2"]
+
+    told = cluster.install("--upgrade")
+    assert str((prefix / "current").readlink()) == str(old) and template.read_text() == "/* the site's */\n"
+    template.write_text((REPOSITORY / "templates" / "report.css").read_text())
+    assert cluster.install("--check").splitlines()[-1] == "2 of 2 nodes done"
+
+
+def test_an_installation_from_before_there_were_trees(cluster: Cluster) -> None:
+    """Its folders become links, and its configuration stays; it has the embedded batch system."""
+    prefix, base = cluster.prefix.with_name(f"{cluster.prefix.name}-old"), cluster.base / "old"
+    source = build.source_at(str(REPOSITORY), __version__, "/usr/bin/python3")
+    text = f"engine: local\nlocal: {{spool: {base}/local}}\npaths: {{spool: {base}/spool}}\n"
+    try:
+        shutil.copytree(cluster.prefix / "current", prefix, symlinks=True)
+        (prefix / tree.SEAL).unlink()
+        (prefix / "etc" / "vtorque").mkdir(parents=True)
+        (prefix / "etc" / "vtorque" / "vtorque.yaml").write_text(text)
+        (prefix / ".lock").touch()
+        (base / "local" / "mom_priv").mkdir(parents=True)
+        (base / "local" / "mom_priv" / "prologue").write_text("#!/bin/sh\n# vTorque: an old one\n")
+        shutil.copytree(cluster.prefix / "trees" / source.name, prefix / "trees" / source.name, symlinks=True)
+        command = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--no-links"]
+        subprocess.run([*command, "--upgrade"], check=True, timeout=240)
+        for name in LINKED:
+            assert (prefix / name).readlink() == Path("current", name) and (prefix / "trees" / "before" / name).is_dir()
+        subprocess.run([*command, "--check"], check=True, timeout=240)
+        assert is_ours((base / "local" / "mom_priv" / "prologue.parallel").read_bytes())
+        (base / "spool" / "jobs" / "7.here").mkdir(parents=True)
+        done = subprocess.run([*command, "--uninstall"], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 2 and "guest jobs are there (7.here)" in done.stderr
+        (base / "spool" / "jobs" / "7.here").rmdir()
+        subprocess.run([*command, "--uninstall"], check=True, timeout=240)
+        left = [str(path.relative_to(prefix)) for path in prefix.rglob("*") if not path.is_dir()]
+        assert left == ["etc/vtorque/vtorque.yaml"], "the site's own configuration stays"
+        assert list((base / "local" / "mom_priv").iterdir()) == []
+    finally:
+        shutil.rmtree(prefix, ignore_errors=True)
+
+
+# --- away
+
+
+def test_a_node_that_is_down_holds_up_the_removal(cluster: Cluster) -> None:
+    n2 = cluster.nodes["n2"]
+    cluster.install("--nodes", "n[1-2]")
+    n2.stop()
+    told = cluster.install("--uninstall", status=1)
+    assert lines(told)["n1"].startswith("vTorque removed, given back: epilogue, epilogue.parallel"), told
+    assert "1 of 2 nodes done, not done: n2; the same command does them later" in told
+    assert f"{cluster.prefix} stays until that is done" in told and (cluster.prefix / "bin" / "vsub").exists()
+    assert "n2: forgotten" in cluster.install("--check", "--forget", "n2")
+    assert lines(cluster.install("--check")) == {}
+    n2.start()
+
+
+def test_documented_commands(cluster: Cluster) -> None:
+    """Every command that the documentation shows, in its order; the last one takes all away."""
+    text = (REPOSITORY / "docs" / "admins.md").read_text()
+    shown = re.findall(
+        r"^# \./install\.sh(.*)$", "".join(re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S)), re.M
+    )
+    (cluster.base / "site.yaml").write_text(re.findall(r"^```yaml\n(nodes: .*?)^```$", text, re.M | re.S)[0])
+    cluster.nodes["n3"].start()
+    for words in shown:
+        told = cluster.install(*shlex.split(words), cwd=cluster.base)
+    assert shown[-1].split() == ["--uninstall"] and len(shown) > 6
+    assert set(lines(told)) == {"n1", "n2"} and told.splitlines()[-1] == f"vTorque is removed from {cluster.prefix}"
+    assert not cluster.prefix.exists() and cluster.picture() == BEFORE, "file by file as it was"
+    assert "nothing of vTorque" in cluster.install("--uninstall")
