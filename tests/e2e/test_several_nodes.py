@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,12 +46,11 @@ class Cluster(Site):
         return re.findall(r"table .*vtorque-.*", self.enter(node, "nft", "list", "tables"))
 
     def left_behind(self) -> list[str]:
-        left = [
-            f"process {process.cmdline()}"
-            for what in ("qemu-system", "libexec/vtorque-")
-            for process in self.processes(what)
-            if "vtorque-local" not in " ".join(process.cmdline())
-        ]
+        left = []
+        for process in (each for what in ("qemu-system", "libexec/vtorque-") for each in self.processes(what)):
+            with suppress(psutil.Error):  # it has just ended
+                if "vtorque-local" not in " ".join(process.cmdline()):
+                    left.append(f"process {process.cmdline()}")
         for node in self.nodes:
             for place in ("spool/jobs", "overlays"):
                 left += [str(path) for path in (self.own(node) / place).glob("*")]
