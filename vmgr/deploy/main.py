@@ -15,7 +15,7 @@ from typing import Optional
 from vmgr import __version__, pdsh
 from vmgr.deploy import alarm, build, nodes, options
 from vmgr.deploy.front import Front, Site, first_config, site_of
-from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP, fill_unit, unit_files
+from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP
 from vmgr.deploy.nodes import INSTALLED, PENDING, REMOVING, Answer, Book, Known, Reach
 from vmgr.deploy.nodeside import Order
 from vmgr.deploy.options import CHECK, INSTALL, UNINSTALL, UPGRADE, Options
@@ -239,14 +239,8 @@ def _order(job: Job, action: str, site: Site) -> Order:
         programs=NODE_PROGRAMS,
         hooks=front.source.hooks,
         config=front.config_files(),
-        units=_units(front),
+        units=front.units(),
     )
-
-
-def _units(front: Front) -> dict[str, str]:
-    """The janitor's timer, for this prefix."""
-    folder = Path(front.source.folder, "contrib", "systemd")
-    return {name: fill_unit((folder / name).read_text(), prefix=front.prefix) for name in unit_files()}
 
 
 # --- uninstall, check
