@@ -228,3 +228,21 @@ def test_killed_while_it_uninstalls(place: Place) -> None:
         assert place.front().uninstall(dry=False).kept == [], f"step {step}"
         assert untimed(place.picture()) == untimed(before), f"step {step}"
         place.install()
+
+
+def test_a_front_end_needs_no_hypervisor(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = place.base / "programs"
+    programs.mkdir()
+    config = place.base / "site.yaml"
+    config.write_text(CONFIG.format(base=place.base).replace("engine: local", "engine: torque"))
+    asked = options.read(["--prefix", str(place.prefix), "--config", str(config), "--no-links", "--yes"])
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(VTorqueError, match="missing: ssh, ssh-keygen, qemu") as refused:
+        run(str(REPOSITORY), asked)
+    assert "openssh-client" in str(refused.value.hint) and not place.prefix.exists()
+    for name in ("ssh", "ssh-keygen"):
+        (programs / name).symlink_to("/bin/true")
+    assert run(str(REPOSITORY), asked) == 0
+    assert "missing: qemu-system-x86_64, qemu-img: no guests can run on this machine" in capsys.readouterr().out

@@ -141,6 +141,8 @@ def _own_place(order: Order, manifest: Optional[Manifest]) -> None:
     """
     missing = folders_to(order.prefix)
     check_trusted(os.path.dirname(missing[0]) if missing else order.prefix)
+    if os.path.lexists(f"{order.prefix}/.install"):
+        raise Refused(f"{order.prefix} is an installation of its own: ./install.sh --uninstall there first")
     known = manifest.entries if manifest else {}
     for name in LINKED:
         path = f"{order.prefix}/{name}"
