@@ -447,3 +447,11 @@ def test_programs_that_are_gone(place: Place) -> None:
     shutil.rmtree(place.prefix / "trees" / "1-one")
     answer = perform(place.order("check"), None)
     assert answer["status"] == "problems" and "trees/1-one is missing" in answer["text"], answer
+
+
+@pytest.mark.parametrize("mode", [WRAP, JOB_TYPE])
+def test_it_names_what_users_can_have_run(place: Place, mode: str) -> None:
+    (place.mom_priv / "prologue.orig").write_text("#!/bin/sh\n")
+    for _ in range(2):
+        kept = perform(place.order(mode=mode), io.BytesIO(packed(place.base)))["kept"]
+        assert kept == [f"{place.mom_priv}/prologue.orig is run as root for whoever asks by qsub -T orig"]

@@ -16,6 +16,7 @@ import pytest
 from nodesite import REPOSITORY
 
 import vmgr
+from vmgr.deploy import build
 
 FOLDERS = (
     "bench",
@@ -88,6 +89,17 @@ def test_the_sdist_is_the_whole_source(built: Built) -> None:
     for name in ("install.sh", "quickstart.sh", "mom_priv_hooks/prologue", "contrib/bin/vsub"):
         assert bool(modes[name] & 0o100) == bool((REPOSITORY / name).stat().st_mode & 0o100), name
     assert not [name for name in there if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_an_sdist_can_be_installed(built: Built, tmp_path: Path) -> None:
+    """What `install.sh` takes of a checkout is there, and it starts."""
+    with tarfile.open(built.sdist) as archive:
+        archive.extractall(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    done = subprocess.run([folder / "install.sh", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and "./install.sh [OPTION" in done.stdout
+    here = build.source_at(str(REPOSITORY), vmgr.__version__, sys.executable)
+    assert build.source_at(str(folder), vmgr.__version__, sys.executable).hooks == here.hooks
 
 
 def test_the_wheel_has_packages_and_data(built: Built) -> None:

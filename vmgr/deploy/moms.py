@@ -15,6 +15,7 @@ from vmgr.deploy.hookfiles import (
     WRAP,
     fill,
     hook_files,
+    is_open_to_users,
     is_ours,
     site_hooks,
 )
@@ -102,3 +103,10 @@ def alarm_problem(mom_priv: str, seconds: int) -> Optional[str]:
     if found.seconds < seconds:
         return f"$prologalarm is {found.seconds} s in {mom_priv}/config, and {seconds} s are needed"
     return None
+
+
+def choosable(mom_priv: str, mode: str, job_type: str) -> list[str]:
+    """Files in `mom_priv` that are neither the site's hooks nor ours, and that users can have run as root."""
+    known = {*(hook.target for hook in hook_files(mode, job_type)), *site_hooks(WRAP)}
+    names = sorted(name for name in os.listdir(mom_priv) if is_open_to_users(name) and name not in known)
+    return [f"{mom_priv}/{name} is run as root for whoever asks by qsub -T {name.partition('.')[2]}" for name in names]

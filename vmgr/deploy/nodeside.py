@@ -258,6 +258,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
         told += f", moved aside: {_names(order, outcome.moved)}"
     problem = moms.alarm_problem(order.mom_priv, order.needed_s)
     answer = _told("ok", outcome, told)
+    answer["kept"] += moms.choosable(order.mom_priv, order.mode, order.job_type)
     if problem:
         answer["kept"].append(f"{problem}: --prologalarm raise sets it")
     elif f"{order.mom_priv}/config" in outcome.made:
