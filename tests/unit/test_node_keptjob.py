@@ -18,6 +18,7 @@ from nodesite import short_folder
 from vmgr.node import wrapper
 from vmgr.node.client import AgentLink
 from vmgr.node.control import Control
+from vmgr.node.hookcall import OwnJob
 from vmgr.node.keptjob import DETACH_SECONDS
 from vmgr.node.state import Progress
 
@@ -84,7 +85,7 @@ class Agent:
             server = await control.serve(listener)
             self._monkeypatch.setattr(AgentLink, "open", lambda *_: AgentLink.connect(path))
             config: Any = type("Config", (), {"paths": None})
-            job = wrapper.JobWrapper(config, "12.host", str(self.directory))
+            job = wrapper.JobWrapper(config, OwnJob("12.host"), str(self.directory), {})
             job._files = type("Files", (), {"leave": lambda _, status, code: self.left.append(status)})()  # type: ignore[assignment]
             self.left: list[int] = []
             try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import shlex
 
 import pytest
@@ -28,7 +30,8 @@ def changes(slurm: SlurmSite, vsub_run: Runner, *words: str) -> dict[str, str]:
     done = vsub_run("--explain", "--json", *words)
     assert done.status == 0, done.stderr
     found = {key[2:]: value for key, (value, _) in explained(done.stdout).items() if key.startswith("--")}
-    asked = {key: value.replace(str(slurm.site.work), W) for key, value in found.items()}
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    asked = {key: value.replace(str(slurm.site.work), W).replace(f"{home}/", "HOME/") for key, value in found.items()}
     different = {name: value for name, value in asked.items() if BASE.get(name) != value}
     return {**different, **{name: "missing" for name in BASE if name not in asked}}
 
@@ -71,6 +74,10 @@ def test_a_plain_job(slurm: SlurmSite, vsub_run: Runner) -> None:
         ("-j oe", {"error": "missing"}),
         ("-j eo", {"output": f"{W}/job.sh.e%j", "error": "missing"}),
         ("-j n", {}),
+        ("-k oe", {"output": "HOME/job.sh.o%j", "error": "HOME/job.sh.e%j"}),
+        ("-k o -o x", {"output": "HOME/job.sh.o%j"}),
+        ("-k n", {}),
+        ("-e '~/x'", {"error": "HOME/x"}),
         ("-o out", {"output": f"{W}/out"}),
         ("-o /dev/null -j oe", {"output": "/dev/null", "error": "missing"}),
         ("-e /tmp/e-%j", {"error": "/tmp/e-%%j"}),
@@ -174,6 +181,8 @@ def test_options_of_sbatch(words: str, expected: dict[str, str], slurm: SlurmSit
         ("NO_REQUEUE", "0", {}),
         ("SPREAD_JOB", "yes", {"spread-job": "yes"}),
         ("SPREAD_JOB", "no", {}),
+        ("REQ_SWITCH", "2", {"switches": "2"}),
+        ("WAIT4SWITCH", "5", {}),
     ],
 )
 def test_variables_of_sbatch(

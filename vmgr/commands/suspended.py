@@ -54,8 +54,8 @@ def show(job: Optional[str], user: Optional[str], as_json: bool) -> None:
 def delete(job: Optional[str], user: Optional[str], yes: bool, as_json: bool) -> None:
     """Delete what is stored of suspended jobs.
 
-    Such a job is not ended by that: released, it starts from its beginning. To be rid of it as well: qdel. What is
-    just being written goes too; then the job is not suspended, and goes on.
+    Such a job is not ended by that: released, it starts from its beginning. To be rid of it as well, delete it
+    in the batch system too. What is just being written goes too; then the job is not suspended, and goes on.
 
     Example: vmgr delete suspended --job 12
     """
