@@ -176,7 +176,7 @@ _VARIABLES = {
     "THREADS_PER_CORE": "threads-per-core", "TIMELIMIT": "time", "USE_MIN_NODES": "use-min-nodes", "WAIT": "wait",
     "WAIT_ALL_NODES": "wait-all-nodes", "WCKEY": "wckey",
 }  # fmt: skip
-"""What sbatch reads in `SBATCH_…`, beside the two of switches; those of debugging and of `#PBS` lines are its own matter."""
+"""What sbatch reads in `SBATCH_…`, beside the two of switches; debugging and `#PBS` lines are its own matter."""
 
 
 class Parsed(NamedTuple):
