@@ -248,6 +248,24 @@ def test_our_own_words_behind_slurm(slurm: SlurmSite, vsub_run: Runner) -> None:
     assert tree["environment"]["PBS_O_WORKDIR"] == str(slurm.site.work)
 
 
+def test_what_is_too_little_is_raised_where_the_site_says_so(slurm: SlurmSite, vsub_run: Runner) -> None:
+    """Then the processors are asked for anew, as tasks: how the user parted them says nothing any more."""
+    config = slurm.site.install.config
+    config.write_text(config.read_text().replace("policy: {", "policy: {raise_requests: true, "))
+    slurm.site.script()
+    words = "job.sh", "-vm", "vcpus=3,ram=1G", "--slurm", "-N2", "-c2", "--mem-per-cpu=100M"
+    assert changes(slurm, vsub_run, *words) == {"nodes": "2", "ntasks-per-node": "3", "mem": "1281M"}
+    assert "note: --nodes=2 --cpus-per-task=2 (the command line) is raised" in vsub_run("--explain", *words).stderr
+
+
+def test_the_policy_of_a_queue_is_that_of_a_partition(slurm: SlurmSite, vsub_run: Runner) -> None:
+    config = slurm.site.install.config
+    config.write_text(config.read_text().replace("policy: {", "policy: {queues: {small: {vcpus: {max: 1}}}, "))
+    slurm.site.script("#!/bin/sh\n#SBATCH -p small\n")
+    assert vsub_run("job.sh", "-vm", "vcpus=2").stderr.startswith("vsub: VT-POLICY: vcpus=2")
+    assert vsub_run("job.sh", "-vm", "vcpus=2", "-q", "large").status == 0
+
+
 def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runner) -> None:
     slurm.site.script("#!/bin/sh\n#SBATCH -vm vcpus=2 --time=3\n")
     assert vsub_run("job.sh").status == 0
@@ -312,6 +330,9 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --mem=0", "OPTION", "name a size"),
         ("--slurm --mem=x", "USAGE", "such as 2G"),
         ("--slurm -p a,b", "OPTION", "name one partition"),
+        ("-vm vcpus=3 --slurm -c 2", "RESOURCE", "--cpus-per-task=2 (the command line) gives 2; ask for at least 3"),
+        ("-vm ram=1G --slurm --mem=1G", "RESOURCE", "--mem=1G (the command line) gives 1G; ask for at least 1280M"),
+        ("--slurm -N 9", "POLICY", "--nodes=9 (the command line) asks for 9 nodes with guests"),
         ("--slurm --wrap=ls", "OPTION", "put the command into a script"),
         ("--slurm --wait", "OPTION", "say --wait before --slurm"),
         ("--slurm --uid=0", "OPTION", "its own user"),
