@@ -76,15 +76,15 @@ def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
 
 
 def test_an_array(cluster: Slurm, user: User) -> None:
-    """Its members meet on nodes; the last one takes their directory away."""
-    job = user.submit(
-        "echo $PBS_ARRAYID $SLURM_ARRAY_TASK_ID >array.$PBS_ARRAYID\n", "-t", "3-5", "-l", "nodes=1:ppn=2"
-    )
+    """Two members are on a node at a time; the last one takes their directory away."""
+    script = "echo $PBS_ARRAYID $SLURM_ARRAY_TASK_ID >array.$PBS_ARRAYID\n"
+    job = user.submit(script, "-t", "3-5", "-l", "nodes=1:ppn=2", "-vm", "vcpus=1")
     number = re.match(r"\d+", job)
     assert number is not None
     eventually(lambda: not cluster.control("-h", "-j", number[0], program="squeue").stdout, "all have ended")
     said = {index: user.output(f"array.{index}") for index in (3, 4, 5)}
-    assert said == {index: f"{index} {index}\n" for index in said}
+    errors = [path.read_text() for path in user.home.glob("job.sh.e*")]
+    assert said == {index: f"{index} {index}\n" for index in said}, errors
     eventually(lambda: not list((user.home / ".vtorque").iterdir()), "their directory is gone", limit_s=15)
 
 
