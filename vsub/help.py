@@ -7,6 +7,7 @@ from vmgr.request import KEYS
 _HEAD = """\
 usage: vsub [options of qsub] [-vm KEY=VALUE[,KEY=VALUE...]]... [SCRIPT]
        vsub -I [options of qsub] [-vm ...]... [-x SCRIPT]
+       vsub ... --slurm [options of sbatch] [SCRIPT [ARGUMENT...]]   (on Slurm)
 
 Submits a batch job as qsub does; the job's script runs inside a virtual machine
 made from the site's defaults and what -vm asks for. SCRIPT is read from standard
@@ -19,6 +20,7 @@ _TAIL = """\
   --explain          print each value and where it comes from; submit nothing
   --dry-run          print the command line and every file; submit nothing (-gf)
   --json             print what is for programs as JSON
+  --slurm WORD...    on Slurm: options of sbatch, then SCRIPT and its arguments
   --debug            say what is done; show the traceback of a fault
   --version, --help
 

@@ -24,6 +24,7 @@ from vmgr.errors import VTorqueError
 from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
+COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
 _SETTING = re.compile(r"^([A-Za-z]+)(?:\[[0-9]+\])?\s*=\s?(.*?)\s*$", re.MULTILINE)
 _PASSED = ("SLURM_CONF",)
 _ALLOC = ("alloc", "contain", "x11", "runinjob")
@@ -43,6 +44,7 @@ def check(node: Node) -> Iterator[Finding]:
             "set slurm.bin where Slurm's commands lie elsewhere",
         )  # fmt: skip
         return
+    yield from _judge_commands(Path(scontrol).parent)
     told = run([scontrol, "show", "config"], passed=_PASSED)
     if told.status != 0:
         yield _find(Level.WARNING, f"Slurm does not tell its configuration: {told.reason}", "is slurmctld running?")
@@ -56,6 +58,16 @@ def check(node: Node) -> Iterator[Finding]:
         yield _find(Level.WARNING, f"Slurm does not tell its nodes: {nodes.reason}", "is slurmctld running?")
         return
     yield from judge_state(nodes.out, os.uname().nodename)
+
+
+def _judge_commands(folder: Path) -> Iterator[Finding]:
+    """Whether the other commands of Slurm's are there that vsub submits with, and vmgr asks."""
+    lacking = [name for name in COMMANDS if not os.access(folder / name, os.X_OK)]
+    if lacking:
+        yield _find(
+            Level.WARNING, f"{folder} (slurm.bin) has no {', '.join(lacking)}: vsub and vmgr on this host need them",
+            "install Slurm's client commands here",
+        )  # fmt: skip
 
 
 def _scontrol(node: Node) -> Optional[str]:

@@ -85,7 +85,9 @@ def _run(argv: Sequence[str], key: str, timeout_s: float) -> subprocess.Complete
 
 def _last_line(said: bytes) -> str:
     lines = said[-500:].decode(errors="replace").strip().splitlines()
-    return printable(lines[-1]) if lines else ""
+    # scontrol says the same once more, without the job
+    telling = [line for line in lines if not line.startswith("slurm_suspend error: ")] or lines
+    return printable(telling[-1]) if telling else ""
 
 
 def parse_pbsnodes(text: str) -> tuple[str, ...]:

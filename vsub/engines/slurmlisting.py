@@ -66,15 +66,18 @@ def _exit_status(state: str, text: str) -> Optional[int]:
     return 128 + (status & 127) if status & 127 else (status >> 8) & 255
 
 
-def is_held(text: str) -> Optional[bool]:
-    """Whether a job's user holds it, from the same answer; None when there is no such job."""
-    lines = [line.split() for line in text.splitlines() if line.split()[:1]]
-    return any(words[-1] == "JobHeldUser" for words in lines) if lines else None
+def is_held(text: str) -> bool:
+    """Whether a job's user holds it, from the same answer."""
+    return "JobHeldUser" in _reasons(text)
 
 
 def is_on_hold(text: str) -> bool:
     """Whether anybody holds the job."""
-    return any(line.split()[-1].startswith(_HELD) for line in text.splitlines() if line.split())
+    return any(reason.startswith(_HELD) for reason in _reasons(text))
+
+
+def _reasons(text: str) -> list[str]:
+    return [words[3] for words in map(str.split, text.splitlines()) if len(words) > 3]
 
 
 def runs(text: str) -> bool:

@@ -270,7 +270,7 @@ class _Reader:
                 value = self._next()
                 if value is None:
                     raise VTorqueError(f"-vm ({self.source}) has no value", code=Code.USAGE, hint="write -vm key=value")
-                self.vm.append(Option("vm", value, self.source))
+                self.vm.append(Option("vm", value, ForSbatch(self.source)))
                 continue
             if self.own_words and word in OWN:
                 self.own.add(word)
