@@ -24,7 +24,11 @@ from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
 """Three to run jobs on, and one that can be lost."""
-SITE = EVERYWHERE.replace("engine: local", "engine: slurm").replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
+SITE = (
+    EVERYWHERE.replace("engine: local", "engine: slurm")
+    .replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
+    .replace("boot: 200", "boot: 400")
+)
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 CONF = """\
