@@ -78,11 +78,10 @@ def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
 
 
 def test_a_job_without_guests_finds_the_variables_of_pbs_too(cluster: Slurm, user: User) -> None:
-    done = user.job(
-        "#!/bin/sh\necho $PBS_JOBID $PBS_JOBNAME $(hostname)\ncd $PBS_O_WORKDIR && pwd\n", "-vm", "off", "-l", "nodes=1"
-    )
-    assert (done.status, done.err) == (0, ""), done
-    assert done.out == f"{done.job_id.partition('.')[0]}.ref job.sh n1\n{user.home}\n"
+    script = "#!/bin/sh\necho $PBS_JOBID $PBS_JOBNAME $(hostname)\ncd $PBS_O_WORKDIR && pwd\n"
+    done = user.job(script, "-vm", "off", "-l", "nodes=1")
+    assert done.status == 0, done
+    assert user.output(f"slurm-{done.job_id}.out") == f"{done.job_id}.ref job.sh n1\n{user.home}\n"
 
 
 @pytest.mark.slow
