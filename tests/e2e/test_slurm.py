@@ -213,7 +213,7 @@ def test_the_controller_may_go_while_guests_run(cluster: Slurm, user: User) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_jobs_in_a_row(cluster: Slurm, user: User) -> None:
-    jobs = [user.submit("hostname\n", "-l", "nodes=1:ppn=4") for _ in range(50)]
+    jobs = [user.submit("hostname\n", "-l", "nodes=1:ppn=4", "-vm", "vcpus=1") for _ in range(50)]
     for job in jobs:
         assert cluster.wait(job) == 0, output(user, job, "e")
         assert re.fullmatch(r"vn\d-1\n", output(user, job))
