@@ -95,6 +95,7 @@ def test_standard_input_and_variables(slurm: SlurmSite) -> None:
     assert (done.returncode, slurm.site.argv_raw, slurm.site.stdin) == (0, ["--parsable"], data)
     done = slurm.site.launch("-vm", "off", "-v", "B=x,A", stdin=data, env={"A": "1"})
     assert (done.returncode, slurm.site.argv_raw) == (0, ["--parsable", "--ignore-pbs"])
+    assert slurm.environment["PBS_O_WORKDIR"] == str(slurm.site.work)
     assert (slurm.environment["A"], slurm.environment["B"], slurm.site.stdin) == ("1", "x", data)
 
 

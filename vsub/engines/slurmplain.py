@@ -76,7 +76,10 @@ def plain_job(
     _check(options)
     interactive = last(options, "I") is not None
     found = _translated(options, around, _script_name(line), interactive=interactive)
-    environment = plain_environment(options, environ, interactive=interactive)
+    environment = {
+        **plain_environment(options, environ, interactive=interactive),
+        "PBS_O_WORKDIR": around.folder,  # by which the TaskProlog knows a job that wants the other variables of PBS
+    }
     if interactive:
         return Plain([srun, "--pty", *words(found), *_session(line, options, found, shell)], environment)
     return Plain([sbatch, "--parsable", "--ignore-pbs", *words(found), *_script(line, options)], environment)
