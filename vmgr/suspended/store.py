@@ -101,12 +101,13 @@ class Store:
 
     async def claim(self, job_id: str) -> bool:
         """Take the job's entry away, for `remove` to remove it, or the attempt's undoing; whether there was one."""
-        self._record(job_id)
         path = self._path(job_id)
         said = await read_from(
             self._user, lambda: b"y" if self._shelf.claim(job_id) else b"n", path, limit=1, timeout_s=self._short_s,
             code=Code.SUSPEND, hint=HINT,
         )  # fmt: skip
+        if said == b"y":  # not before: where nobody knows how it went, nothing is removed
+            self._record(job_id)
         return said == b"y"
 
     async def note(self, job_id: str, text: str) -> None:
