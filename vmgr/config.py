@@ -278,6 +278,12 @@ class Config:
         return Paths(**{key: Path(value) for key, value in self._tree["paths"].items()})
 
     @property
+    def slurm_bin(self) -> Union[str, dict[str, str]]:
+        """The folder of Slurm's commands, or folders by patterns of host names, the first that fits."""
+        found: Union[str, dict[str, str]] = self._tree["slurm"]["bin"]
+        return found
+
+    @property
     def mom_priv(self) -> Path:
         """Where the batch system's daemon on a node has its hooks and its own configuration."""
         from pathlib import Path  # as above

@@ -51,7 +51,7 @@ MOUNTS: list[dict[str, Any]] = [
 """The shares of a guest when the site names none: the user's home, and the cluster's `/opt` as `/opt-hpc`."""
 
 SCHEMA: dict[str, Any] = {
-    "engine": Key(choice("torque", "local"), "torque", "the batch system that `vsub` submits to"),
+    "engine": Key(choice("torque", "local", "slurm"), "torque", "the batch system that `vsub` submits to"),
     "submit": {
         "without_vm": Key(choice("guest", "qsub"), "guest", "what a submission without -vm is"),
         "qsub": OneOf(
@@ -88,6 +88,12 @@ SCHEMA: dict[str, Any] = {
             path,
             "/var/spool/torque/mom_priv",
             "where a node's daemon has its hooks and settings; `vmgr doctor` looks there",
+        ),
+    },
+    "slurm": {
+        "bin": OneOf(
+            Key(path, "/usr/bin", "the folder of Slurm's commands (engine slurm), or a folder for each host pattern"),
+            pattern,
         ),
     },
     "paths": {

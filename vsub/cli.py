@@ -101,17 +101,17 @@ def _run(line: Line) -> int:
     config = load_config(install)
     debug(f"configuration {config.source}, engine {config.engine}")
     batch = engine(config, install)
-    context = Context(line, config, install, batch, checked_qsub(batch.qsub, install))
+    context = Context(line, config, install, batch, checked_qsub(batch.qsub, install, batch.qsub_key))
     if "--about" in line.rest:  # qsub looks for it before it reads its options
         become([context.qsub, *line.rest])
-    return _submit(context)
+    return _submit(context._replace(line=batch.whole_line(line)))
 
 
 def _submit(context: Context) -> int:
     line = context.line
     lenient = not line.vm and context.config.submit.without_vm == "qsub"
     on_line = requested(line.vm)
-    script, directives = _read(line, lenient=lenient or on_line is None)
+    script, directives = _read(context, lenient=lenient or on_line is None)
     if on_line is None:
         return _plain(context, script, directives, f"-vm off ({COMMAND_LINE})")
     in_script = requested(directives.vm)
@@ -121,12 +121,13 @@ def _submit(context: Context) -> int:
     return _plain(context, script, directives, source)
 
 
-def _read(line: Line, *, lenient: bool) -> tuple[Optional[Script], Line]:
+def _read(context: Context, *, lenient: bool) -> tuple[Optional[Script], Line]:
     """The script and its directives; None for the script when there is none to read.
 
     `lenient`: a script that cannot be read, or a directive that cannot be taken apart, is left for qsub to complain
     of.
     """
+    line = context.line
     operand = line.operands[0] if line.operands and line.operands[0] else "-"
     script: Optional[Script] = None
     try:
@@ -135,9 +136,9 @@ def _read(line: Line, *, lenient: bool) -> tuple[Optional[Script], Line]:
         elif not line.last("I"):
             script = read_standard_input(bounded=not lenient)
         if script is None:
-            return None, NOTHING
+            return None, context.engine.whole_directives(NOTHING, None)
         prefix = os.environ.get("PBS_DPREFIX", PREFIX) if line.prefix is None else line.prefix
-        return script, read_directives(script.data, prefix, script.name)
+        return script, context.engine.whole_directives(read_directives(script.data, prefix, script.name), script)
     except VTorqueError:
         if not lenient:
             raise
@@ -147,12 +148,7 @@ def _read(line: Line, *, lenient: bool) -> tuple[Optional[Script], Line]:
 def _plain(context: Context, script: Optional[Script], directives: Line, source: str) -> int:
     """Hand everything to qsub, without our words, and with the standard input that it would have had."""
     line = context.line
-    arguments = list(line.rest)
-    variables = directives.last("v")
-    if directives.vm and variables and not line.last("v"):
-        # qsub reads a directive `-vm …` as `-v m`, and of several -v only the last counts
-        arguments = [*variables.argv(), *arguments]
-    argv = [context.qsub, *arguments]
+    argv, environment = context.engine.plain(context.qsub, line, directives)
     debug(f"no guest; running {argv}")
     if line.own & SHOWN:
         from vsub.shown import print_plain  # nothing is submitted
@@ -162,10 +158,10 @@ def _plain(context: Context, script: Optional[Script], directives: Line, source:
     if script is not None and script.from_stdin:
         feed_standard_input(script.data)
     if not line.own & {"--wait", "--json"}:
-        become(argv)
+        become(argv, environment)
     _check_own(context, line.options + directives.options)
     started = time.monotonic()
-    return _submitted(context, Submitted(argv, run_qsub(argv), False), started)
+    return _submitted(context, Submitted(argv, run_qsub(argv, environment), False), started)
 
 
 def _guest(context: Context, script: Optional[Script], directives: Line, request: Request) -> int:
@@ -187,6 +183,9 @@ def _guest(context: Context, script: Optional[Script], directives: Line, request
     for note in plan.fitted.notes:
         say(f"note: {note}")
     with ending_by_exception():
+        if plan.interactive:
+            session = checked_qsub(context.engine.session_qsub, context.install, context.engine.qsub_key)
+            context = context._replace(qsub=session)
         if line.own & SHOWN:
             from vsub.dryrun import show_submission  # nothing is submitted
 

@@ -6,7 +6,7 @@ import tempfile
 
 from vmgr.config import Config
 from vsub.options import DRY_RUN
-from vsub.shown import explain, files_of, print_guest
+from vsub.shown import Shown, explain, files_of, print_guest
 from vsub.submission import Submission
 
 
@@ -16,7 +16,7 @@ def show_submission(submission: Submission, config: Config, qsub: str, own: froz
     The random parts (the folder's name, the key pair and with it the specification's hash) are made anew by a
     submission; everything else is exactly what it would be.
     """
-    rows = list(explain(submission.plan, config))
+    rows = list(explain(submission.plan, config, submission.engine.explain(submission.job(""))))
     if DRY_RUN not in own:
         print_guest(rows, own)
         return
@@ -25,4 +25,4 @@ def show_submission(submission: Submission, config: Config, qsub: str, own: froz
     with tempfile.TemporaryDirectory(prefix="vsub-") as folder:
         with submission.written(qsub, keep="--wait" in own, home=folder) as (directory, written):
             files = files_of(directory.path, written.directory)
-        print_guest(rows, own, written.argv, files)
+        print_guest(rows, own, Shown(written.argv, files, written.environment))

@@ -22,7 +22,7 @@ from vmgr.units import format_size_mib
 from vsub.hostrequest import Given, HostRequest, Nodes, Tasks
 
 MIB = 1 << 20
-PER_PROCESS = ("pmem", "pvmem")
+PER_PROCESS = ("pmem", "pvmem", "--mem-per-cpu")
 """Resources that bound each process of the job, of which there are as many as processors."""
 
 

@@ -56,8 +56,9 @@ class Follower:
             self._look()
         except KeyboardInterrupt:
             kept = f"; its files stay in {self.directory}" if self.directory else ""
-            say(f"interrupted; job {self.job_id} keeps running: `qstat {self.job_id}` shows it, "
-                f"`qdel {self.job_id}` ends it{kept}")  # fmt: skip
+            shows, deletes = self.engine.commands
+            say(f"interrupted; job {self.job_id} keeps running: `{shows} {self.job_id}` shows it, "
+                f"`{deletes} {self.job_id}` ends it{kept}")  # fmt: skip
             return INTERRUPTED
         status = self._status(state)
         self._timeline(status)

@@ -7,6 +7,7 @@ from vmgr.request import KEYS
 _HEAD = """\
 usage: vsub [options of qsub] [-vm KEY=VALUE[,KEY=VALUE...]]... [SCRIPT]
        vsub -I [options of qsub] [-vm ...]... [-x SCRIPT]
+       vsub ... --slurm [options of sbatch] [SCRIPT [ARGUMENT...]]   (on Slurm)
 
 Submits a batch job as qsub does; the job's script runs inside a virtual machine
 made from the site's defaults and what -vm asks for. SCRIPT is read from standard

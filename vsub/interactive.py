@@ -44,7 +44,7 @@ def run_session(submission: Submission, qsub: str) -> int:
         debug(f"running {written.argv}")
         try:
             with _behind(directory.path):
-                status = _run(written.argv)
+                status = _run(written.argv, written.environment)
         except OSError as err:
             raise VTorqueError(f"cannot run {qsub}: {err.strerror}", code=Code.ENGINE) from err
         result = _result(directory.path)
@@ -82,7 +82,7 @@ def _nothing(*_: object) -> None:
     """A handler, not SIG_IGN: what is ignored would stay ignored in qsub."""
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], environment: Optional[dict[str, str]]) -> int:
     """Run qsub to its end; a TERM or HUP is passed on to it, for it deletes the job."""
     children: list[int] = []
 
@@ -92,7 +92,7 @@ def _run(argv: list[str]) -> int:
 
     held = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        children.append(spawn(argv))
+        children.append(spawn(argv, environment=environment))
         return wait_status(children[0])
     finally:
         for number, handler in held.items():

@@ -19,6 +19,10 @@ WITH_VALUE = frozenset(letter for letter, after in zip(GETOPT, GETOPT[1:] + " ")
 FLAGS = frozenset(GETOPT) - WITH_VALUE - {":"}
 
 DRY_RUN = "--dry-run"
+NATIVE = "--slurm"
+"""What stands behind this word is in the batch system's own language; an engine reads it."""
+SBATCH = "sbatch"
+"""The letter of an option that is sbatch's and has no letter of qsub's: `--name` or `--name=value` is its value."""
 OWN = ("--wait", "--explain", DRY_RUN, "--json", "--debug", "--version", "--help", "-gf")
 """Our own words; `-gf` is what `--dry-run` was called in the vTorque of 2018."""
 
@@ -33,6 +37,8 @@ class Option(NamedTuple):
     source: str
 
     def __str__(self) -> str:
+        if self.letter == SBATCH:
+            return self.value or ""
         return f"-{self.letter}" if self.value is None else f"-{self.letter} {self.value}"
 
     def argv(self) -> list[str]:
@@ -45,7 +51,8 @@ class Line(NamedTuple):
 
     `rest` is the line without our words, for a qsub that is to see it untouched. `problem` says what qsub
     would not understand (None: nothing); it only matters to a job that does not go to qsub as it is. `vm`
-    holds the values of our own `-vm`. `prefix` is what marks a directive, None where the line does not say.
+    holds the values of our own `-vm`. `prefix` is what marks a directive, None where the line does not say. `native`
+    is what stands behind `--slurm`, None for a line without it.
     """
 
     options: tuple[Option, ...]
@@ -55,6 +62,7 @@ class Line(NamedTuple):
     rest: tuple[str, ...]
     problem: Optional[str]
     prefix: Optional[str] = None
+    native: Optional[tuple[str, ...]] = None
 
     def last(self, letter: str) -> Optional[Option]:
         """The option that counts where the last one wins."""
@@ -82,6 +90,7 @@ def parse_line(words: list[str], source: str = COMMAND_LINE, *, own_words: bool 
         rest=tuple(reader.rest),
         problem=reader.problem,
         prefix=reader.prefix,
+        native=reader.native,
     )
 
 
@@ -100,6 +109,7 @@ class _Reader:
         self.rest: list[str] = []
         self.problem: Optional[str] = None
         self.prefix: Optional[str] = None
+        self.native: Optional[tuple[str, ...]] = None
 
     def run(self) -> None:
         while self.at < len(self.words):
@@ -110,6 +120,9 @@ class _Reader:
                 self.vm.append(Option("vm", value, self.source if number == 1 else f"{self.source}, -vm no. {number}"))
             elif self.own_words and word in OWN:
                 self.own.add(DRY_RUN if word == "-gf" else word)
+            elif self.own_words and word == NATIVE:
+                self.native = tuple(self.words[self.at :])
+                return
             else:
                 self.rest.append(word)
                 if word == "--":

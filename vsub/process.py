@@ -34,7 +34,12 @@ def restore_locale() -> None:
 
 
 def spawn(
-    argv: list[str], *, stdin: Optional[str] = None, stdout: Optional[int] = None, mask: Optional[Iterable[int]] = None
+    argv: list[str],
+    *,
+    stdin: Optional[str] = None,
+    stdout: Optional[int] = None,
+    mask: Optional[Iterable[int]] = None,
+    environment: Optional[dict[str, str]] = None,
 ) -> int:
     """Start `argv` and give its process id. `stdin` is a path, `stdout` a descriptor, `mask` its blocked signals.
 
@@ -46,7 +51,8 @@ def spawn(
     if stdout is not None:
         actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if mask is None else mask
-    return os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigmask=blocked, setsigdef=_DEFAULTS)
+    surroundings = os.environ if environment is None else environment
+    return os.posix_spawn(argv[0], argv, surroundings, file_actions=actions, setsigmask=blocked, setsigdef=_DEFAULTS)
 
 
 class Ended(NamedTuple):
@@ -57,8 +63,8 @@ class Ended(NamedTuple):
     interrupted: bool
 
 
-def run_captured(argv: list[str]) -> Ended:
-    """Run `argv` to its end; the exit status is 128 + n for signal n.
+def run_captured(argv: list[str], environment: Optional[dict[str, str]] = None) -> Ended:
+    """Run `argv` to its end, in our environment or another; the exit status is 128 + n for signal n.
 
     A signal that ends us ends it too; what it said until then is told, for it may have done its work. From its end on
     INT, TERM and HUP are held back, so that what follows from it is done: until `let_signals_in`. Raises OSError.
@@ -69,7 +75,7 @@ def run_captured(argv: list[str]) -> Ended:
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         try:
-            child = spawn(argv, stdout=writing, mask=held)
+            child = spawn(argv, stdout=writing, mask=held, environment=environment)
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             raise
@@ -138,12 +144,15 @@ def feed_standard_input(data: bytes) -> None:
     os.close(descriptor)
 
 
-def become(argv: list[str]) -> NoReturn:
-    """Turn this process into `argv`. Raises VTorqueError (VT-ENGINE) if that cannot be."""
+def become(argv: list[str], environment: Optional[dict[str, str]] = None) -> NoReturn:
+    """Turn this process into `argv`, in our environment or another.
+
+    Raises VTorqueError (VT-ENGINE) if that cannot be.
+    """
     for number in _DEFAULTS:
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execv(argv[0], argv)
+        os.execve(argv[0], argv, os.environ if environment is None else environment)
     except (OSError, ValueError) as err:
         raise VTorqueError(f"cannot run {argv[0]}: {err}", code=Code.ENGINE) from err
 

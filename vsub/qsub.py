@@ -35,10 +35,13 @@ def is_taken(ended: Ended) -> bool:
     return ended.status == 0 or (ended.interrupted and bool(ended.output.split()))
 
 
-def run_qsub(argv: list[str]) -> Ended:
-    """Run `qsub`. Raises VTorqueError (VT-ENGINE) if it cannot start, KeyboardInterrupt if a signal came in time."""
+def run_qsub(argv: list[str], environment: Optional[dict[str, str]] = None) -> Ended:
+    """Run `qsub`, in our environment or another.
+
+    Raises VTorqueError (VT-ENGINE) if it cannot start, KeyboardInterrupt if a signal came in time.
+    """
     try:
-        ended = run_captured(argv)
+        ended = run_captured(argv, environment)
     except (OSError, ValueError) as err:
         raise VTorqueError(f"cannot run {argv[0]}: {err}", code=Code.ENGINE) from err
     if ended.interrupted and not is_taken(ended):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.errors import printable
 from vmgr.request import KEYS, show
+from vsub.engines import Said
 from vsub.hostrequest import chooses_node_access
 from vsub.options import Option
 from vsub.plan import Plan
@@ -31,9 +32,29 @@ class Row(NamedTuple):
     source: str
 
 
-def explain(plan: Plan, config: Config) -> Iterator[Row]:
-    """Every value of a guest job with its source: of the guests, then qsub's options, then the resources."""
+class Shown(NamedTuple):
+    """A submission: its command line, the files that would be written, its environment (None: that of vsub)."""
+
+    argv: list[str]
+    files: list[dict[str, Any]]
+    environment: Optional[dict[str, str]]
+
+
+def explain(plan: Plan, config: Config, said: Optional[tuple[Said, ...]]) -> Iterator[Row]:
+    """Every value of a guest job with its source: of the guests, then what the batch system is told.
+
+    `said` is the latter where it is not in the language of qsub.
+    """
     yield from _guests(plan)
+    if said is None:
+        yield from _of_qsub(plan, config)
+    else:
+        yield from (Row(*each) for each in said)
+    yield Row("directory", plan.workdir, _workdir_source(plan))
+
+
+def _of_qsub(plan: Plan, config: Config) -> Iterator[Row]:
+    """qsub's options, then the resources."""
     for option in _last_of_each(plan.options):
         if option.letter == "L" and plan.fitted.tasks is not None:
             option = option._replace(value=str(plan.fitted.tasks), source=f"{option.source}; {OF_GUESTS}")
@@ -53,7 +74,6 @@ def explain(plan: Plan, config: Config) -> Iterator[Row]:
         yield Row("-l naccesspolicy", config.submit.node_access, config.origin("submit.node_access"))
     if config.submit.job_type is not None:
         yield Row("-T", config.submit.job_type, config.origin("submit.job_type"))
-    yield Row("directory", plan.workdir, _workdir_source(plan))
 
 
 def _in_place_of(name: str, wanted: dict[str, Resource]) -> str:
@@ -125,20 +145,24 @@ def print_plain(argv: list[str], source: str, own: frozenset[str]) -> None:
     print(shlex.join(argv))
 
 
-def print_guest(
-    rows: list[Row], own: frozenset[str], argv: Optional[list[str]] = None, files: Optional[list[dict[str, Any]]] = None
-) -> None:
-    """What becomes of a guest job: its values, or its command line and the files that would be written."""
+def print_guest(rows: list[Row], own: frozenset[str], shown: Optional[Shown] = None) -> None:
+    """What becomes of a guest job: its values, or its submission."""
     if "--json" in own:
         values = {row.key: {"value": row.value, "source": row.source} for row in rows}
-        written = {} if argv is None else {"argv": argv, "files": files}
+        written: dict[str, Any] = {} if shown is None else {"argv": shown.argv, "files": shown.files}
+        if shown is not None and shown.environment is not None:
+            written["environment"] = shown.environment
         print_json({"guest": True, "values": values, **written})
         return
-    if argv is None:
+    if shown is None:
         print_rows(rows)
         return
-    print(shlex.join(argv))
-    for file in files or []:
+    print(shlex.join(shown.argv))
+    if shown.environment is not None:
+        print("\nthe job's environment")
+        for name, value in sorted(shown.environment.items()):
+            print(f"    {printable(name)}={printable(value)}")
+    for file in shown.files:
         print(f"\n{file['path']} ({file['mode']}, {file['size']} bytes)")
         if file["content"] is None:
             print("    not shown: made anew for each submission")

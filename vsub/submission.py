@@ -19,11 +19,15 @@ from vsub.report import debug
 
 
 class Written(NamedTuple):
-    """What a submission consists of: the job directory, its specification, and the command line."""
+    """What a submission consists of: the job directory, its specification, the command line and its environment.
+
+    `environment` is None where it is ours.
+    """
 
     directory: str
     spec: Spec
     argv: list[str]
+    environment: Optional[dict[str, str]]
 
 
 class Submission:
@@ -33,7 +37,7 @@ class Submission:
         self.plan = plan
         self.account = account
         self._config = config
-        self._engine = engine
+        self.engine = engine
         self._install = install
 
     @contextmanager
@@ -46,7 +50,9 @@ class Submission:
                 path = directory.write(spec, self._files(), self._programs())
                 debug(f"wrote {path}")
                 os.umask(umask)  # qsub may pass it on to the job
-                yield directory, Written(path, spec, [qsub, *self._engine.guest_arguments(self._job(path))])
+                job = self.job(path)
+                argv = [qsub, *self.engine.guest_arguments(job)]
+                yield directory, Written(path, spec, argv, self.engine.guest_environment(job))
         finally:
             os.umask(umask)
 
@@ -54,14 +60,15 @@ class Submission:
         """Write the job directory and call `qsub`. Nothing is left in the home unless `qsub` took the job."""
         with self.written(qsub, keep=keep) as (directory, written):
             debug(f"running {written.argv}")
-            ended = run_qsub(written.argv)
+            ended = run_qsub(written.argv, written.environment)
             submitted = Submitted(written.argv, ended, True, silent=self.plan.last("z") is not None)
             if not submitted.taken:
                 return submitted
-            directory.keep(b"".join(ended.output.split()[-1:]))
+            directory.keep(self.engine.noted_id(ended.output))
             return submitted._replace(directory=written.directory)
 
-    def _job(self, directory: str) -> GuestJob:
+    def job(self, directory: str) -> GuestJob:
+        """What the batch system is to be told of a job whose directory is this."""
         plan = self.plan
         return GuestJob(
             options=plan.options,

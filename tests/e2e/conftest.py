@@ -9,7 +9,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -84,7 +84,13 @@ class User:
             group=self.gid,
             extra_groups=[],
             cwd=cwd or self.home,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self.home), "LANG": "C.UTF-8", **(env or {})},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(self.home),
+                "LANG": "C.UTF-8",
+                **self.site.environment,
+                **(env or {}),
+            },
             umask=umask,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -134,6 +140,9 @@ class User:
 
 class Site:
     """The installation, its batch system and what must not be left behind."""
+
+    environment: Mapping[str, str] = {}
+    """What users need to find the batch system."""
 
     def __init__(self, prefix: Path, root: Path) -> None:
         self.prefix, self.root, self.run = prefix, root, Path(f"/run/{root.name}")

@@ -26,7 +26,7 @@ class Terminal:
 
         environment = {
             "PATH": path, "HOME": str(user.home), "USER": user.name, "LOGNAME": user.name,
-            "LANG": "C.UTF-8", "TERM": "xterm-256color",
+            "LANG": "C.UTF-8", "TERM": "xterm-256color", **user.site.environment,
         }  # fmt: skip
         self.child = pexpect.spawn(
             argv[0], list(argv[1:]), cwd=str(user.home), env=environment, dimensions=(rows, columns),

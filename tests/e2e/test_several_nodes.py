@@ -47,10 +47,10 @@ class Cluster(Site):
 
     def left_behind(self) -> list[str]:
         left = [
-            f"process {process.cmdline()}"
+            f"process {process}"
             for what in ("qemu-system", "libexec/vtorque-")
             for process in self.processes(what)
-            if "vtorque-local" not in " ".join(process.cmdline())
+            if not self._belongs(process)
         ]
         for node in self.nodes:
             for place in ("spool/jobs", "overlays"):

@@ -310,6 +310,21 @@ def test_a_hook_that_the_site_puts_into_the_folder_later(place: Place) -> None:
     assert (mom_priv / "epilogue.user").read_text() == "#!/bin/sh\nexit 0\n" and not later.exists()
 
 
+def test_hooks_that_lay_in_the_folder_before(place: Place) -> None:
+    """They stay there, and run; what lies at their names in mom_priv as well is not touched."""
+    place.share()
+    for name in ("epilogue.user", "prologue"):
+        (place.mom_priv / "vtorque-site").mkdir(exist_ok=True)
+        (place.mom_priv / "vtorque-site" / name).write_text("#!/bin/sh\nexit 0\n")
+    before = place.before()
+    answer = perform(place.order(), None)
+    assert any("/prologue is not vTorque's" in line for line in answer["kept"]), answer
+    assert is_ours((place.mom_priv / "epilogue.user").read_bytes())
+    perform(place.order(), None)
+    perform(place.order("uninstall"), None)
+    assert place.before() == before
+
+
 # --- what is checked
 
 

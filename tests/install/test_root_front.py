@@ -121,6 +121,22 @@ def test_what_is_somebody_elses_stays(place: Place) -> None:
     assert files == {"opt/sub/vtorque/etc/vtorque/vtorque.yaml", "opt/sub/vtorque/trees/one.kept/share/vmgr"}
 
 
+def test_a_prefix_in_which_something_else_lies(place: Place) -> None:
+    (place.prefix / "bin").mkdir(parents=True)
+    before = place.picture()
+    with pytest.raises(VTorqueError, match=r"a folder bin that is not of install\.sh"):
+        place.install()
+    assert place.picture() == before
+
+
+def test_a_prefix_that_others_could_change(place: Place) -> None:
+    (place.base / "opt").chmod(0o777)
+    before = place.picture()
+    with pytest.raises(VTorqueError, match="writable by others"):
+        place.install()
+    assert place.picture() == before
+
+
 def test_a_configuration_that_is_wrong_changes_nothing_that_runs(place: Place) -> None:
     place.install()
     (place.prefix / "etc" / "vtorque" / "vtorque.yaml").write_text("engine: none\n")

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import psutil
 import pytest
 from installsite import REPOSITORY, SITE_HOOKS, SSHD, Cluster, picture
@@ -139,6 +140,24 @@ def test_refused_with_one_line(cluster: Cluster) -> None:
         told = cluster.install(*words, status=2)
         assert said in told and told.count("\n") == 1, words
     assert picture(cluster.prefix) == before
+
+
+def test_it_asks_on_a_terminal_only(cluster: Cluster) -> None:
+    before = picture(cluster.prefix)
+    for answer in ("n", ""):
+        program, *words = cluster.command("--uninstall")
+        asked = pexpect.spawn(program, words, env=cluster.environment(), encoding="utf-8", timeout=60)
+        asked.expect(re.escape(f"take vTorque away from {cluster.prefix} and 0 nodes? [y/N] "))
+        asked.sendline(answer)
+        asked.expect(pexpect.EOF)
+        asked.close()
+        assert asked.exitstatus == 1 and picture(cluster.prefix) == before
+    program, *words = cluster.command("--yes", "--nodes", "n1")
+    asked = pexpect.spawn(program, words, env=cluster.environment(), encoding="utf-8", timeout=60)
+    asked.expect("1 of 1 nodes done")
+    asked.expect(pexpect.EOF)
+    asked.close()
+    assert asked.exitstatus == 0 and "y/N" not in str(asked.before)
 
 
 # --- nodes

@@ -44,10 +44,11 @@ def user(base: Path) -> User:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No test leaves a child behind, nor a descriptor."""
-    before = {fd.name for fd in Path("/proc/self/fd").iterdir()}
-    yield
     me = psutil.Process()
-    _, alive = psutil.wait_procs(me.children(recursive=True), timeout=5)
+    before = {fd.name for fd in Path("/proc/self/fd").iterdir()}
+    daemons = set(me.children(recursive=True))  # those of a module's fixture
+    yield
+    _, alive = psutil.wait_procs(set(me.children(recursive=True)) - daemons, timeout=5)
     assert not alive, f"left behind: {alive}"
     deadline = time.monotonic() + 5
     while left := {fd.name for fd in Path("/proc/self/fd").iterdir()} - before:  # a thread may be about to close it

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from slurmsite import SlurmSite
 from vsubsite import Runner, Site
 
 import vsub.cli
@@ -27,3 +28,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 @pytest.fixture
 def vsub_run(site: Site, capfd: pytest.CaptureFixture[str]) -> Runner:
     return Runner(capfd)
+
+
+@pytest.fixture
+def slurm(site: Site, monkeypatch: pytest.MonkeyPatch) -> SlurmSite:
+    """The site with Slurm as its batch system."""
+    for name in os.environ:
+        if name.startswith(("SLURM", "SBATCH")):
+            monkeypatch.delenv(name)
+    return SlurmSite(site)

@@ -57,7 +57,7 @@ def test_values_and_their_origin(install: Installation) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("engine: slurm\n", "line 1: engine is 'slurm': one of torque, local is needed"),
+        ("engine: lsf\n", "line 1: engine is 'lsf': one of torque, local, slurm is needed"),
         ("\nengin: local\n", "line 2: engin is 'local': unknown key; allowed here: engine, submit"),
         ("policy:\n  vcpus:\n    max: many\n", "line 3: policy.vcpus.max is 'many'"),
         ("policy:\n  vcpus:\n    max: true\n", "line 3: policy.vcpus.max is 'True'"),

@@ -27,7 +27,7 @@ _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _DOTTED = re.compile(r"[a-z_]+(?:\[\])?(?:\.[a-z_]+(?:\[\])?)+")
-_FILES = (".md", ".py", ".env", ".yaml", ".json", ".sock", ".log")
+_FILES = (".md", ".py", ".env", ".yaml", ".json", ".sock", ".log", ".conf", ".service")
 
 
 def page_id(page: Path) -> str:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nodesite import FUZZ
 
 from vmgr.jobspec import SpecPath
-from vmgr.node.hookargs import guest_job, member_index, parse_epilogue, parse_prologue, place_name
+from vmgr.node.hookargs import guest_job, member_index, own_job, parse_epilogue, parse_prologue, passed, place_name
+from vmgr.node.hookcall import HookCall, OwnJob
 
 SHA = "0123456789abcdef" * 4
 DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
@@ -29,7 +30,7 @@ EPILOGUE = [
 
 def test_a_real_prologue() -> None:
     call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "1"})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 1, "batch", TASK_FILE, None)
+    assert call == HookCall("63.head.cluster", "carol", DIRECTORY, 1, "batch", TASK_FILE)
 
 
 def test_the_files_about_a_jobs_nodes() -> None:
@@ -37,12 +38,13 @@ def test_the_files_about_a_jobs_nodes() -> None:
     assert call.node_file == "/var/spool/torque/aux/63.head.cluster" and call.task_file == TASK_FILE
     for script in ("", "jobs/63.SC", "/jobs/63", "/jobs/63.JB"):
         assert parse_prologue([*PROLOGUE[:7], script], {}).task_file is None
-    assert parse_prologue(PROLOGUE[:5], {"PBS_NODEFILE": ""})[-2:] == (None, None)
+    call = parse_prologue(PROLOGUE[:5], {"PBS_NODEFILE": ""})
+    assert (call.task_file, call.node_file, call.nodes) == (None, None, None)
 
 
 def test_a_real_epilogue() -> None:
     call = parse_epilogue(EPILOGUE, {})
-    assert call == ("63.head.cluster", "carol", DIRECTORY, 0, "batch", None, None)
+    assert call == HookCall("63.head.cluster", "carol", DIRECTORY, 0, "batch")
 
 
 @pytest.mark.parametrize("job_id", ["63-1.head", "63[].head", "63[7].head", "1.a", "12345678901234567890.head-1.x"])
@@ -194,3 +196,11 @@ def test_place_names_are_short_and_tell_jobs_apart(job_ids: list[str]) -> None:
 
 def test_a_place_name_is_the_job_id_where_that_is_short() -> None:
     assert place_name("63.head.cluster") == "63.head.cluster"
+
+
+def test_a_jobs_own_process() -> None:
+    assert own_job({"PBS_JOBID": "63[7].head"}) == OwnJob("63[7].head", 7)
+    assert own_job({"PBS_JOBID": "63.head"}) == OwnJob("63.head") and own_job({}) == OwnJob("")
+    environment = {"PBS_JOBID": "63.head", "SLURM_X": "mine"}
+    assert passed(environment) == environment
+    assert parse_prologue(["63[7].head", *PROLOGUE[1:]], {}).tag == "7"

@@ -14,6 +14,7 @@ from nodesite import a_spec
 
 from vmgr.jobspec import SpecPath, dump_spec, spec_hash
 from vmgr.node import jobfiles
+from vmgr.node.hookargs import member_index
 from vmgr.node.jobfiles import JobFiles, own_name, status_name
 
 
@@ -41,26 +42,28 @@ def outer(path: SpecPath) -> Path:
     ],
 )
 def test_names(job_id: str, name: str, status: str) -> None:
-    assert own_name("run", job_id, "n1", "7-8") == name and status_name(job_id, "n1") == status
+    assert own_name("run", member_index(job_id), "n1", "7-8") == name
+    member = member_index(job_id)
+    assert status_name(None if member is None else str(member), "n1") == status
 
 
 def test_a_job_that_nobody_waits_for_takes_its_directory_away(tmp_path: Path) -> None:
     path = submitted(tmp_path)
-    JobFiles(path, "12.host").leave(3, None)
+    JobFiles(path, None).leave(3, None)
     assert not outer(path).exists() and outer(path).parent.is_dir()
 
 
 @pytest.mark.parametrize(("job_id", "name"), [("12.host", "result.json"), ("12[7].host", "result.7.json")])
 def test_the_result_for_who_waits(job_id: str, name: str, tmp_path: Path) -> None:
     path = submitted(tmp_path, keep=True, array="7" if "[" in job_id else None)
-    JobFiles(path, job_id).leave(76, "VT-GUEST")
+    JobFiles(path, member_index(job_id)).leave(76, "VT-GUEST")
     assert json.loads(Path(path.directory, name).read_text()) == {"v": 1, "status": 76, "code": "VT-GUEST"}
     assert sorted(file.name for file in Path(path.directory).iterdir()) == [name, "spec.json"]
 
 
 def test_an_altered_specification_says_nothing(tmp_path: Path) -> None:
     path = submitted(tmp_path, alter=True, keep=True)
-    files = JobFiles(path, "12.host")
+    files = JobFiles(path, None)
     assert files.spec is None
     files.leave(71, "VT-SPEC")
     assert not outer(path).exists()
@@ -73,14 +76,14 @@ def test_the_last_member_takes_the_directory_away(array: str, tmp_path: Path) ->
     random.Random(array).shuffle(order)
     for number, index in enumerate(order):
         assert outer(path).is_dir(), f"gone after {number} of 5"
-        JobFiles(path, f"12[{index}].host").leave(0, None)
+        JobFiles(path, index).leave(0, None)
     assert not outer(path).exists()
 
 
 def test_a_member_that_ended_twice_counts_once(tmp_path: Path) -> None:
     path = submitted(tmp_path, array="1-2")
     for _ in range(3):
-        JobFiles(path, "12[1].host").leave(0, None)
+        JobFiles(path, 1).leave(0, None)
     assert outer(path).is_dir()
 
 
@@ -92,20 +95,20 @@ def test_who_does_not_know_all_members_leaves_the_directory(
     job_id: str, array: Optional[str], alter: bool, tmp_path: Path
 ) -> None:
     path = submitted(tmp_path, array=array, alter=alter)
-    JobFiles(path, job_id).leave(0, None)
+    JobFiles(path, member_index(job_id)).leave(0, None)
     assert outer(path).is_dir() is (job_id != "12.host")
 
 
 def test_a_mark_that_cannot_be_made_leaves_it_to_the_sweep(tmp_path: Path) -> None:
     path = submitted(tmp_path, array="1")
-    files = JobFiles(path, "12[1].host")
+    files = JobFiles(path, 1)
     shutil.rmtree(path.directory)
     files.leave(0, None)
     assert outer(path).is_dir()
 
 
 def _member(path: SpecPath, index: int, start: Any) -> None:
-    files = JobFiles(path, f"12[{index}].host")
+    files = JobFiles(path, index)
     start.wait(30)
     files.leave(0, None)
 

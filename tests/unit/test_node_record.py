@@ -487,16 +487,17 @@ def test_members_of_an_array_are_jobs_of_their_own(first: str, second: str, node
     assert len(reap(node.config)) == 1 and node.left() == []
 
 
-def test_a_hook_that_is_called_twice_finds_what_it_has_begun(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_is_called_twice_finds_what_it_has_begun(node: Node) -> None:
     paths = node.config.paths
-    assert not record.has_begun(paths, FACTS["job_id"])
+    assert not record.has_begun(paths, FACTS["job_id"], record.hook_start())
     place = record.new_place(paths, FACTS["job_id"])
     lock, listener = record.create(place, FACTS)
     listener.close()
     os.close(lock)
-    assert record.has_begun(paths, FACTS["job_id"]) and not record.has_begun(paths, "999.host")
-    monkeypatch.setattr(record, "hook_start", lambda: place.start + 1)  # the prologue of the job's next start
-    assert not record.has_begun(paths, FACTS["job_id"])
+    assert record.has_begun(paths, FACTS["job_id"], place.start) and not record.has_begun(
+        paths, "999.host", place.start
+    )
+    assert not record.has_begun(paths, FACTS["job_id"], place.start + 1), "the prologue of the job's next start"
     assert undo(place) == []
 
 

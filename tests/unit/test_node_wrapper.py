@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import SpecPath
 from vmgr.node import agent, wrapper
+from vmgr.node.hookcall import OwnJob
 from vmgr.node.record import Place
 
 
@@ -27,14 +29,14 @@ def test_events_are_made_in_the_loop_that_waits_for_them(monkeypatch: pytest.Mon
             return 5
 
     monkeypatch.setattr(wrapper, "JobWrapper", Inside)
-    monkeypatch.setattr(wrapper, "load_config", lambda _: None)
+    monkeypatch.setattr(wrapper, "load_config", lambda _: SimpleNamespace(engine="torque"))
     assert wrapper.main(["/job"]) == 5
 
 
 def test_a_real_job_wrapper_and_agent_wait_in_their_loop(tmp_path: Path) -> None:
     async def wait() -> None:
         config: Any = None
-        job = wrapper.JobWrapper(config, "12.host", str(tmp_path))
+        job = wrapper.JobWrapper(config, OwnJob("12.host"), str(tmp_path), {})
         asyncio.get_running_loop().call_later(0.01, job._changed.set)
         await asyncio.wait_for(job._changed.wait(), 5)
         call = agent.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, "0" * 64), 0, None)
@@ -56,7 +58,7 @@ def test_a_fault_has_a_reason_and_a_status(
     monkeypatch.setattr(wrapper.JobWrapper, "_run", full)
 
     async def run() -> int:
-        return await wrapper.JobWrapper(config, "12.host", str(tmp_path)).run()
+        return await wrapper.JobWrapper(config, OwnJob("12.host"), str(tmp_path), {}).run()
 
     assert asyncio.run(run()) == Code.INTERNAL.status
     assert "VT-INTERNAL: " in (said := capfd.readouterr().err) and "Disk quota exceeded" in said
@@ -116,10 +118,32 @@ def test_a_result_that_cannot_be_written_is_said(
     config: Any = None
 
     async def leave() -> None:
-        job = wrapper.JobWrapper(config, "12.host", f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}")
+        job = wrapper.JobWrapper(config, OwnJob("12.host"), f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}", {})
         assert job._files is not None
         monkeypatch.setattr(job._files, "leave", full)
         job._leave(0, None)
 
     asyncio.run(leave())
     assert "cannot write the result: [Errno 122] Disk quota exceeded" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("may_come_back", "signalled", "stays"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_the_directory_of_a_job_that_may_come_back_stays(
+    tmp_path: Path, may_come_back: bool, signalled: bool, stays: bool
+) -> None:
+    """Slurm ends a job that it queues again as it ends one that is cancelled."""
+    config: Any = None
+    directory = tmp_path / ".vtorque" / ("0" * 16) / ("0" * 64)
+    directory.mkdir(parents=True)
+
+    async def leave() -> None:
+        own = OwnJob("12.ref", may_come_back=may_come_back)
+        job = wrapper.JobWrapper(config, own, str(directory), {})
+        if signalled:
+            job._signal(signal.SIGTERM)
+        job._leave(0, None)
+
+    asyncio.run(leave())
+    assert directory.exists() == stays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -48,8 +49,15 @@ class Front:
         for name, data in SCRIPTS.items():
             (site.work / name).write_bytes(data)
 
-    def configure(self, without_vm: str = "guest", text: str = "") -> None:
+    def configure(self, without_vm: str = "guest", text: str = "", *, engine: str = "torque") -> None:
         self.site.configure(text, submit=f", without_vm: {without_vm}")
+        if engine == "slurm":
+            folder = self.site.base / "bin"
+            folder.mkdir(exist_ok=True)
+            for name in ("sbatch", "srun"):
+                shutil.copy(self.site.qsub, folder / name)
+            config = self.site.install.config
+            config.write_text(f"engine: slurm\nslurm: {{bin: {folder}}}\n{config.read_text()}")
         write_front(compile_config(self.site.install), self.site.install)
 
     def __call__(self, *words: str, stdin: bytes = b"", env: Optional[dict[str, str]] = None) -> Went:
@@ -111,6 +119,34 @@ def test_a_job_without_guests_goes_to_qsub(front: Front, line: str, argv: str) -
     ],
 )  # fmt: skip
 def test_everything_else_is_left_to_python(front: Front, line: str) -> None:
+    assert front(*shlex.split(line)) == ("python", shlex.split(line), b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "argv"),
+    [
+        ("-vm off plain.sh", "--parsable plain.sh"),
+        ("plain.sh -vm off", "--parsable plain.sh"),
+        ("-vm off missing.sh", "--parsable missing.sh"),
+    ],
+)
+def test_on_slurm_what_is_written_for_sbatch_goes_to_sbatch(front: Front, line: str, argv: str) -> None:
+    (front.site.work / "plain.sh").write_bytes(b"#!/bin/sh\n#SBATCH --nodes=2 --comment='a b'\n")
+    front.configure(engine="slurm")
+    assert front(*shlex.split(line)) == ("qsub", shlex.split(argv), b"", 0)
+    assert front("-vm", "off", stdin=b"#!/bin/sh\n") == ("qsub", ["--parsable"], b"#!/bin/sh\n", 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-vm off job.sh", "-vm off -l nodes=1 plain.sh", "-vm off -h plain.sh", "-vm off -Nx plain.sh", "-vm off -",
+        "-vm off -I", "-vm off --slurm -p x plain.sh", "-vm off guest.sh",
+    ],
+)  # fmt: skip
+def test_on_slurm_what_is_written_for_qsub_is_left_to_python(front: Front, line: str) -> None:
+    (front.site.work / "plain.sh").write_bytes(b"#!/bin/sh\n#SBATCH --nodes=2\n")
+    front.configure(engine="slurm")
     assert front(*shlex.split(line)) == ("python", shlex.split(line), b"", 0)
 
 
@@ -195,22 +231,27 @@ class Became(Exception):
     """vsub would have become qsub."""
 
 
+@pytest.mark.parametrize("engine", ["torque", "slurm"])
 @pytest.mark.parametrize("without_vm", ["guest", "qsub"])
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(st.sampled_from(WORDS), max_size=7))
 def test_front_and_python_agree(
-    without_vm: str, front: Front, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    without_vm: str, engine: str, front: Front, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """What the front gives to qsub, Python would have given to qsub."""
-    if not (front.site.base / without_vm).exists():
-        front.configure(without_vm)
-        (front.site.base / without_vm).touch()
+    """What the front gives to qsub, or sbatch, Python would have given to it."""
+    configured = front.site.base / "configured"
+    if not configured.exists():
+        front.configure(without_vm, engine=engine)
+        configured.touch()
+    if without_vm == "guest":  # else next to nothing would get past the front
+        words = ["-vm", "off", *words]
     went = front(*words)
     if went.to == "python":
         assert went.argv == words
         return
 
-    def become(argv: list[str]) -> None:
+    def become(argv: list[str], environment: Optional[dict[str, str]] = None) -> None:
+        assert environment is None
         raise Became(argv[1:])
 
     monkeypatch.setattr(vsub.cli, "become", become)

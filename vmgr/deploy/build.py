@@ -55,9 +55,10 @@ class Source(NamedTuple):
 
     @property
     def hooks(self) -> dict[str, str]:
-        """The sources of the hooks."""
+        """The sources of the hooks, by their paths in `mom_priv_hooks`."""
         folder = Path(self.folder, "mom_priv_hooks")
-        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {os.fspath(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in paths}
 
 
 def source_at(folder: str, version: str, python: str) -> Source:

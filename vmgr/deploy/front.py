@@ -32,6 +32,8 @@ from vmgr.trust import check_trusted
 STATE = ".install"
 BEFORE = "before"
 """The tree of what was installed before there were trees."""
+LOCK = ".lock"
+"""What an installation from before there were trees has in its prefix."""
 INSTALLED = ".installed"
 """What the tests and quickstart.sh look at: it changes with what is installed."""
 
@@ -101,8 +103,18 @@ class Front:
     # --- install
 
     def prepare(self) -> None:
-        """Make the prefix and the folder of the manifest. Raises VTorqueError (VT-TRUST, VT-CONFIG)."""
+        """Make the prefix and the folder of the manifest.
+
+        Raises VTorqueError: VT-TRUST, VT-CONFIG; VT-VALUE where something else lies in the prefix.
+        """
         missing = folders_to(self.prefix)
+        others = [name for name in LINKED if _is_folder(f"{self.prefix}/{name}")]
+        if others and not self.is_there() and not os.path.exists(f"{self.prefix}/{LOCK}"):
+            raise VTorqueError(
+                f"{self.prefix} has a folder {others[0]} that is not of install.sh",
+                code=Code.VALUE,
+                hint="choose another --prefix",
+            )
         check_trusted(os.path.dirname(missing[0]) if missing else self.prefix)
         if not os.path.isdir(self.store.folder):
             self.store.make(missing)
@@ -188,7 +200,7 @@ class Front:
                 os.rename(away, link)
             os.makedirs(f"{self.prefix}/trees/{BEFORE}", exist_ok=True)
             os.rename(link, files.free_name(f"{self.prefix}/trees/{BEFORE}/{name}"))
-        files.remove(f"{self.prefix}/.lock")
+        files.remove(f"{self.prefix}/{LOCK}")
 
     def new_keys(self) -> list[str]:
         """What the configuration can say since the version that is installed now, one line a key."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple, Optional
 
-from vmgr.deploy import alarm
+from vmgr.deploy import alarm, slurmfiles
 from vmgr.deploy.files import look
 from vmgr.deploy.hookfiles import (
     HOOK_MODE,
@@ -63,11 +63,15 @@ def hook_wants(mom_priv: str, hooks: Hooks) -> list[Want]:
 
 
 def samples(folder: str, hooks: Hooks) -> list[Want]:
-    """The hooks as they lie in the installation, for those who put them into `mom_priv` by themselves."""
+    """The hooks as they lie in the installation: Slurm's, which slurm.conf names there, and those for `mom_priv`, for
+    those who put them there by themselves.
+    """
     wants = [Want(folder, FOLDER, 0o755)]
     for hook in hook_files(WRAP):
         if hook.always:
             wants.append(Want(f"{folder}/{hook.target}", FILE, HOOK_MODE, hooks.text(hook.source)))
+    wants.append(Want(f"{folder}/slurm", FOLDER, 0o755))
+    wants += [Want(f"{folder}/slurm/{name}", FILE, HOOK_MODE, hooks.text(f"slurm/{name}")) for name in slurmfiles.HOOKS]
     return wants
 
 

@@ -28,6 +28,7 @@ MODULES = (
     "vmgr.deploy.manifest",
     "vmgr.deploy.moms",
     "vmgr.deploy.nodeside",
+    "vmgr.deploy.slurmfiles",
     "vmgr.deploy.tree",
     "vmgr.deploy.wants",
 )

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from vmgr.doctor import (
+    batchsystem,
     clock,
     confinement,
     hypervisor,
@@ -20,7 +21,6 @@ from vmgr.doctor import (
     kvm,
     leftovers,
     memory,
-    mom,
     network,
     programs,
     rights,
@@ -48,7 +48,7 @@ CHECKS: Mapping[str, Check] = {
     "network": network.check,
     "rights": rights.check,
     "confinement": confinement.check,
-    "batch system": mom.check,
+    "batch system": batchsystem.check,
     "suspension": suspension.check,
     "clock": clock.check,
     "leftovers": leftovers.check,

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 from vmgr import logs
 from vmgr.config import Config, load_config
 from vmgr.errors import Code, VTorqueError
-from vmgr.jobspec import SpecPath, as_plain
+from vmgr.jobspec import as_plain
 from vmgr.logs import LOGGER
 from vmgr.node import process, record
-from vmgr.node.allocation import find, guest_name, over, short
+from vmgr.node.allocation import guest_name, over, short
 from vmgr.node.boot import ConsoleLogs, boot
-from vmgr.node.checkedjob import Call, checked_job
+from vmgr.node.checkedjob import Call, allocation_of, checked_job
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows, parse_ssh_ports
@@ -70,8 +70,7 @@ def main(argv: Sequence[str]) -> int:
     me = process.identify(os.getpid())
     assert me is not None
     record.append(place, {"do": "process", "role": "agent", **me._asdict()})
-    facts = record.begun(place)
-    call = Call(**{**{key: facts[key] for key in Call._fields}, "directory": SpecPath(*facts["directory"])})
+    call = Call.of(record.begun(place))
     log = logs.set_up(
         config.logging, job=call.job_id, reader=_uid(call.user),
         lives=lambda job: record.newest_socket(config.paths, job) is not None,
@@ -204,7 +203,7 @@ class Agent:
     async def _publish(self, user: User) -> None:
         """Keep the status file of the job current: the mother superior's, which knows of all nodes' failures."""
         if self.call.node_index == 0:
-            path = f"{self.call.directory.directory}/{status_name(self.call.job_id, self.progress.facts['node'])}"
+            path = f"{self.call.directory.directory}/{status_name(self.call.tag, self.progress.facts['node'])}"
             await publish(self.progress, user, path, timeout_s=self.config.timeouts.user_file)
 
     async def _report(self, user: User) -> None:
@@ -335,9 +334,7 @@ class Agent:
     async def _live(self, user: User) -> None:
         """Boot the guests, wait for the end of the job, shut the guests down."""
         call, timeouts = self.call, self.config.timeouts
-        allocation = await find(
-            call.task_file, call.node_file, call.node_index, self.place.attempt, timeout_s=timeouts.boot
-        )
+        allocation = await allocation_of(call, self.place.attempt, timeout_s=timeouts.boot)
         self._name_guests(allocation.name)
         self.learned.update(key=allocation.key, node_index=allocation.node_index)
         self.learned["nodes"] = list(allocation.nodes[:1] if allocation.node_index else allocation.nodes)

@@ -1,9 +1,9 @@
 """Which nodes a job has, by the batch system's own word: never by anything that the job's user could have written.
 
-On TORQUE a job of several nodes has the file `mom_priv/jobs/<prefix>.JB` on each of them once every sister's
-`prologue.parallel` has returned. It holds `exec_host`, and a `cookie` that is the same on all nodes and new after a
-requeue: the attempt. A job of one node has no such file during its prologue; its node stands in the node file.
-(Observed on TORQUE 6.1.3; the file is XML, in which a user's text is escaped.)
+Slurm tells its hooks (`given`). On TORQUE a job of several nodes has the file `mom_priv/jobs/<prefix>.JB` on each of
+them once every sister's `prologue.parallel` has returned. It holds `exec_host`, and a `cookie` that is the same on all
+nodes and new after a requeue: the attempt. A job of one node has no such file during its prologue; its node stands in
+the node file. (Observed on TORQUE 6.1.3; the file is XML, in which a user's text is escaped.)
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class TaskFile(NamedTuple):
     exec_host: str
 
 
+def is_node(name: str) -> bool:
+    """Whether this can be the name of a node."""
+    return _NODE.fullmatch(name) is not None
+
+
 def short(node: str) -> str:
     """A node's name up to its first dot."""
     return node.partition(".")[0]
@@ -97,6 +102,11 @@ def parse_slots(exec_host: str, node: str) -> frozenset[int]:
 def parse_node_file(data: bytes) -> Optional[tuple[str, ...]]:
     """The nodes of a node file, one a line and as often as it has processors, each once; None for what is none."""
     return parse_exec_host("+".join(data.decode("utf-8", "replace").split()))
+
+
+def given(nodes: tuple[str, ...], index: int, key: str) -> Allocation:
+    """The allocation that the batch system has told the hook. Raises VTorqueError (VT-NODE) for one without sense."""
+    return _checked(Allocation(nodes, index, key))
 
 
 async def find(

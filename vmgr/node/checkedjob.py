@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.checks import check_spec
 from vmgr.config import Config
@@ -12,7 +13,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, parse_spec
 from vmgr.node import abilities, record
-from vmgr.node.allocation import Allocation
+from vmgr.node.allocation import Allocation, find, given
 from vmgr.node.guestjob import Job
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.network.plan import plan_network
@@ -32,6 +33,27 @@ class Call(NamedTuple):
     queue: Optional[str]
     task_file: Optional[str] = None
     node_file: Optional[str] = None
+    nodes: Optional[tuple[str, ...]] = None
+    key: Optional[str] = None
+    tag: Optional[str] = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Call:
+        """The call in a record: a `HookCall` of a guest job, as JSON keeps it."""
+        nodes = facts["nodes"]
+        found = {key: facts[key] for key in cls._fields}
+        found.update(directory=SpecPath(*facts["directory"]), nodes=None if nodes is None else tuple(nodes))
+        return cls(**found)
+
+
+async def allocation_of(call: Call, attempt: str, *, timeout_s: float) -> Allocation:
+    """The nodes of the attempt, told to its hook or found in what the batch system writes; `attempt` as in `find`.
+
+    Raises VTorqueError (VT-NODE).
+    """
+    if call.nodes is not None and call.key is not None:
+        return given(call.nodes, call.node_index, call.key)
+    return await find(call.task_file, call.node_file, call.node_index, attempt, timeout_s=timeout_s)
 
 
 async def checked_job(

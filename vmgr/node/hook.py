@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, Optional
 
 from vmgr.config import Config, load_config
 from vmgr.node import process, record
-from vmgr.node.hookargs import HookCall, parse_epilogue, parse_prologue
+from vmgr.node.batch import facts
+from vmgr.node.hookcall import HookCall
 from vmgr.paths import Installation, installation
 
 PATIENCE_SECONDS = 0.25
@@ -27,36 +28,48 @@ AGENT_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Run the hook named by `argv[0]` (`prologue` or `epilogue`) with TORQUE's arguments. Ends the process, with 0."""
+    """Run the hook named by `argv[0]` (`prologue` or `epilogue`) with the batch system's arguments.
+
+    Ends the process, with 0.
+    """
     try:
         install = installation()
+        config = load_config(install)
+        batch = facts(config.engine)
+        start = record.hook_start(batch.leader())
         if argv[0] == "prologue":
-            _prologue(parse_prologue(argv[1:], os.environ), install)
+            _prologue(batch.parse_prologue(argv[1:], os.environ), start, config, install)
         else:
-            _epilogue(parse_epilogue(argv[1:], os.environ), install)
+            _epilogue(batch.parse_epilogue(argv[1:], os.environ), start, config)
     except Exception as err:
         print(f"vtorque: {argv[0] if argv else 'hook'}: {err}", file=sys.stderr)
     finally:
         os._exit(0)  # the batch system waits, and taking the interpreter apart is a tenth of the hook
 
 
-def _prologue(call: HookCall, install: Installation) -> None:
+def _prologue(call: HookCall, start: int, config: Config, install: Installation) -> None:
     if call.directory is None:
         return
-    config = load_config(install)
-    if record.has_begun(config.paths, call.job_id):
+    if record.has_begun(config.paths, call.job_id, start):
         return  # the site's own hook has called ours already
-    place = record.new_place(config.paths, call.job_id)
+    place = record.new_place(config.paths, call.job_id, start)
     lock, listener = record.create(place, {**call._asdict(), "directory": list(call.directory)})
     _start_agent(install, place, lock, listener.fileno())
 
 
 def _start_agent(install: Installation, place: record.Place, lock: int, listener: int) -> None:
-    """Start the node agent in a session of its own, with nothing of the mom's but the lock and the socket."""
+    """Start the node agent in a session of its own, with nothing of the batch system's but the lock and the socket.
+
+    It has that session when this returns: slurmd kills what is left in a hook's own.
+    """
+    begun, begin = os.pipe()
     if os.fork():
+        os.close(begin)
+        os.read(begun, 1)  # until the other end is closed
         return
     try:
         os.setsid()
+        os.close(begin)
         os.umask(0o077)
         os.chdir("/")
         null = os.open("/dev/null", os.O_RDWR)
@@ -72,21 +85,20 @@ def _start_agent(install: Installation, place: record.Place, lock: int, listener
         os._exit(127)
 
 
-def _epilogue(call: HookCall, install: Installation) -> None:
-    config = load_config(install)
+def _epilogue(call: HookCall, start: int, config: Config) -> None:
     here = record.places(config.paths, call.job_id)
     if call.directory is None and not here:
         return
-    end_job(config, call.job_id)
+    end_job(config, call.job_id, start)
 
 
-def end_job(config: Config, job_id: str) -> None:
-    """End every attempt of a job that started before the calling process, and undo what it made.
+def end_job(config: Config, job_id: str, start: Optional[int] = None) -> None:
+    """End every attempt of a job that started before the calling hook, which began at `start`; undo what it made.
 
     The tombstone comes first and is looked at by every prologue and agent after it has made its record, so that one
     of the two always sees the other. It goes again when all that could still come up is known to be gone.
     """
-    record.bury(config.paths, job_id)
+    record.bury(config.paths, job_id, start)
     here = [place for place in record.places(config.paths, job_id) if record.is_buried(config.paths, job_id, place)]
     settled = record.take_end(config.paths, job_id) or bool(here)
     for place in here:

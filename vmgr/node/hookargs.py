@@ -7,35 +7,19 @@ status, script path.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from vmgr.jobspec import SpecPath, parse_job_directory
+from vmgr.node.hookcall import HookCall, OwnJob
 
 _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{0,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
 _MEMBER = r"[0-9]{1,20}(?:\[([0-9]{1,10})\]|-([0-9]{1,10}))\."  # not compiled for hooks, which do without
 _MAX_QUEUE = 64
 _IN_QUEUES = dict.fromkeys(map(ord, "_.@-"), "a")
-
-
-class HookCall(NamedTuple):
-    """One call of a prologue or epilogue.
-
-    `directory` is the job directory of a guest job, None for a job without guests. `node_index` is 0 on the mother
-    superior. `queue` is None where the batch system names none. `task_file` is what the batch system writes about a
-    job of several nodes once every sister's prologue has ended, `node_file` (mother superior only) names its nodes
-    before; None where there is none.
-    """
-
-    job_id: str
-    user: str
-    directory: Optional[SpecPath]
-    node_index: int
-    queue: Optional[str]
-    task_file: Optional[str] = None
-    node_file: Optional[str] = None
 
 
 def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
@@ -91,6 +75,22 @@ def _is_queue(text: str) -> bool:
     return plain and text[0] not in ".@-"
 
 
+def leader() -> int:
+    """The process whose start is that of the hook: it leads a session."""
+    return os.getsid(0)
+
+
+def own_job(environ: Mapping[str, str]) -> OwnJob:
+    """The job that the calling process belongs to; one without an id where it belongs to none."""
+    job_id = environ.get("PBS_JOBID", "")
+    return OwnJob(job_id, member_index(job_id))
+
+
+def passed(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a job has in its guest too."""
+    return dict(environ)
+
+
 def member_index(job_id: str) -> Optional[int]:
     """The index of a member of a job array, None for any other job."""
     match = re.match(_MEMBER, job_id)
@@ -103,11 +103,12 @@ def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, qu
         raise ValueError(f"{job_id[:80]!r} is no job id")
     if not _USER.fullmatch(user):
         raise ValueError(f"{user[:80]!r} is no user name")
-    index = environ.get("PBS_NODENUM", "0")
+    index, member = environ.get("PBS_NODENUM", "0"), member_index(job_id)
     return HookCall(
         job_id=job_id,
         user=user,
         directory=guest_job(resources),
         node_index=int(index) if index.isdigit() and len(index) < 9 else 0,
         queue=queue or None,
+        tag=None if member is None else str(member),
     )

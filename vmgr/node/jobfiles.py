@@ -13,36 +13,36 @@ import stat
 import threading
 import time
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from vmgr.errors import VTorqueError
 from vmgr.jobspec import MAX_SPEC_BYTES, Spec, SpecPath, members, parse_spec
-from vmgr.node.hookargs import member_index
 
 READ_SECONDS = 5.0
 REMOVE_TRIES = 40
 REMOVE_PAUSE_SECONDS = 0.025
 
 
-def own_name(kind: str, job_id: str, *parts: str) -> str:
-    """The name of a file that one job alone writes: `kind`, the index of an array's member, then `parts`."""
-    index = member_index(job_id)
-    return ".".join((kind, *(() if index is None else (str(index),)), *parts))
+def own_name(kind: str, tag: Union[int, str, None], *parts: str) -> str:
+    """The name of a file that one job alone writes: `kind`, what tells an array's member from others, then `parts`."""
+    return ".".join((kind, *(() if tag is None else (str(tag),)), *parts))
 
 
-def status_name(job_id: str, node: str) -> str:
-    """Where a node's agent says how far the job is."""
-    return own_name("status", job_id, node, "json")
+def status_name(tag: Optional[str], node: str) -> str:
+    """Where a node's agent says how far the job is; `tag` as in `HookCall`."""
+    return own_name("status", tag, node, "json")
 
 
 class JobFiles:
-    """The directory of one job, or of one member of an array. `spec` is None where it cannot be read as it was."""
+    """The directory of one job, or of the member `index` of an array.
 
-    def __init__(self, path: SpecPath, job_id: str) -> None:
+    `spec` is None where it cannot be read as it was.
+    """
+
+    def __init__(self, path: SpecPath, index: Optional[int]) -> None:
         self.directory = Path(path.directory)
         self.spec = _read_spec(path)
-        self._job_id = job_id
-        self._index = member_index(job_id)
+        self._index = index
 
     def leave(self, status: int, code: Optional[str]) -> None:
         """At the job's end: leave the result for a `vsub` that waits for it, else take the directory away.
@@ -55,9 +55,9 @@ class JobFiles:
             remove(self.directory.parent)
 
     def _write_result(self, status: int, code: Optional[str]) -> None:
-        temporary = self.directory / own_name(".result", self._job_id, str(os.getpid()))
+        temporary = self.directory / own_name(".result", self._index, str(os.getpid()))
         temporary.write_text(json.dumps({"v": 1, "status": status, "code": code}))
-        temporary.replace(self.directory / own_name("result", self._job_id, "json"))
+        temporary.replace(self.directory / own_name("result", self._index, "json"))
 
     def _is_last(self, spec: Spec) -> bool:
         """Mark this member as ended; whether all of the array have ended.

@@ -55,24 +55,24 @@ class Place(NamedTuple):
         return self.folder.name.endswith(process.boot_id()[:8])
 
 
-def new_place(paths: Paths, job_id: str) -> Place:
-    """The place of the attempt that the calling prologue starts; nothing is made yet."""
-    name = f"{hook_start():016d}-{os.getpid()}-{process.boot_id()[:8]}"
+def new_place(paths: Paths, job_id: str, start: Optional[int] = None) -> Place:
+    """The place of the attempt that the calling prologue, which began at `start`, starts; nothing is made yet."""
+    name = f"{hook_start() if start is None else start:016d}-{os.getpid()}-{process.boot_id()[:8]}"
     return _place(paths, place_name(job_id), name)
 
 
-def hook_start() -> int:
+def hook_start(leader: Optional[int] = None) -> int:
     """When the hook that the caller belongs to was started, in clock ticks since the boot.
 
-    A hook is a session leader; counting from there, not from this process, an epilogue that runs beside the prologue
-    of a deleted job is never taken for older.
+    Counting from its first process (`leader`; the leader of the session where none is named), not from this one, an
+    epilogue that runs beside the prologue of a deleted job is never taken for older.
     """
-    return process.start_ticks(os.getsid(0)) or process.start_ticks(os.getpid()) or 0
+    first = os.getsid(0) if leader is None else leader
+    return process.start_ticks(first) or process.start_ticks(os.getpid()) or 0
 
 
-def has_begun(paths: Paths, job_id: str) -> bool:
-    """Whether the hook that the caller belongs to has made a place for the job."""
-    begun = hook_start()
+def has_begun(paths: Paths, job_id: str, begun: int) -> bool:
+    """Whether the hook that began at `begun` has made a place for the job."""
     return any(place.start == begun and place.is_of_this_boot for place in places(paths, job_id))
 
 
@@ -211,9 +211,12 @@ def begun(place: Place) -> dict[str, Any]:
     return next((step for step in steps(place) if step.get("do") == "begin"), {})
 
 
-def bury(paths: Paths, job_id: str) -> None:
-    """Leave a tombstone: every attempt of the job whose prologue started before the calling hook is over."""
-    _write_mark(paths.run / "tombstones" / place_name(job_id), hook_start())
+def bury(paths: Paths, job_id: str, start: Optional[int] = None) -> None:
+    """Leave a tombstone: every attempt of the job whose prologue started before the calling hook is over.
+
+    The hook began at `start`, or with the session of the caller.
+    """
+    _write_mark(paths.run / "tombstones" / place_name(job_id), hook_start() if start is None else start)
 
 
 def is_buried(paths: Paths, job_id: str, place: Place) -> bool:

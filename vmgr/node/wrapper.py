@@ -12,14 +12,16 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from vmgr.config import Config, load_config
 from vmgr.errors import REFUSED, Code, VTorqueError
 from vmgr.jobspec import parse_job_directory
+from vmgr.node.batch import facts
 from vmgr.node.client import AgentLink, failure, no_agent
+from vmgr.node.hookcall import OwnJob
 from vmgr.node.jobfiles import JobFiles, own_name
 from vmgr.node.kept import KeptSession
 from vmgr.node.keptjob import KeptJob, Suspended
@@ -41,17 +43,24 @@ MAX_SCRIPT_BYTES = 1 << 27
 
 def main(argv: Sequence[str]) -> int:
     """Run the job in its guest; gives its exit status. `argv`: see `vmgr.node.submitted`."""
-    job_id = os.environ.get("PBS_JOBID", "")
     try:
         config = load_config(installation())
-        return asyncio.run(_run_job(config, job_id, job_directory(argv)))
+        return asyncio.run(_run_job(config, job_directory(argv)))
     except VTorqueError as err:
         _say(err)
         return _status(err)
 
 
-async def _run_job(config: Config, job_id: str, directory: str) -> int:
-    return await JobWrapper(config, job_id, directory).run()  # before Python 3.10 its events belong to the loop
+async def _run_job(config: Config, directory: str) -> int:
+    batch = facts(config.engine)
+    try:
+        own = batch.own_job(os.environ)
+    except ValueError as err:
+        raise no_agent(f"this process belongs to no job: {err}") from None
+    if not own.leads:
+        return 0
+    environment = batch.passed(given_environment())
+    return await JobWrapper(config, own, directory, environment).run()  # before Python 3.10 its events are the loop's
 
 
 def _status(problem: VTorqueError) -> int:
@@ -77,14 +86,16 @@ def _say_lost(err: OSError) -> None:
 
 
 class JobWrapper:
-    """One run of a job."""
+    """One run of a job. `environment` is what its script has in the guest."""
 
-    def __init__(self, config: Config, job_id: str, directory: str) -> None:
+    def __init__(self, config: Config, own: OwnJob, directory: str, environment: Mapping[str, str]) -> None:
         self._config = config
-        self._job_id = job_id
+        self._own = own
+        self._job_id = own.job_id
+        self._environment = environment
         self._directory = Path(directory)
         path = parse_job_directory(directory)
-        self._files = JobFiles(path, job_id) if path is not None else None
+        self._files = JobFiles(path, own.member) if path is not None else None
         self._terminal = Terminal.open()
         self._snapshot: dict[str, Any] = {}
         self._changed = asyncio.Event()
@@ -167,12 +178,12 @@ class JobWrapper:
         resumed = self._snapshot.get("resumed") is True
         for name in ("vm_epilogue",) if resumed else ("script", "vm_prologue", "vm_epilogue"):
             self._check_file(name, spec[name])
-        tag = own_name(self._snapshot["node"], self._job_id, self._snapshot["attempt"])
+        tag = own_name(self._snapshot["node"], self._own.member, self._snapshot["attempt"])
         way = (self._directory, tag, self._snapshot["guest"], ssh["port"], ssh["host_key"])
         self._session = session = KeptSession(*way, _say_lost) if spec.get("suspend") else GuestSession(*way)
         answering = self._answer_wishes(link, session)
         try:
-            described = run_file(spec, given_environment())
+            described = run_file(spec, self._environment)
             if spec["vm_prologue"] and not resumed:
                 status = await self._alive(session.run(described, self._directory / "vm_prologue"))
                 if status:
@@ -338,8 +349,12 @@ class JobWrapper:
             self._session.hang_up()
 
     def _leave(self, status: int, code: Optional[str]) -> None:
-        """Take the job directory away, or leave the result in it for the `vsub` that follows the job."""
-        if self._files is not None:
+        """Take the job directory away, or leave the result in it for the `vsub` that follows the job.
+
+        One that may come back keeps its directory: where it does not, a later `vsub` takes that away.
+        """
+        returns = self._own.may_come_back and self._signalled is not None
+        if self._files is not None and not returns:
             try:
                 self._files.leave(status, code)
             except OSError as err:

@@ -10,11 +10,16 @@ from vmgr.units import parse_count
 
 MAX_RANK = 10_000_000
 
-_JOB = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?(?:\.[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253}[A-Za-z0-9])?)?")
+_JOB = re.compile(
+    r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|[-_][0-9]{1,10})?(?:\.[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?)?"
+)
 
 
 class Target(NamedTuple):
-    """A job, named as `qstat` takes it (`12`, `12[3]`, `12.server`), and a guest of it by rank; None: not said."""
+    """A job, named as the batch system takes it (`12`, `12[3]`, `12.server`, `12_3`), and a guest of it by rank.
+
+    `rank` is None where none is named.
+    """
 
     job: str
     rank: Optional[int] = None

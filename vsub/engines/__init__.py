@@ -7,8 +7,9 @@ node side knows of a batch system:
 - `torque`: arguments and environment of the hooks, `mom_priv/jobs/<prefix>.JB`; the specification's path
   comes as the first item of the resource list, `prologue=…`, in argument 5 of a prologue.
 - `local`: the embedded one. It calls the same hooks with the same arguments, environment, order and rules.
+- `slurm`: environment of Prolog and Epilog; the specification's path comes in the job's comment.
 
-What OpenPBS and Slurm would need is written down in docs/engines.md.
+What each does, and what OpenPBS would need, is written down in docs/engines.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
     from vsub.fit import Fitted
     from vsub.hostrequest import HostRequest
-    from vsub.options import Option
+    from vsub.options import Line, Option
+    from vsub.script import Script
 
 PHASES = {
     "Q": "queued",
@@ -86,6 +88,21 @@ class GuestJob(NamedTuple):
     job_type: Optional[str]
 
 
+class Plain(NamedTuple):
+    """How a job without guests is submitted: the whole command line, and its environment (None: ours)."""
+
+    argv: list[str]
+    environment: Optional[dict[str, str]] = None
+
+
+class Said(NamedTuple):
+    """One value that the submitting program is given, and where it comes from."""
+
+    key: str
+    value: str
+    source: str
+
+
 class Engine(Protocol):
     """One batch system."""
 
@@ -93,11 +110,47 @@ class Engine(Protocol):
     def qsub(self) -> str:
         """The program that submits, an absolute path."""
 
+    @property
+    def session_qsub(self) -> str:
+        """The program that submits an interactive job and is its terminal."""
+
+    @property
+    def qsub_key(self) -> str:
+        """The configuration key that names these programs."""
+
+    @property
+    def commands(self) -> tuple[str, str]:
+        """The commands with which a user looks after a job, and deletes it."""
+
+    def whole_line(self, line: Line) -> Line:
+        """A command line with what stands in the batch system's own language behind `--slurm` read too.
+
+        Raises VTorqueError (VT-OPTION) where the batch system is another.
+        """
+
+    def whole_directives(self, directives: Line, script: Optional[Script]) -> Line:
+        """A script's directives with those in the batch system's own language. Raises VTorqueError."""
+
     def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
         """What a job's options ask of its nodes. Raises VTorqueError for what no guest job can ask for."""
 
     def guest_arguments(self, job: GuestJob) -> list[str]:
         """The arguments of the submitting program for a guest job."""
+
+    def guest_environment(self, job: GuestJob) -> Optional[dict[str, str]]:
+        """The environment of the submitting program for a guest job; None: ours."""
+
+    def explain(self, job: GuestJob) -> Optional[tuple[Said, ...]]:
+        """What `guest_arguments` comes from, value by value; None where the user's options are passed on as they are.
+
+        The job has no directory yet.
+        """
+
+    def plain(self, qsub: str, line: Line, directives: Line) -> Plain:
+        """The submission of a job without guests by a program of ours. Raises VTorqueError."""
+
+    def noted_id(self, output: bytes) -> bytes:
+        """The job's id from what the submitting program has printed, such that no other cluster has it too."""
 
     def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """How far a job is; asks the batch system, and may take seconds: `unknown` after `timeout_s`."""
@@ -149,29 +202,36 @@ class Engine(Protocol):
 def engine(config: Config, install: Installation) -> Engine:
     """The batch system of this site."""
     if config.engine == "local":
-        from vsub.engines.embedded import Embedded  # only one of the two is needed, and time counts here
+        from vsub.engines.embedded import Embedded  # only one of them is needed, and time counts here
 
         return Embedded(config, install)
+    if config.engine == "slurm":
+        from vsub.engines.slurm import Slurm
+
+        return Slurm(config)
     from vsub.engines.torque import Torque
 
     return Torque(config)
 
 
-def checked_qsub(program: str, install: Installation) -> str:
-    """The path of `qsub`, which must be there and must not be vsub itself. Raises VTorqueError (VT-ENGINE)."""
+def checked_qsub(program: str, install: Installation, key: str) -> str:
+    """The path of the program that submits, which must be there and must not be vsub itself.
+
+    `key` is the configuration key that names it. Raises VTorqueError (VT-ENGINE).
+    """
     try:
         found = os.stat(program)
     except OSError as err:
         raise VTorqueError(
-            f"cannot use the batch system's {program}: {err.strerror}", code=Code.ENGINE, hint="set submit.qsub"
+            f"cannot use the batch system's {program}: {err.strerror}", code=Code.ENGINE, hint=f"set {key}"
         ) from None
     if not os.access(program, os.X_OK):
-        raise VTorqueError(f"{program} cannot be executed", code=Code.ENGINE, hint="set submit.qsub")
+        raise VTorqueError(f"{program} cannot be executed", code=Code.ENGINE, hint=f"set {key}")
     for own in (f"{install.prefix}/bin/vsub", os.path.realpath(sys.argv[0] or ".")):
         try:
             if os.path.samestat(found, os.stat(own)):
                 raise VTorqueError(
-                    f"{program} is vsub itself", code=Code.ENGINE, hint="submit.qsub must name the batch system's own"
+                    f"{program} is vsub itself", code=Code.ENGINE, hint=f"{key} must name the batch system's own"
                 )
         except OSError:
             continue

@@ -27,6 +27,10 @@ class Embedded(QsubDialect):
     def qsub(self) -> str:
         return self._qsub
 
+    @property
+    def session_qsub(self) -> str:
+        return self.qsub
+
     def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """The state of a job, from the daemon."""
         from vsub.engines.local.client import job_state  # loaded only by a vsub that asks

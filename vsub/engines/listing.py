@@ -24,15 +24,25 @@ _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9]
 _WANTED = ("Job_Owner", "exec_host", "job_state")
 _PERMISSION = 159
 """PBSE_PERM modulo 256."""
+_DENIED = (b"Unauthorized Request", b"Invalid user id", b"Access/permission denied")
+"""What TORQUE's commands say, and Slurm's."""
 
 
-def ask(argv: Sequence[str], key: str, timeout_s: float, *, unknown: Optional[int] = None) -> Optional[str]:
-    """What a command of the batch system prints, bounded; None when it ends with the status `unknown`.
+def ask(
+    argv: Sequence[str],
+    key: str,
+    timeout_s: float,
+    *,
+    unknown: Optional[int] = None,
+    unknown_words: bytes = b"Unknown Job Id",
+) -> Optional[str]:
+    """What a command of the batch system prints, bounded.
 
-    `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
+    None when it fails because it does not know the job: with the status `unknown`, or, where that is given, with these
+    words. `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
     """
     done = _run(argv, key, timeout_s)
-    if unknown is not None and (done.returncode == unknown or b"Unknown Job Id" in done.stderr):
+    if done.returncode and unknown is not None and (done.returncode == unknown or unknown_words in done.stderr):
         return None
     if done.returncode:
         said = _last_line(done.stderr)
@@ -53,7 +63,7 @@ def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[
     if not done.returncode and not said.startswith(f"{Path(argv[0]).name}: "):
         return
     text = said or f"{argv[0]} ended with status {done.returncode}"
-    if done.returncode == _PERMISSION or b"Unauthorized Request" in done.stderr:
+    if done.returncode == _PERMISSION or any(words in done.stderr for words in _DENIED):
         raise VTorqueError(text, code=Code.ACCESS, hint=denied)
     raise VTorqueError(text, code=Code.ENGINE)
 
@@ -75,7 +85,9 @@ def _run(argv: Sequence[str], key: str, timeout_s: float) -> subprocess.Complete
 
 def _last_line(said: bytes) -> str:
     lines = said[-500:].decode(errors="replace").strip().splitlines()
-    return printable(lines[-1]) if lines else ""
+    # scontrol says the same once more, without the job
+    telling = [line for line in lines if not line.startswith("slurm_suspend error: ")] or lines
+    return printable(telling[-1]) if telling else ""
 
 
 def parse_pbsnodes(text: str) -> tuple[str, ...]:

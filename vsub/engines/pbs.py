@@ -5,11 +5,17 @@ Both batch systems that speak it use this class: `torque`, and `local`, which im
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Optional
+
+from vmgr.errors import Code, VTorqueError
 from vsub.attributes import read_attributes
-from vsub.engines import GuestJob
+from vsub.engines import GuestJob, Plain, Said
 from vsub.hostrequest import HostRequest, chooses_node_access, read_host_request
-from vsub.options import Option
+from vsub.options import COMMAND_LINE, NATIVE, Line, Option
 from vsub.resources import replace_items
+
+if TYPE_CHECKING:
+    from vsub.script import Script
 
 _OURS = frozenset("CSxzI")
 """Options that the wrapper is submitted with in its own way; of `-z` vsub takes care itself, for it needs the id."""
@@ -17,6 +23,27 @@ _OURS = frozenset("CSxzI")
 
 class QsubDialect:
     """Requests in the language of `qsub`."""
+
+    @property
+    def qsub_key(self) -> str:
+        return "submit.qsub"
+
+    @property
+    def commands(self) -> tuple[str, str]:
+        return "qstat", "qdel"
+
+    def whole_line(self, line: Line) -> Line:
+        """The line as it is. Raises VTorqueError (VT-OPTION) for one in another language."""
+        if line.native is not None:
+            raise VTorqueError(
+                f"{NATIVE} ({COMMAND_LINE}) cannot be honoured: the batch system of this site is not Slurm",
+                code=Code.OPTION,
+                hint="say it in the language of qsub",
+            )
+        return line
+
+    def whole_directives(self, directives: Line, script: Optional[Script]) -> Line:
+        return directives
 
     def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
         """What a job asks of its nodes. Raises VTorqueError (VT-USAGE, VT-OPTION)."""
@@ -47,6 +74,25 @@ class QsubDialect:
         for resource in self._resources(job):
             arguments += ["-l", resource]
         return [*arguments, f"{job.directory}/job"]
+
+    def guest_environment(self, job: GuestJob) -> Optional[dict[str, str]]:
+        return None
+
+    def explain(self, job: GuestJob) -> Optional[tuple[Said, ...]]:
+        return None
+
+    def plain(self, qsub: str, line: Line, directives: Line) -> Plain:
+        """Everything as it is, without our words."""
+        arguments = list(line.rest)
+        variables = directives.last("v")
+        if directives.vm and variables and not line.last("v"):
+            # qsub reads a directive `-vm …` as `-v m`, and of several -v only the last counts
+            arguments = [*variables.argv(), *arguments]
+        return Plain([qsub, *arguments])
+
+    def noted_id(self, output: bytes) -> bytes:
+        """The last word: the id holds the server's name."""
+        return b"".join(output.split()[-1:])
 
     def _options(self, job: GuestJob) -> list[Option]:
         """The user's own options, without what vsub takes for itself or has changed."""

@@ -32,6 +32,10 @@ class Torque(QsubDialect):
     def qsub(self) -> str:
         return for_this_host(self._submit.qsub, "submit.qsub")
 
+    @property
+    def session_qsub(self) -> str:
+        return self.qsub
+
     def state(self, job_id: str, timeout_s: Optional[float] = None) -> JobState:
         """The state of a job, from `qstat -f`."""
         import os  # what only a vsub that asks needs is not loaded by one that just submits

@@ -1,0 +1,202 @@
+"""A real Slurm cluster of the tests' own: its daemons, started by hand on simulated nodes of an installation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Optional
+
+from vmgr.deploy.slurmfiles import conf_lines
+from vmgr.node.process import Process, identify
+from vsub.engines.local.machine import Layout
+
+from .conftest import PATIENCE_S, eventually, installed
+from .test_several_nodes import EVERYWHERE, Cluster
+
+NODES = ("n1", "n2", "n3", "n4")
+"""Three to run jobs on, and one that can be lost."""
+SITE = EVERYWHERE.replace("engine: local", "engine: slurm").replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
+ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
+
+CONF = """\
+ClusterName=ref
+SlurmctldHost={host}({address})
+SlurmctldPort={port}
+SlurmUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=8
+StateSaveLocation={folder}/ctld
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdSpoolDir={folder}/spool-%n
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdTimeout=20
+MailProg=/bin/true
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=5
+EnforcePartLimits=ALL
+KillWait=10
+PrologEpilogTimeout=120
+ReturnToService=2
+SlurmdParameters=config_overrides
+{hooks}
+{nodes}
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+# cred_expire: for so long a job that is queued again waits
+
+
+class Slurm(Cluster):
+    """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
+
+    def __init__(self, prefix: Path, root: Path) -> None:
+        super().__init__(prefix, root, NODES)
+        self.folder = root / "slurm"
+        self.conf = self.folder / "slurm.conf"
+        self.environment = {"SLURM_CONF": str(self.conf)}
+        self._own = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **self.environment}
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start all daemons; returns when every node is idle."""
+        self.folder.mkdir(mode=0o755)
+        for name in ("munge", "ctld", *(f"spool-{node}" for node in self.nodes)):
+            (self.folder / name).mkdir(mode=0o755)
+        key = self.folder / "munge" / "key"
+        key.touch(mode=0o400)
+        key.write_bytes(secrets.token_bytes(64))
+        self.conf.write_text(self._conf())
+        munge = self.folder / "munge"
+        files = [
+            f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
+        ]
+        self._daemon("munged", "munged", "--foreground", f"--key-file={key}", *files)
+        eventually(lambda: (munge / "socket").exists(), "munged listens", limit_s=20)
+        self.start_controller()
+        local = str(self.prefix / "libexec" / "vtorque-local")
+        for node in self.nodes:
+            self._daemon(node, local, "enter", node, "slurmd", "-D", "-N", node)
+        eventually(lambda: self.states() == dict.fromkeys(self.nodes, "IDLE"), lambda: str(self.states()), limit_s=60)
+
+    def start_controller(self) -> None:
+        self._daemon("slurmctld", "slurmctld", "-D")
+        eventually(lambda: self.control("ping").returncode == 0, "slurmctld answers", limit_s=60)
+
+    def end(self, name: str) -> None:
+        """End one daemon."""
+        daemon = self.daemons.pop(name)
+        daemon.terminate()
+        try:
+            daemon.wait(20)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def close(self) -> None:
+        """End all daemons, slurmd before the controller that they talk to."""
+        for name in [*reversed(self.daemons)]:
+            self.end(name)
+
+    def _daemon(self, name: str, *argv: str) -> None:
+        log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115
+        with log:
+            self.daemons[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *argv], env=self._own, cwd="/",
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def _conf(self) -> str:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        nodes = [
+            f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} CPUs=4 RealMemory=4000"
+            for node in self.nodes
+        ]
+        hooks = self.prefix / "share" / "vtorque" / "mom_priv_hooks" / "slurm"
+        return CONF.format(
+            host=socket.gethostname(), address=self.outside, port=port, folder=self.folder,
+            hooks="\n".join(conf_lines(str(hooks))), nodes="\n".join(nodes),
+        )  # fmt: skip
+
+    def control(self, *arguments: str, program: str = "scontrol") -> subprocess.CompletedProcess[str]:
+        """A command of Slurm's, as root."""
+        return subprocess.run(
+            [f"/usr/bin/{program}", *arguments], env=self._own, capture_output=True, text=True,
+            timeout=PATIENCE_S,
+        )  # fmt: skip
+
+    def states(self) -> dict[str, str]:
+        """The state of each node that Slurm has not lost."""
+        told = self.control("-o", "show", "nodes").stdout
+        found = dict(re.findall(r"^NodeName=(\S+) .* State=(\S+)", told, re.MULTILINE))
+        return {node: found.get(node, "") for node in self.nodes}
+
+    def facts(self, job: str) -> dict[str, str]:
+        """What Slurm says of a job, by the id that vTorque has for it or Slurm's own."""
+        told = self.control("-o", "show", "job", job.partition(".")[0]).stdout
+        return dict(re.findall(r"(\w+)=(\S*)", told))
+
+    def wait(self, job_id: str) -> int:
+        """Wait for the end of a job on all nodes; gives its exit status, 128 + n for signal n."""
+        found: dict[str, str] = {}
+
+        def ended() -> bool:
+            found.update(self.facts(job_id))
+            return found.get("JobState") in ENDED
+
+        eventually(ended, lambda: f"{job_id}: {found}")
+        status, _, number = found["ExitCode"].partition(":")
+        return 128 + int(number) if int(number) else int(status)
+
+    def delete_all(self) -> None:
+        self.control("--user", "root,nobody", program="scancel")
+        for job in re.findall(r"JobId=(\d+)", self.control("-o", "show", "jobs").stdout):
+            self.control(job, program="scancel")
+        eventually(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", limit_s=60)
+
+    def lose(self, node: str) -> None:
+        """The power of a node fails: the first process of its namespaces ends, and with it all of them."""
+        noted = json.loads(Layout(self.root / "local").node_list.read_bytes())
+        (process,) = (Process(*each) for name, _, each in noted if name == node)
+        assert identify(process.pid) == process
+        os.kill(process.pid, signal.SIGKILL)
+        self.daemons.pop(node).wait(20)
+        self.nodes = tuple(each for each in self.nodes if each != node)
+
+    def reached(self, node: str, job_id: str, stage: str) -> bool:
+        return super().reached(node, f"{job_id.partition('.')[0]}.ref", stage)
+
+
+@contextmanager
+def slurm_site(text: str = SITE) -> Iterator[Slurm]:
+    """An installation for Slurm with a cluster of its own; nothing of it stays."""
+    with installed(text) as site:
+        here = Slurm(site.prefix, site.root)
+        try:
+            here.start()
+            yield here
+        finally:
+            here.close()
+
+
+def found_programs() -> Optional[str]:
+    """A program of Slurm's that is not installed."""
+    path = "/usr/sbin:/usr/bin"
+    return next(
+        (name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None
+    )

@@ -1,0 +1,14 @@
+"""The batch system's side of a node, as the one that the configuration names has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vmgr.doctor import mom, slurm
+from vmgr.doctor.finding import Check, Finding, Node
+
+_CHECKS: dict[str, Check] = {"torque": mom.check, "local": mom.check, "slurm": slurm.check}
+
+
+def check(node: Node) -> Iterator[Finding]:
+    yield from _CHECKS[node.config.engine](node)

@@ -1,0 +1,132 @@
+"""What Slurm tells a Prolog and an Epilog, and the job's own processes: all of it stands in their environment.
+
+Observed on Slurm 22.05.8; names from sbatch(1) and the page "Prolog and Epilog Guide". A Prolog has no arguments.
+Everything there is Slurm's own word but `SLURM_JOB_COMMENT`, which is the user's, who may change it while the job runs:
+it leads to the job directory, as `vtorque:<job directory>`, behind which a comment of the user's own may follow after a
+blank.
+
+The first node of the list is the one on which the batch script runs: slurmctld keeps nodes, and lists them, in the
+order of their names. What is called the mother superior on TORQUE is that one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Optional
+
+from vmgr.jobspec import SpecPath, parse_job_directory
+from vmgr.node.hookcall import HookCall, OwnJob
+from vmgr.node.nodelist import expand
+from vmgr.node.slurmenv import pbs_variables
+
+MARK = "vtorque:"
+"""What a guest job's comment begins with."""
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+_COUNT = re.compile(r"[0-9]{1,10}")
+_CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
+_PARTITION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
+
+_PASSED = frozenset(
+    (
+        "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MAX",
+        "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_CLUSTER_NAME", "SLURM_JOB_ACCOUNT", "SLURM_JOB_ID",
+        "SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_QOS", "SLURM_JOB_USER", "SLURM_RESTART_COUNT",
+        "SLURM_SUBMIT_DIR", "SLURM_SUBMIT_HOST",
+    )
+)  # fmt: skip
+"""Variables of Slurm's that say something true in the guest too."""
+
+
+def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
+    """The call of a Prolog. Raises ValueError when it is not one."""
+    node, cluster = environ.get("SLURMD_NODENAME", ""), _cluster(environ)
+    nodes = expand(environ.get("SLURM_NODELIST", ""))
+    if node not in nodes:
+        raise ValueError(f"this node, {node[:80]!r}, is not in the job's list of nodes")
+    partition = environ.get("SLURM_JOB_PARTITION", "")
+    if partition and not _PARTITION.fullmatch(partition):
+        raise ValueError(f"{partition[:80]!r} is no partition")
+    restarts = _required(environ, "SLURM_JOB_RESTART_COUNT", _COUNT)
+    number = _required(environ, "SLURM_JOB_ID", _NUMBER)
+    return HookCall(
+        job_id=f"{number}.{cluster}",
+        user=_required(environ, "SLURM_JOB_USER", _USER),
+        directory=guest_job(environ.get("SLURM_JOB_COMMENT", "")),
+        node_index=nodes.index(node),
+        queue=partition or None,
+        nodes=nodes,
+        key=attempt_key(cluster, int(number), int(restarts)),
+        tag=number,
+    )
+
+
+def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
+    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one."""
+    return HookCall(
+        job_id=_job_id(environ),
+        user=_required(environ, "SLURM_JOB_USER", _USER),
+        directory=guest_job(environ.get("SLURM_JOB_COMMENT", "")),
+        node_index=0,
+        queue=None,
+    )
+
+
+def leader() -> int:
+    """The process whose start is that of the hook: it leads a group of processes, in slurmd's own session."""
+    return os.getpgrp()
+
+
+def own_job(environ: Mapping[str, str]) -> OwnJob:
+    """The job that the calling process belongs to. Raises ValueError where there is none.
+
+    A job that is ended by a signal may be one that is queued again: a node of it was lost, or it was preempted.
+    """
+    index = environ.get("SLURM_ARRAY_TASK_ID", "")
+    member = int(index) if _COUNT.fullmatch(index) else None
+    return OwnJob(_job_id(environ), member, may_come_back=True, leads=environ.get("SLURM_PROCID", "0") == "0")
+
+
+def passed(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a job has in its guest too, and those of TORQUE's.
+
+    What tells of the allocation on the nodes goes: an MPI in the guest would start its processes there, by `srun`.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name in _PASSED or not name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_"))
+    }
+    return {**kept, **pbs_variables(environ)}
+
+
+def guest_job(comment: str) -> Optional[SpecPath]:
+    """The job directory that a job's comment names, None for a job without guests."""
+    if not comment.startswith(MARK):
+        return None
+    return parse_job_directory(re.split(r"\s", comment[len(MARK) :], maxsplit=1)[0])
+
+
+def attempt_key(cluster: str, number: int, restarts: int) -> str:
+    """What names an attempt of a job alike on all of its nodes: 16 hexadecimal digits."""
+    import hashlib  # few hooks need it
+
+    return hashlib.sha256(f"slurm {cluster} {number} {restarts}".encode()).hexdigest()[:16]
+
+
+def _job_id(environ: Mapping[str, str]) -> str:
+    return f"{_required(environ, 'SLURM_JOB_ID', _NUMBER)}.{_cluster(environ)}"
+
+
+def _cluster(environ: Mapping[str, str]) -> str:
+    return _required(environ, "SLURM_CLUSTER_NAME", _CLUSTER)
+
+
+def _required(environ: Mapping[str, str], name: str, pattern: re.Pattern[str]) -> str:
+    value = environ.get(name, "")
+    if not pattern.fullmatch(value):
+        raise ValueError(f"{name} is {value[:80]!r}")
+    return value

@@ -1,0 +1,136 @@
+"""What Slurm says of its nodes and jobs, read strictly.
+
+Only fields are asked for that hold no text of a user's: ids, states, names of users and nodes. Forms: squeue(1),
+sinfo(1), scontrol(1) of Slurm 22.05.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Optional
+
+from vmgr.errors import Code, VTorqueError
+from vmgr.node.allocation import MAX_NODES
+from vmgr.node.nodelist import expand
+from vsub.engines import JobState, PlacedJob
+
+STATE_FIELDS = "JobID:32,State:32,exit_code:16,Reason:64"
+PLACED_FORM = "%A|%u|%N"
+PLACED_STATES = "RUNNING,COMPLETING,SUSPENDED,CONFIGURING,STOPPED,RESIZING,SIGNALING,STAGE_OUT"
+MAX_JOBS = 100_000
+
+_HELD = "JobHeld"
+_PHASES = {
+    "RUNNING": "running", "CONFIGURING": "running", "SUSPENDED": "running", "STOPPED": "running",
+    "RESIZING": "running", "SIGNALING": "running", "STAGE_OUT": "exiting", "COMPLETING": "exiting",
+    "PENDING": "queued", "REQUEUED": "queued", "REQUEUE_FED": "queued", "REQUEUE_HOLD": "held", "SPECIAL_EXIT": "held",
+    "RESV_DEL_HOLD": "held", "COMPLETED": "completed", "FAILED": "completed", "CANCELLED": "completed",
+    "TIMEOUT": "completed", "NODE_FAIL": "completed", "PREEMPTED": "completed", "BOOT_FAIL": "completed",
+    "DEADLINE": "completed", "OUT_OF_MEMORY": "completed", "REVOKED": "completed",
+}  # fmt: skip
+_WAITS = ("BeginTime", "Dependency")
+_USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"
+
+
+def parse_state(text: str) -> JobState:
+    """The state in the answer of `squeue -O` with STATE_FIELDS; phase `unknown` when it has none.
+
+    An array has a line for each member that was started, and one for all the others: it has ended when all have.
+    """
+    found = [state for state in map(_state, text.splitlines()) if state is not None]
+    going = [state for state in found if not state.ended]
+    return (going or found or [JobState("unknown")])[0]
+
+
+def _state(line: str) -> Optional[JobState]:
+    words = line.split()
+    if len(words) < 3 or not words[0].isdigit():
+        return None
+    phase = _PHASES.get(words[1], "unknown")
+    reason = words[3] if len(words) > 3 else ""
+    if phase == "queued" and reason.startswith(_HELD):
+        phase = "held"
+    elif phase == "queued" and reason in _WAITS:
+        phase = "waiting"
+    ended = phase == "completed"
+    return JobState(phase, _exit_status(words[1], words[2]) if ended else None)
+
+
+def _exit_status(state: str, text: str) -> Optional[int]:
+    """The status as a shell gives it, from that of wait(2); None where a job was ended and the status tells nothing."""
+    if not text.isdigit() or len(text) > 9:
+        return None
+    status = int(text)
+    if status == 0:
+        return 0 if state == "COMPLETED" else None
+    return 128 + (status & 127) if status & 127 else (status >> 8) & 255
+
+
+def is_held(text: str) -> bool:
+    """Whether a job's user holds it, from the same answer."""
+    return "JobHeldUser" in _reasons(text)
+
+
+def is_on_hold(text: str) -> bool:
+    """Whether anybody holds the job."""
+    return any(reason.startswith(_HELD) for reason in _reasons(text))
+
+
+def _reasons(text: str) -> list[str]:
+    return [words[3] for words in map(str.split, text.splitlines()) if len(words) > 3]
+
+
+def runs(text: str) -> bool:
+    """Whether the job, or a member of the array, has nodes."""
+    found = [state for state in map(_state, text.splitlines()) if state is not None]
+    return any(state.phase in ("running", "exiting") for state in found)
+
+
+def parse_placed(text: str, cluster: str) -> tuple[PlacedJob, ...]:
+    """The jobs in the answer of `squeue -o` with PLACED_FORM. What is strange is left out."""
+    jobs = []
+    for line in text.splitlines()[:MAX_JOBS]:
+        fields = line.strip().split("|")
+        if len(fields) != 3 or not re.fullmatch(r"[0-9]{1,20}", fields[0]) or not re.fullmatch(_USER, fields[1]):
+            continue
+        nodes = _expanded(fields[2])
+        if nodes:
+            jobs.append(PlacedJob(f"{fields[0]}.{cluster}", fields[1], nodes))
+    return tuple(jobs)
+
+
+def parse_nodes(text: str) -> tuple[str, ...]:
+    """The nodes in the answer of `sinfo -h -N -o %N`, each once: a node has a line for each of its partitions."""
+    found: dict[str, None] = {}
+    for line in text.splitlines():
+        for node in _expanded(line.strip()):
+            if len(found) < MAX_NODES:
+                found[node] = None
+    return tuple(found)
+
+
+def _expanded(text: str) -> tuple[str, ...]:
+    try:
+        return expand(text)
+    except ValueError:
+        return ()
+
+
+def parse_cluster(text: str) -> str:
+    """The cluster's name in the answer of `scontrol show config`. Raises VTorqueError (VT-ENGINE) for none."""
+    match = re.search(r"^ClusterName\s*=\s*(\S{1,255})\s*$", text, re.MULTILINE)
+    if match is None:
+        raise VTorqueError("Slurm does not say its cluster's name", code=Code.ENGINE, hint="see scontrol show config")
+    return match[1]
+
+
+def slurm_id(job_id: str) -> str:
+    """A job as Slurm's programs take it, from how vTorque or a user names it: `12`, `12_3`, `12[3]`, `12.cluster`.
+
+    Raises VTorqueError (VT-VALUE).
+    """
+    match = re.fullmatch(r"([0-9]{1,20})(?:\[([0-9]{1,10})\]|[_-]([0-9]{1,10}))?(?:\.[A-Za-z0-9._-]{1,255})?", job_id)
+    if match is None:
+        raise VTorqueError(f"{job_id[:80]!r} is no job", code=Code.VALUE, hint="such as 12 or 12_3")
+    index = match[2] or match[3]
+    return match[1] if index is None else f"{match[1]}_{index}"
