@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
@@ -296,23 +295,10 @@ class Agent:
             return False
         if self.job_over.is_set() or self.progress.error is not None:
             return False
-        from vmgr.node.returning import Means, put_back  # few jobs go on
-        from vmgr.reach import batch
-        from vmgr.suspended.store import Store
-
-        async def call_over() -> None:
-            if self.fellows is not None:
-                await self.fellows.call_over(suspended=True)
+        from vmgr.node.returning import means_of, put_back  # few jobs go on
 
         try:
-            store = Store(self.config, user)
-        except VTorqueError:
-            return False
-        hold, requeue = partial(batch.hold, self.config), partial(batch.requeue, self.config)
-        means = Means(
-            self.call.job_id, store, self.attached, self.job_over, self.config.timeouts.attach, hold, requeue, call_over
-        )
-        try:
+            means = means_of(self.config, user, self.call.job_id, self.attached, self.job_over, self.fellows)
             self.suspended = await put_back(means, self.progress, problem, is_stored=self.is_stored)
         except Exception:
             LOGGER.exception("fault")

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
+from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
+from vmgr.node.fellows import Fellows
 from vmgr.node.state import Progress
+from vmgr.node.userio import User
 from vmgr.node.waiting import first
+from vmgr.reach import batch
+from vmgr.suspended.store import Store
 
 
 class Notes(Protocol):
@@ -39,6 +45,19 @@ class Means(NamedTuple):
     hold: Callable[[str], object]
     requeue: Callable[[str], object]
     call_over: Callable[[], Awaitable[None]]
+
+
+def means_of(
+    config: Config, user: User, job_id: str, attached: asyncio.Event, over: asyncio.Event, fellows: Optional[Fellows]
+) -> Means:
+    """What an attempt has for it. Raises VTorqueError (VT-SUSPEND) for a user none of whose jobs can be suspended."""
+
+    async def call_over() -> None:
+        if fellows is not None:
+            await fellows.call_over(suspended=True)
+
+    hold, requeue = partial(batch.hold, config), partial(batch.requeue, config)
+    return Means(job_id, Store(config, user), attached, over, config.timeouts.attach, hold, requeue, call_over)
 
 
 async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, is_stored: Optional[bool]) -> bool:
