@@ -760,6 +760,9 @@ def test_root_is_told_when_the_folder_is_not_there(site: Node, folder: Path) -> 
     folder.rmdir()
     with pytest.raises(VTorqueError, match=r"VT-SUSPEND: .*No such file or directory"):
         stored_jobs(site.config)
+    folder.mkdir(0o755)  # where it is mounted at other times: its images are not to be taken for unused
+    with pytest.raises(VTorqueError, match=r"VT-SUSPEND: .*it is not 1777; is its file system mounted here\?"):
+        suspended_uses(site.config, print)
 
 
 def test_many_jobs_of_one_user(site: Node, store: Store, known: User, folder: Path) -> None:

@@ -185,3 +185,48 @@ def test_a_job_that_ends_while_it_is_stored_is_not_shut_down(
 
     with short_folder() as base:
         asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("suspend", "folder", "there", "told"),
+    [
+        (False, True, None, [False]),
+        (True, True, "nothing", [True, False]),
+        (True, True, "unreadable", [True]),
+        (True, True, "another's", [True]),
+        (True, False, "nothing", [True, True]),
+    ],
+)
+def test_what_may_be_stored_is_told_before_it_is_looked_for(
+    suspend: bool, folder: bool, there: Optional[str], told: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails after `True` does not end a job that was suspended."""
+    from vmgr.node import restoring
+
+    said: list[bool] = []
+    data = dump_spec(a_spec(suspend=suspend))
+
+    async def read_file(*_: object, **__: object) -> bytes:
+        return data
+
+    async def find(*_: object) -> None:
+        if there != "nothing":
+            raise VTorqueError(f"what is there is {there}", code=Code.SUSPEND)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise VTorqueError("not here", code=Code.POLICY)
+
+    monkeypatch.setattr(checkedjob, "read_file", read_file)
+    monkeypatch.setattr(restoring, "find", find)
+    monkeypatch.setattr(restoring, "Store", lambda *_: None, raising=False)
+    monkeypatch.setattr(checkedjob, "check_spec", refuse)
+
+    async def work() -> None:
+        node = make_node(base, suspended={"folder": "/scratch/suspended"} if folder else {})
+        call = checkedjob.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, spec_hash(data)), 0, None)
+        with pytest.raises(VTorqueError):
+            await checkedjob.checked_job(call, node.config, node.place(), a_user(), ALONE, stored=said.append)
+        assert said == told
+
+    with short_folder() as base:
+        asyncio.run(work())

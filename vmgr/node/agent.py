@@ -291,7 +291,7 @@ class Agent:
 
     async def _is_put_back(self, problem: VTorqueError, user: User) -> bool:
         """On the mother superior: whether a job that was suspended, and has not gone on, waits again to be released."""
-        if self.call.node_index or self.is_stored is False or self.config.suspended.folder is None:
+        if self.call.node_index or self.is_stored is False:
             return False
         if self.job_over.is_set() or self.progress.error is not None:
             return False

@@ -31,14 +31,15 @@ class Notes(Protocol):
 
 
 class Means(NamedTuple):
-    """What a job is put back with. `attached`: its wrapper has come; `over`: its attempt is ended from outside.
+    """What a job is put back with; without a `store` nothing can be stored now.
 
-    `attach_s` is how long the wrapper may take, in seconds. `hold` and `requeue` are the batch system's, and block;
-    `call_over` has the other nodes end the attempt, without an end of the job.
+    `attached`: its wrapper has come; `over`: its attempt is ended from outside. `attach_s` is how long the wrapper may
+    take, in seconds. `hold` and `requeue` are the batch system's, and block; `call_over` has the other nodes end the
+    attempt, without an end of the job.
     """
 
     job_id: str
-    store: Notes
+    store: Optional[Notes]
     attached: asyncio.Event
     over: asyncio.Event
     attach_s: float
@@ -50,14 +51,19 @@ class Means(NamedTuple):
 def means_of(
     config: Config, user: User, job_id: str, attached: asyncio.Event, over: asyncio.Event, fellows: Optional[Fellows]
 ) -> Means:
-    """What an attempt has for it. Raises VTorqueError (VT-SUSPEND) for a user none of whose jobs can be suspended."""
+    """What an attempt has for it."""
 
     async def call_over() -> None:
         if fellows is not None:
             await fellows.call_over(suspended=True)
 
+    store: Optional[Notes]
+    try:
+        store = Store(config, user)
+    except VTorqueError:
+        store = None
     hold, requeue = partial(batch.hold, config), partial(batch.requeue, config)
-    return Means(job_id, Store(config, user), attached, over, config.timeouts.attach, hold, requeue, call_over)
+    return Means(job_id, store, attached, over, config.timeouts.attach, hold, requeue, call_over)
 
 
 async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, is_stored: Optional[bool]) -> bool:
@@ -70,7 +76,8 @@ async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, i
         return False
     LOGGER.error("the job does not go on: %s", problem)
     try:
-        await means.store.note(means.job_id, str(problem))
+        if means.store is not None:
+            await means.store.note(means.job_id, str(problem))
     except VTorqueError as err:
         LOGGER.warning("the reason is not stored: %s", err)
     try:
@@ -91,6 +98,8 @@ async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, i
 
 
 async def _is_stored(means: Means) -> bool:
+    if means.store is None:
+        return False
     try:
         return await means.store.find(means.job_id) is not None
     except VTorqueError as err:

@@ -12,6 +12,7 @@ import pwd
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config
@@ -147,6 +148,8 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
     problems: list[VTorqueError] = []
     owned: Counter[int] = Counter()
     try:
+        if not Path(folder).stat().st_mode & stat.S_ISVTX:  # what is stored may lie in what is to be mounted there
+            raise OSError(errno.EPERM, "it is not 1777")
         with os.scandir(folder) as entries:
             for number, entry in enumerate(entries):
                 if number >= MAX_FOLDERS:  # what is left out would be taken for nothing
