@@ -417,6 +417,11 @@ def test_the_workspace_goes_with_what_is_deleted(
     listing.remove(node.config, found)
     assert [path.exists() for path in workspaces] == [True, True]
     run(save(store, an_entry(known)))
+    run(store.begin(JOB, need_bytes=1))
+    unfinished, _ = sorted(stored_jobs(node.config).stored)
+    assert unfinished.state == "incomplete"
+    listing.remove(node.config, unfinished)
+    assert workspaces[0].exists() and names(folder / "carol") == [JOB]
     listing.remove(node.config, found)
     assert [path.exists() for path in workspaces] == [False, True] and names(folder / "carol") == []
     run(save(store, an_entry(known)))

@@ -91,6 +91,9 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
                 raise self.does
             return self.does
 
+        async def drop(self, job_id: str) -> None:
+            pass
+
         async def remove(self, job_id: str) -> None:
             removed.append(job_id)
             raise VTorqueError("it is gone for the job all the same", code=Code.SUSPEND)

@@ -466,6 +466,7 @@ class Agent:
 
         Its script has not gone on yet, so that the job's next start can try again when this fails.
         """
+        await found.stored.drop(job.job_id)  # what others have left takes its time
         claiming = asyncio.ensure_future(found.stored.claim(job.job_id))
         try:
             await asyncio.wait([claiming])

@@ -93,6 +93,9 @@ def remove(config: Config, stored: Stored) -> None:
     workspace = None if entry is None else left_workspace(config, home, shelf.user, entry.job_id, entry.key)
 
     def work() -> bytes:
+        if entry is None and stored.state == "incomplete":
+            shelf.drop(stored.place)  # a complete one beside it is another matter
+            return b""
         was_there = shelf.remove(stored.place)
         if was_there and workspace is not None:  # else the job goes on, with its workspace
             try:
