@@ -70,7 +70,7 @@ def test_a_job_that_goes_back_is_not_ended(tmp_path: Path, last: str, capfd: pyt
 
     async def work() -> None:
         config: Any = None
-        job = wrapper.JobWrapper(config, "12.host", f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}")
+        job = wrapper.JobWrapper(config, OwnJob("12.host"), f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}", {})
         waiting = asyncio.ensure_future(job._until("ready", "running"))
 
         async def say(**snapshot: object) -> None:
