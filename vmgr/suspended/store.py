@@ -116,10 +116,7 @@ class Store:
 
     async def remove(self, job_id: str) -> None:
         """Remove the job's entry, and what is left of others of the job; fine when there is none."""
-        await self._act(lambda: self._clear(job_id), job_id, self._long_s)
-
-    def _clear(self, job_id: str) -> None:
-        self._shelf.remove(job_id)
+        await self._act(lambda: self._shelf.remove(job_id), job_id, self._long_s)
 
     def _record(self, job_id: str) -> None:
         """Note in the attempt's record what is to be removed with it."""
@@ -140,7 +137,7 @@ class Store:
     def _path(self, job_id: str) -> str:
         return f"{self._shelf.path}/{place_name(job_id)}"
 
-    async def _act(self, work: Callable[[], None], job_id: str, timeout_s: float) -> None:
+    async def _act(self, work: Callable[[], object], job_id: str, timeout_s: float) -> None:
         """Have it done; when this comes to its end, in whatever way, nothing is being done any more."""
 
         def doing() -> bytes:
