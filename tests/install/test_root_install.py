@@ -295,9 +295,15 @@ def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> 
     template = prefix / "share" / "vtorque" / "templates" / "report.css"
     template.write_text("/* the site's */\n")
     old = (prefix / "current").readlink()
+    strange = cluster.base / "strange"
+    strange.mkdir()
+    for name in ("sitecustomize", "json", "re", "vmgr", "setuptools"):
+        (strange / f"{name}.py").write_text(f"open({str(strange / 'was run')!r}, 'w')\nraise SystemExit(1)\n")
     told = cluster.install(
-        "--upgrade", "--wheels", str(wheels), source=newer, PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x"
-    )
+        "--upgrade", "--wheels", str(wheels), source=newer, cwd=strange, PYTHONPATH=str(strange),
+        PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x",
+    )  # fmt: skip
+    assert not (strange / "was run").exists(), "nothing of PYTHONPATH or of the folder that it is called in"
     assert "new in the configuration: news.told (default False): what only this version knows" in told
     assert f"kept: {prefix}/{old}/share/vtorque/templates/report.css was changed; it is used no more" in told
     assert {name: line.split(",")[0] for name, line in lines(told).items()} == {"n1": "is current", "n2": "installed"}

@@ -131,8 +131,13 @@ class Front:
     def _build(self, path: str) -> None:
         files.remove(self.work)
         os.mkdir(self.work, 0o700)
-        build.build(self.source, self.prefix, path, self.python, self.wheels, self.work)
-        files.remove(self.work)
+        try:
+            build.build(self.source, self.prefix, path, self.python, self.wheels, self.work)
+        except (VTorqueError, OSError):
+            files.remove(path)  # on a disk that is full, others need the room
+            raise
+        finally:
+            files.remove(self.work)
 
     def wants(self, config: bytes, site: Site, front: str) -> list[Want]:
         """All of it, in the order in which it is made: what a mom runs comes after what that needs."""
@@ -222,6 +227,8 @@ class Front:
         manifest = self.store.load()
         if manifest is None:
             return ["vTorque is not installed"]
+        if not manifest.facts.get("tree"):
+            return ["an installation was cut off: run it again"]
         if not tree.is_sealed(self.tree):
             return [f"has version {manifest.toolkit} ({manifest.facts.get('tree')}), not {self.source.name}"]
         site = site_of(build.settings(self.tree, self.prefix))
