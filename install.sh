@@ -16,7 +16,7 @@ for word; do
     esac
     previous=$word
 done
-source=$(cd "$(dirname "$0")" && pwd)
+source=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 "$python" -I -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
     die "$python must be Python 3.9 or newer and have venv; on Debian: apt-get install python3-venv"
 exec "$python" -IB -c 'import sys

@@ -135,7 +135,7 @@ class Heard:
 
     def _add(self, line: bytes) -> None:
         name, _, rest = line.decode("utf-8", "replace").rstrip("\r").partition(": ")
-        if name.startswith(_SPEAKERS):
+        if name not in self._texts and name.startswith(_SPEAKERS):
             name, _, rest = rest.partition(": ")
         if name in self._texts and self._sizes[name] < MAX_NODE_BYTES:
             self._texts[name].append(rest)

@@ -83,15 +83,22 @@ def suspend(cluster: Cluster, user: User, job: str) -> None:
     assert (found["job_id"], found["user"]) == (job, user.name)
 
 
-def check_counted(user: User, job: str, host: str) -> None:
-    """The output is whole: one process has counted all of it."""
+def waiting(cluster: Cluster, user: User) -> str:
+    """Why the user's only suspended job did not go on the last time."""
+    (found,) = json.loads(vmgr(cluster, user, "show", "suspended", "--json"))
+    return str(found["reason"])
+
+
+def check_counted(user: User, job: str, host: str, told: str = "") -> None:
+    """The output is whole: one process has counted all of it. What was `told` stands before its errors."""
     number = job.partition(".")[0]
     out = user.output(f"job.sh.o{number}").splitlines()
     secret = out[0].partition(" ")[0]
     wrote = re.fullmatch(rf"{secret} wrote (\d+)", out[-1])
     assert wrote is not None and out[0] == f"{secret} began", out
     assert out[1:-1] == [f"line {line}" for line in range(1, int(wrote[1]) + 1)]
-    assert user.output(f"job.sh.e{number}") == f"{host}\n"
+    errors = user.output(f"job.sh.e{number}")
+    assert errors.endswith(f"{host}\n") and errors.count("\n") == 1 + bool(told) and errors.startswith(told), errors
 
 
 def store_of(cluster: Cluster, user: User) -> list[Path]:
@@ -103,6 +110,14 @@ def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
     suspend(cluster, user, job)
     assert [path.name for path in store_of(cluster, user)] == [job]
     assert "suspended" in vmgr(cluster, user, "ps")
+    (part,) = store_of(cluster, user)[0].glob("node.*.json")
+    text = part.read_text()
+    part.write_text(re.sub(r'"qemu": "\d+', '"qemu": "1', text))
+    vmgr(cluster, user, "resume", job)
+    eventually(lambda: "QEMU 1." in waiting(cluster, user), "it could not go on, and waits again")
+    eventually(lambda: state(cluster, job) == "H", "the job waits again, held")
+    cluster.assert_clean()
+    part.write_text(text)
     vmgr(cluster, user, "resume", job)
     eventually(lambda: cluster.log("n1").count(f"job {job}: job started after") == 2, "its script goes on")
     suspend(cluster, user, job)
@@ -111,7 +126,7 @@ def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
         cluster.wait_on("n2", job, "job started")
     (user.home / "go").touch()
     assert cluster.wait(job) == 3
-    check_counted(user, job, "vn1-1")
+    check_counted(user, job, "vn1-1", "vtorque: the job does not go on here, and is to wait again, held: VT-LAUNCH: ")
     assert store_of(cluster, user) == []
     cluster.assert_clean()
 

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -19,11 +19,13 @@ from deploysteps import every_step
 from installsite import MOM_CONFIG, SITE_HOOKS, make_home, picture, timeless
 
 from vmgr.deploy import moms, nodeside, tree
+from vmgr.deploy.build import Source
 from vmgr.deploy.hookfiles import JOB_TYPE, WRAP, hook_files, is_open_to_users, is_ours
 from vmgr.deploy.nodeside import NeedsTree, Order, Refused, perform
+from vmgr.errors import VTorqueError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = {path.name: path.read_text() for path in (REPOSITORY / "mom_priv_hooks").iterdir()}
+SOURCES = Source(str(REPOSITORY), "1", "1-one").hooks
 UNITS = {"vtorque-reap.service": "[Service]\nType=oneshot\n", "vtorque-reap.timer": "[Timer]\nOnBootSec=1min\n"}
 
 
@@ -310,6 +312,21 @@ def test_a_hook_that_the_site_puts_into_the_folder_later(place: Place) -> None:
     assert (mom_priv / "epilogue.user").read_text() == "#!/bin/sh\nexit 0\n" and not later.exists()
 
 
+def test_hooks_that_lay_in_the_folder_before(place: Place) -> None:
+    """They stay there, and run; what lies at their names in mom_priv as well is not touched."""
+    place.share()
+    for name in ("epilogue.user", "prologue"):
+        (place.mom_priv / "vtorque-site").mkdir(exist_ok=True)
+        (place.mom_priv / "vtorque-site" / name).write_text("#!/bin/sh\nexit 0\n")
+    before = place.before()
+    answer = perform(place.order(), None)
+    assert any("/prologue is not vTorque's" in line for line in answer["kept"]), answer
+    assert is_ours((place.mom_priv / "epilogue.user").read_bytes())
+    perform(place.order(), None)
+    perform(place.order("uninstall"), None)
+    assert place.before() == before
+
+
 # --- what is checked
 
 
@@ -362,3 +379,68 @@ def test_what_is_refused(place: Place) -> None:
     with pytest.raises(Refused, match=r"guest jobs are there \(7\.server\)"):
         perform(place.order("uninstall"), None)
     assert perform(place.order("check"), None)["status"] == "ok"
+
+
+def test_a_prefix_that_is_not_ours_alone(place: Place) -> None:
+    """Nobody else may be able to change what the mom runs, and programs of something else stay."""
+    data = packed(place.base)
+    place.prefix.parent.chmod(0o775)
+    before = place.before()
+    with pytest.raises(VTorqueError, match="writable by others"):
+        perform(place.order(), io.BytesIO(data))
+    assert place.before() == before
+    place.prefix.parent.chmod(0o755)
+    (place.prefix / "venv").mkdir(parents=True)
+    before = place.before()
+    with pytest.raises(Refused, match="venv is of something else"):
+        perform(place.order(), io.BytesIO(data))
+    assert place.before() == before
+
+
+def test_a_dry_run_for_a_front_end_that_has_nothing_yet(place: Place) -> None:
+    before = place.before()
+    assert "would be changed" in perform(place.order(dry=True, front=""), None)["text"]
+    assert place.before() == before
+
+
+def test_roots_umask_does_not_matter(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(place.base / "tree-1")
+    program = place.base / "tree-1" / "bin" / "vmgr"
+    compiled = place.prefix / "etc" / "vtorque" / "vtorque.yaml.compiled"
+    program.write_text(f"#!/bin/sh\n>{compiled}\n")
+    tree.seal(str(program.parents[1]))
+    before = os.umask(0o077)
+    try:
+        nodeside.main({**asdict(place.order()), "has_tree": True}, io.BytesIO(packed(place.base)))
+    finally:
+        os.umask(before)
+    assert compiled.stat().st_mode & 0o777 == 0o644
+    modes = {path: path.lstat().st_mode & 0o777 for path in place.prefix.rglob("*") if not path.is_symlink()}
+    assert not [path for path, mode in modes.items() if mode & 0o022 or mode & 0o044 != 0o044]
+
+
+def test_the_timer_runs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd runs, the janitor's timer is started; also by the next order, where one was cut off before."""
+    log, runs = place.base / "log", place.base / "runs"
+    program = place.base / "programs" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$*" >>{log}\ncase $1 in\nis-active) [ -e {runs} ] ;;\nrestart) >{runs} ;;\n'
+        f"stop) rm {runs} ;;\nesac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(nodeside, "SYSTEMD", str(place.base))
+    perform(place.order(), io.BytesIO(packed(place.base)))
+    started = ["daemon-reload", "restart vtorque-reap.timer"]
+    assert log.read_text().splitlines() == started
+    assert (place.units / "timers.target.wants" / "vtorque-reap.timer").exists()
+    assert perform(place.order("check"), None)["status"] == "ok"
+    runs.unlink()
+    assert "vtorque-reap.timer does not run" in perform(place.order("check"), None)["text"]
+    log.unlink()
+    perform(place.order(), None)
+    assert log.read_text().splitlines()[1:] == started
+    assert perform(place.order("check"), None)["status"] == "ok"
+    perform(place.order("uninstall"), None)
+    assert not runs.exists() and log.read_text().splitlines()[-1] == "daemon-reload"

@@ -5,6 +5,8 @@ Its programs are those of this checkout, not built anew: each step is tried many
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +19,11 @@ from deploysteps import every_step
 from installsite import REPOSITORY, picture
 
 from vmgr import __version__
-from vmgr.deploy import build, outside, tree
+from vmgr.deploy import build, options, outside, tree
 from vmgr.deploy.build import Source, source_at
 from vmgr.deploy.front import Front
 from vmgr.deploy.hookfiles import is_ours
+from vmgr.deploy.main import run
 from vmgr.errors import VTorqueError
 
 CONFIG = "engine: local\nlocal: {{spool: {base}/local}}\npaths: {{spool: {base}/spool}}\n"
@@ -119,6 +122,49 @@ def test_what_is_somebody_elses_stays(place: Place) -> None:
     left = {path: seen for path, seen in place.picture().items() if path not in before}
     files = {path for path, seen in left.items() if seen.content}
     assert files == {"opt/sub/vtorque/etc/vtorque/vtorque.yaml", "opt/sub/vtorque/trees/one.kept/share/vmgr"}
+
+
+def test_a_prefix_in_which_something_else_lies(place: Place) -> None:
+    (place.prefix / "bin").mkdir(parents=True)
+    before = place.picture()
+    with pytest.raises(VTorqueError, match=r"a folder bin that is not of install\.sh"):
+        place.install()
+    assert place.picture() == before
+
+
+def test_a_prefix_that_others_could_change(place: Place) -> None:
+    (place.base / "opt").chmod(0o777)
+    before = place.picture()
+    with pytest.raises(VTorqueError, match="writable by others"):
+        place.install()
+    assert place.picture() == before
+
+
+@pytest.mark.parametrize("action", ["--check", "--uninstall", "--upgrade"])
+def test_a_prefix_that_others_have_made(place: Place, action: str) -> None:
+    """What lies in it is not run, and says not what is removed."""
+    place.install()
+    (place.base / "opt" / "sub").chmod(0o777)
+    before = place.picture()
+    with pytest.raises(VTorqueError, match="writable by others"):
+        run(str(REPOSITORY), options.read([action, "--prefix", str(place.prefix), "--yes"]))
+    assert place.picture() == before
+
+
+def test_a_build_that_fails_leaves_no_programs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Source, prefix: str, path: str, *_: Any) -> None:
+        Path(path).mkdir()
+        Path(path, "half").write_text("x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "build", full)
+        with pytest.raises(OSError, match="No space left"):
+            place.install()
+        assert list((place.prefix / "trees").iterdir()) == []
+        assert place.front().check(b"") == ["an installation was cut off: run it again"]
+    place.install()
+    assert place.front().check(b"") == []
 
 
 def test_a_configuration_that_is_wrong_changes_nothing_that_runs(place: Place) -> None:

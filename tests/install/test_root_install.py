@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import psutil
 import pytest
 from installsite import REPOSITORY, SITE_HOOKS, SSHD, Cluster, picture
@@ -139,6 +140,24 @@ def test_refused_with_one_line(cluster: Cluster) -> None:
         told = cluster.install(*words, status=2)
         assert said in told and told.count("\n") == 1, words
     assert picture(cluster.prefix) == before
+
+
+def test_it_asks_on_a_terminal_only(cluster: Cluster) -> None:
+    before = picture(cluster.prefix)
+    for answer in ("n", ""):
+        program, *words = cluster.command("--uninstall")
+        asked = pexpect.spawn(program, words, env=cluster.environment(), encoding="utf-8", timeout=60)
+        asked.expect(re.escape(f"take vTorque away from {cluster.prefix} and 0 nodes? [y/N] "))
+        asked.sendline(answer)
+        asked.expect(pexpect.EOF)
+        asked.close()
+        assert asked.exitstatus == 1 and picture(cluster.prefix) == before
+    program, *words = cluster.command("--yes", "--nodes", "n1")
+    asked = pexpect.spawn(program, words, env=cluster.environment(), encoding="utf-8", timeout=60)
+    asked.expect("1 of 1 nodes done")
+    asked.expect(pexpect.EOF)
+    asked.close()
+    assert asked.exitstatus == 0 and "y/N" not in str(asked.before)
 
 
 # --- nodes
@@ -276,9 +295,15 @@ def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> 
     template = prefix / "share" / "vtorque" / "templates" / "report.css"
     template.write_text("/* the site's */\n")
     old = (prefix / "current").readlink()
+    strange = cluster.base / "strange"
+    strange.mkdir()
+    for name in ("sitecustomize", "json", "re", "vmgr", "setuptools"):
+        (strange / f"{name}.py").write_text(f"open({str(strange / 'was run')!r}, 'w')\nraise SystemExit(1)\n")
     told = cluster.install(
-        "--upgrade", "--wheels", str(wheels), source=newer, PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x"
-    )
+        "--upgrade", "--wheels", str(wheels), source=newer, cwd=strange, PYTHONPATH=str(strange),
+        PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x",
+    )  # fmt: skip
+    assert not (strange / "was run").exists(), "nothing of PYTHONPATH or of the folder that it is called in"
     assert "new in the configuration: news.told (default False): what only this version knows" in told
     assert f"kept: {prefix}/{old}/share/vtorque/templates/report.css was changed; it is used no more" in told
     assert {name: line.split(",")[0] for name, line in lines(told).items()} == {"n1": "is current", "n2": "installed"}

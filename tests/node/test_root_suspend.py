@@ -18,7 +18,7 @@ from nodesite import Node, make_node
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
-from vmgr.node import suspending
+from vmgr.node import resuming, suspending
 from vmgr.node.allocation import Allocation
 from vmgr.node.keys import HostKey
 from vmgr.node.staging.disks import close_disk, stage
@@ -320,7 +320,7 @@ def test_a_guest_that_dies_while_it_is_stored(node: Node, user: User, image: Ima
 def test_more_than_a_guest_can_have_is_not_stored(
     node: Node, user: User, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suspending, "DEVICES_BYTES", 4096 - 544 * MIB)
+    monkeypatch.setattr(resuming, "DEVICES_BYTES", 4096 - 544 * MIB)
 
     async def work() -> None:
         async with GuestSite(node, user, image) as site:

@@ -356,6 +356,93 @@ def test_killed_while_an_entry_is_removed(
     assert names(folder / "carol") == [] and done == (moment == 10)
 
 
+def test_only_one_takes_an_entry_away(store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who resumes a job and who deletes what is stored of it do not both have it."""
+    run(save(store, an_entry(user)))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        refused(store.claim(JOB), "Input/output error")
+    assert run(store.find(JOB)) is not None
+
+    async def both() -> list[bool]:
+        return list(await asyncio.gather(store.claim(JOB), store.claim(JOB)))
+
+    assert sorted(run(both())) in ([False, True], [False])
+    assert run(store.find(JOB)) is None and run(store.claim(JOB)) is False
+
+
+def test_what_an_attempt_has_taken_away_goes_with_it(site: Node, user: User, folder: Path) -> None:
+    place = site.place()
+    lock, listener = record.create(place, {"job_id": JOB, "user": user.name})
+    store = Store(site.config, user, place)
+    run(save(Store(site.config, user), an_entry(user)))
+    assert run(store.claim(JOB)) is True and names(folder / "carol") == [f".{JOB}.old"]
+    os.close(lock)
+    listener.close()
+    assert undo(place) == [] and names(folder / "carol") == []
+
+
+def test_why_a_job_did_not_go_on_is_kept_with_it(store: Store, known: User, folder: Path, site: Node) -> None:
+    run(save(store, an_entry(known)))
+    for text in ("one", "VT-LAUNCH: \x1b[2J another\nline " + "x" * 5000):
+        run(store.note(JOB, text))
+    (found,) = stored_jobs(site.config).stored
+    assert (found.state, found.reason) == ("suspended", "VT-LAUNCH: \x1b[2J another")
+    assert run(store.find(JOB)) is not None and (folder / "carol" / JOB / "reason").stat().st_uid == known.uid
+    (folder / "carol" / JOB / "reason").unlink()
+    os.mkfifo(folder / "carol" / JOB / "reason")
+    (found,) = stored_jobs(site.config).stored
+    assert (found.state, found.reason) == ("suspended", "")
+    refused(store.note("13.server", "x"), "No such file")
+
+
+def test_the_workspace_goes_with_what_is_deleted(
+    base: Path, known: User, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = base / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o1777)
+    node = make_node(
+        base, suspended={"folder": str(folder)}, workspace={"folder": f"{scratch}/{{user}}-{{job}}", "wipe": True}
+    )
+    store = Store(node.config, known)
+    workspaces = [scratch / f"carol-{JOB}.{key}" for key in ("0123abcd", "other")]
+    for path in workspaces:
+        path.mkdir()
+        (path / "file").touch()
+        os.chown(path, known.uid, known.gid)
+    run(save(store, an_entry(known)))
+    (found,) = stored_jobs(node.config).stored
+    assert run(store.claim(JOB))  # the job goes on, and has it
+    listing.remove(node.config, found)
+    assert [path.exists() for path in workspaces] == [True, True]
+    run(save(store, an_entry(known)))
+    run(store.begin(JOB, need_bytes=1))
+    unfinished, _ = sorted(stored_jobs(node.config).stored)
+    assert unfinished.state == "incomplete"
+    listing.remove(node.config, unfinished)
+    assert workspaces[0].exists() and names(folder / "carol") == [JOB]
+    listing.remove(node.config, found)
+    assert [path.exists() for path in workspaces] == [False, True] and names(folder / "carol") == []
+    run(save(store, an_entry(known)))
+    workspaces[0].mkdir()  # root's
+    (workspaces[0] / "file").touch()
+    with pytest.raises(VTorqueError, match=r"it is deleted, but its workspace .*/carol-12\.server\.0123abcd is not: "):
+        listing.remove(node.config, found)
+    assert names(folder / "carol") == [] and names(workspaces[0]) == ["file"]
+
+
+def test_others_names_hide_no_job(site: Node, store: Store, known: User, folder: Path) -> None:
+    """Anybody can make names in the folder: they cost no look-up each, and those behind them count."""
+    for number in range(200):
+        made = folder / f"x{number}"
+        made.mkdir()
+        os.chown(made, 65534, 65534)
+    run(save(store, an_entry(known)))
+    found = stored_jobs(site.config)
+    assert [each.job_id for each in found.stored] == [JOB] and len(found.problems) == listing.MAX_STRANGE
+
+
 @pytest.mark.parametrize("moment", range(6))
 def test_killed_while_one_is_begun(
     store: Store, user: User, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
@@ -522,6 +609,10 @@ def test_the_sites_folder_is_missing_or_anybodys(store: Store, user: User, folde
     refused(store.find(JOB), "others may replace what is in", "install -d -m 1777")
     folder.chmod(0o755)
     assert run(store.find(JOB)) is not None
+    folder.rename(folder.with_name("away"))
+    folder.mkdir(0o755)  # where it is mounted at other times
+    for work in (store.find(JOB), store.claim(JOB), store.remove(JOB)):
+        refused(work, f"{folder} is not 1777: is its file system not mounted?")
 
 
 def test_no_folder_no_suspension(base: Path, user: User) -> None:
@@ -674,6 +765,9 @@ def test_root_is_told_when_the_folder_is_not_there(site: Node, folder: Path) -> 
     folder.rmdir()
     with pytest.raises(VTorqueError, match=r"VT-SUSPEND: .*No such file or directory"):
         stored_jobs(site.config)
+    folder.mkdir(0o755)  # where it is mounted at other times: its images are not to be taken for unused
+    with pytest.raises(VTorqueError, match=r"VT-SUSPEND: .*it is not 1777; is its file system mounted here\?"):
+        suspended_uses(site.config, print)
 
 
 def test_many_jobs_of_one_user(site: Node, store: Store, known: User, folder: Path) -> None:

@@ -17,6 +17,7 @@ from nodesite import FUZZ
 
 from vmgr.deploy import alarm, answers, nodes, options, wire
 from vmgr.deploy.files import NOTHING, Seen, digest_of_bytes
+from vmgr.deploy.front import first_config
 from vmgr.deploy.manifest import Entry, Manifest, Times, parse
 from vmgr.deploy.wants import (
     DROP_ASIDE,
@@ -194,6 +195,18 @@ def test_options_and_answers(tmp_path: Path) -> None:
     for prefix in ("relative", "/opt/a b", "/opt/../etc", "/", "/opt//x", "/opt/.hidden"):
         with pytest.raises(VTorqueError, match="--prefix"):
             options.read(["--prefix", prefix])
+
+
+def test_the_first_configuration(tmp_path: Path) -> None:
+    sample = tmp_path / "sample.yaml"
+    sample.write_text('guest: {vm_hooks: "@PREFIX@/vm"}\n')
+    assert first_config(str(sample), "/opt/x", None) == b'guest: {vm_hooks: "/opt/x/vm"}\n'
+    made = yaml.safe_load(first_config(str(sample), "/opt/x", "/var/torque"))
+    assert made["torque"] == {"mom_priv": "/var/torque/mom_priv"}
+    sample.write_text("engine: torque\ntorque:\n  mom_priv: /site/mom_priv\n")
+    assert yaml.safe_load(first_config(str(sample), "/opt/x", "/var/torque"))["torque"]["mom_priv"] == "/site/mom_priv"
+    with pytest.raises(VTorqueError, match="--config"):
+        first_config(str(tmp_path / "none"), "/opt/x", None)
 
 
 # --- nodes

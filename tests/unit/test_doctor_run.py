@@ -201,6 +201,12 @@ def test_lines_are_told_apart_by_node() -> None:
         }  # fmt: skip
 
 
+def test_a_node_that_is_called_as_a_program() -> None:
+    heard = pdsh.Heard(["clush1", "n2"])
+    heard.feed(b"clush1: n2: not its own\nclush: n2: ssh failed\n")
+    assert heard.by_node() == {"clush1": "n2: not its own", "n2": "ssh failed"}
+
+
 def test_a_node_that_says_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdsh, "MAX_NODE_BYTES", 100)
     heard = pdsh.Heard(["n1", "n2"])

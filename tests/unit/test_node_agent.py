@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import grp
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -83,12 +84,19 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
     removed: list[str] = []
 
     class Stored:
-        fails = True
+        does: object = VTorqueError("it does not go", code=Code.SUSPEND)
+
+        async def claim(self, job_id: str) -> object:
+            if isinstance(self.does, VTorqueError):
+                raise self.does
+            return self.does
+
+        async def drop(self, job_id: str) -> None:
+            pass
 
         async def remove(self, job_id: str) -> None:
-            if self.fails:
-                raise VTorqueError("it does not go", code=Code.SUSPEND)
             removed.append(job_id)
+            raise VTorqueError("it is gone for the job all the same", code=Code.SUSPEND)
 
     async def work() -> None:
         node = make_node(base, workspace={"folder": "/scratch/{job}", "wipe": True})
@@ -104,17 +112,124 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
             found,
         )  # fmt: skip
         attempt.is_stored = True
-        with pytest.raises(VTorqueError):
+        with pytest.raises(VTorqueError, match="it does not go"):
+            await attempt._take_over(job, found)
+        assert attempt.is_stored
+        stored.does = False
+        with pytest.raises(VTorqueError, match="has been deleted meanwhile"):
             await attempt._take_over(job, found)
         assert attempt.is_stored and "workspace" not in [step["do"] for step in record.steps(place)]
         await attempt._wipe()  # which would have failed: there is no such user
-        stored.fails = False
+        stored.does = True
         await attempt._take_over(job, found)
         assert not attempt.is_stored and removed == ["12.host"]
         (step,) = (step for step in record.steps(place) if step["do"] == "workspace")
         assert (step["path"], step["kept"]) == (path, False)
         os.close(lock)
         listener.close()
+
+    with short_folder() as base:
+        asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("node_index", "there", "stored", "shut_down"),
+    [
+        (0, None, True, False),
+        (0, None, False, True),
+        (1, "this", True, False),
+        (1, "another", True, True),
+        (1, None, True, True),
+        (1, "unreadable", True, True),
+    ],
+)
+def test_a_job_that_ends_while_it_is_stored_is_not_shut_down(
+    node_index: int, there: Optional[str], stored: bool, shut_down: bool, tmp_path: Path
+) -> None:
+    """What its guests would do at their end is not to change what those of the next start find on their shares."""
+    done: list[str] = []
+
+    async def forever(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    def doing(name: str) -> Any:
+        async def do(*_: object, **__: object) -> None:
+            done.append(name)
+
+        return do
+
+    async def find(_job_id: str) -> Any:
+        if there == "unreadable":
+            raise VTorqueError("it does not answer", code=Code.SUSPEND)
+        return None if there is None else (there, ())
+
+    async def work() -> None:
+        node = make_node(base)
+        call = checkedjob.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, "0" * 64), node_index, None)
+        attempt = Agent(node.config, tmp_path, node.place(), call, None)
+        attempt.is_stored = stored
+        found = SimpleNamespace(stored=SimpleNamespace(find=find), entry="this")
+        job: Any = SimpleNamespace(
+            job_id="12.host", spec=a_spec(), resumption=found, network=SimpleNamespace(kind="user"),
+            allocation=SimpleNamespace(node_index=node_index, nodes=("n1", "n2")),
+        )  # fmt: skip
+        guest = SimpleNamespace(ready=forever, shut_down=doing("shut down"))
+        crew: Any = SimpleNamespace(guests=[guest], kill=doing("killed"))
+        fellows: Any = SimpleNamespace(failure=forever, call_over=doing("over"))
+
+        async def boot(*_: object) -> Any:
+            return crew
+
+        attempt._boot = boot  # type: ignore[method-assign]
+        attempt.job_over.set()
+        with ExitStack() as logs:
+            await asyncio.wait_for(attempt._live_with(job, fellows, logs), 10)
+        assert done == ["over", *(["shut down"] if shut_down else []), "killed"]
+
+    with short_folder() as base:
+        asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("suspend", "folder", "there", "told"),
+    [
+        (False, True, None, [False]),
+        (True, True, "nothing", [True, False]),
+        (True, True, "unreadable", [True]),
+        (True, True, "another's", [True]),
+        (True, False, "nothing", [True, True]),
+    ],
+)
+def test_what_may_be_stored_is_told_before_it_is_looked_for(
+    suspend: bool, folder: bool, there: Optional[str], told: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails after `True` does not end a job that was suspended."""
+    from vmgr.node import restoring
+
+    said: list[bool] = []
+    data = dump_spec(a_spec(suspend=suspend))
+
+    async def read_file(*_: object, **__: object) -> bytes:
+        return data
+
+    async def find(*_: object) -> None:
+        if there != "nothing":
+            raise VTorqueError(f"what is there is {there}", code=Code.SUSPEND)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise VTorqueError("not here", code=Code.POLICY)
+
+    monkeypatch.setattr(checkedjob, "read_file", read_file)
+    monkeypatch.setattr(restoring, "find", find)
+    monkeypatch.setattr(restoring, "Store", lambda *_: None, raising=False)
+    monkeypatch.setattr(checkedjob, "check_spec", refuse)
+
+    async def work() -> None:
+        node = make_node(base, suspended={"folder": "/scratch/suspended"} if folder else {})
+        call = checkedjob.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, spec_hash(data)), 0, None)
+        with pytest.raises(VTorqueError):
+            await checkedjob.checked_job(call, node.config, node.place(), a_user(), ALONE, stored=said.append)
+        assert said == told
 
     with short_folder() as base:
         asyncio.run(work())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vmgr.errors import Code
+from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import SpecPath
 from vmgr.node import agent, wrapper
 from vmgr.node.hookcall import OwnJob
@@ -62,6 +62,38 @@ def test_a_fault_has_a_reason_and_a_status(
 
     assert asyncio.run(run()) == Code.INTERNAL.status
     assert "VT-INTERNAL: " in (said := capfd.readouterr().err) and "Disk quota exceeded" in said
+
+
+@pytest.mark.parametrize("last", ["suspended", "", "failed"])
+def test_a_job_that_goes_back_is_not_ended(tmp_path: Path, last: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The batch system ends its wrapper, before or after the agent says so: the job directory is for the next start."""
+
+    async def work() -> None:
+        config: Any = None
+        job = wrapper.JobWrapper(config, OwnJob("12.host"), f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}", {})
+        waiting = asyncio.ensure_future(job._until("ready", "running"))
+
+        async def say(**snapshot: object) -> None:
+            job._snapshot = {**job._snapshot, **snapshot}
+            job._wake()
+            await asyncio.sleep(0)
+
+        await say(state="staging")
+        await say(state="returning", returned="VT-LAUNCH: another QEMU")
+        assert capfd.readouterr().err.endswith("is to wait again, held: VT-LAUNCH: another QEMU\n")
+        job._signal(signal.SIGTERM)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        if last == "failed":  # the batch system does not queue it again
+            await say(state=last, returned=None, code="VT-LAUNCH", reason="another QEMU")
+            with pytest.raises(VTorqueError, match="VT-LAUNCH: another QEMU"):
+                await waiting
+            return
+        await say(state=last)
+        with pytest.raises(wrapper.Suspended):
+            await waiting
+
+    asyncio.run(asyncio.wait_for(work(), 5))
 
 
 def test_a_terminal_that_has_been_hung_up_is_no_fault() -> None:

@@ -59,7 +59,9 @@ class Doubles:
         guests: Any = SimpleNamespace(
             check=self._check, **{name: self._doing(name) for name in ("stop", "save", "go_on")}
         )
-        store: Any = SimpleNamespace(**{name: self._doing(name) for name in ("begin", "complete", "drop", "remove")})
+        store: Any = SimpleNamespace(
+            **{name: self._doing(name) for name in ("begin", "complete", "claim", "drop", "remove")}
+        )
 
         async def lead(order: str, number: int, step: Optional[str] = None) -> None:
             await self.step(f"sisters {of_try(order, number)}")
@@ -80,7 +82,7 @@ class Doubles:
 
         self.fellows: Any = SimpleNamespace(
             begin_try=lambda number: None, lead=lead, call_over=call_over, first_call=first_call, tell=tell,
-            ended_as_usual=False,
+            ended_as_usual=False, ended_suspended=False,
         )  # fmt: skip
         return Means(
             job, "a" * 64, guests, store, self.fellows, self.gate, 60.0,  # type: ignore[arg-type]
@@ -121,7 +123,7 @@ def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 TO_SAVED = ["check", "begin", "detach 1", "sisters stop-1", "stop", "sisters save-1", "save"]
 TO_REQUEUE = [*TO_SAVED, "keep True", "complete", "requeue 12.host"]
-CALLED_OFF = ["sisters goon-1", "go_on", "drop", "keep False", "remove"]
+CALLED_OFF = ["claim", "sisters goon-1", "go_on", "drop", "keep False", "remove"]
 
 
 def test_everything_in_its_order() -> None:
@@ -322,6 +324,53 @@ def test_a_sister_whose_guests_are_saved(usual: bool, suspended: bool) -> None:
         await asyncio.wait([running])
         here.fellows.ended_as_usual = usual
         assert await sister.settle() is suspended and ("go_on" in here.done) is usual
+
+    run(work)
+
+
+def test_a_sister_whose_mother_superior_has_it_suspended_ends_with_it() -> None:
+    """Also one whose guests have not been saved by this attempt: it was to go on, and the job waits again."""
+
+    async def work() -> None:
+        here = Doubles(nodes=2)
+        sister = Follower(here.means(), here.progress)
+        here.fellows.ended_suspended = True
+        assert await sister.settle() is True and here.done == []
+
+    run(work)
+
+
+@pytest.mark.parametrize("step", ["stop", "save"])
+@pytest.mark.parametrize("order", ["goon-1", "stop-2"])
+def test_a_sister_gives_up_what_is_called_off(step: str, order: str) -> None:
+    """Its guests do not stand still until it is done: it may be at it for as long as saving may take."""
+
+    async def work() -> None:
+        here = Doubles(nodes=2)
+        here.does[step] = asyncio.Event().wait
+        running = asyncio.ensure_future(Follower(here.means(), here.progress).run())
+        for each in ("stop-1", "save-1"):
+            here.call(each)
+        await here.reach(step).wait()
+        here.call(order)
+        await here.reach("go_on").wait()
+        assert here.done[-1] == "go_on" and f"{step}ped-1" not in here.done and "saved-1" not in here.done
+        running.cancel()
+        await asyncio.wait([running])
+
+    run(work)
+
+
+def test_a_fault_while_all_is_called_off_leaves_nothing_undone() -> None:
+    async def work() -> None:
+        here = Doubles()
+        here.does.update({"save": REFUSED, "sisters goon-1": RuntimeError("a fault")})
+        leader = here.leader()
+        with pytest.raises(VTorqueError, match="cannot let go"):
+            await leader.suspend(len)
+        assert here.done[-2:] == ["go_on", "drop"] and here.progress.facts["suspending"] is None
+        with pytest.raises(VTorqueError, match="VT-INTERNAL: fault in the node agent: a fault"):
+            await leader.run()
 
     run(work)
 

@@ -31,12 +31,13 @@ def test_a_service_starts_a_command_that_there_is(unit: Path) -> None:
     program, *words = shlex.split(read(unit)["Service"]["ExecStart"])
     assert program == "/opt/vtorque/bin/vmgr"
     command: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     while isinstance(command, click.Group):
         found = command.get_command(context, words.pop(0))
         assert found is not None
         command = found
-    command.make_context(command.name, words)  # which reads the options, and refuses what it has not
+    # reads the options, and refuses what it has not; click keeps the first context's words for help with a command
+    command.make_context(command.name, words, parent=context)
 
 
 @pytest.mark.parametrize("timer", sorted(UNITS.glob("*.timer")), ids=lambda unit: unit.name)

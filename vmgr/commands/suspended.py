@@ -35,7 +35,7 @@ def show(job: Optional[str], user: Optional[str], as_json: bool) -> None:
 
     Root sees those of all users, a user the user's own. Walltime is what a job had used when it was suspended. What is
     incomplete is being written, or its writer died; what is damaged cannot be resumed. `vmgr delete suspended` removes
-    it.
+    it. The reason of a suspended job is why it did not go on when that was tried last; it waits again.
 
     Example: vmgr show suspended --job 12
     """
@@ -54,8 +54,9 @@ def show(job: Optional[str], user: Optional[str], as_json: bool) -> None:
 def delete(job: Optional[str], user: Optional[str], yes: bool, as_json: bool) -> None:
     """Delete what is stored of suspended jobs.
 
-    Such a job is not ended by that: released, it starts from its beginning. To be rid of it as well: qdel. What is
-    just being written goes too; then the job is not suspended, and goes on.
+    Such a job is not ended by that: released, it starts from its beginning. To be rid of it as well: qdel, or scancel,
+    which leave what is stored. Its workspace is wiped, where the site has those of ended jobs wiped, and this host sees
+    it. What is just being written goes too; then the job is not suspended, and goes on.
 
     Example: vmgr delete suspended --job 12
     """
@@ -115,7 +116,8 @@ def _cells(stored: Stored) -> list[object]:
     if entry is None:
         return [*start, "-", "-", "-", "-", size, "-", stored.reason]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.when))
-    return [*start, entry.image, entry.nodes, entry.nodes * entry.per_node, _clock(entry.walltime_s), size, when, ""]
+    guests, walltime = entry.nodes * entry.per_node, _clock(entry.walltime_s)
+    return [*start, entry.image, entry.nodes, guests, walltime, size, when, stored.reason]
 
 
 def _clock(seconds: int) -> str:

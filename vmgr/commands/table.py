@@ -24,6 +24,7 @@ _STATES = {
     "staging": "yellow",
     "booting": "yellow",
     "suspended": "yellow",
+    "returning": "yellow",
     "ending": "yellow",
 }
 """Colours of what stands in a column `state`."""

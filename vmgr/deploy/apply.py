@@ -63,7 +63,7 @@ def converge(
     With `dry` nothing is changed, and the outcome tells what would be.
     """
     manifest = store.load() or Manifest()
-    steps = [_step(want, manifest.entries.get(want.path)) for want in wants]
+    steps = [_step(want, manifest) for want in wants]
     gone = _gone(manifest, wants, also)
     outcome = Outcome()
     for step in steps:
@@ -109,8 +109,13 @@ def _gone(manifest: Manifest, wants: Sequence[Want], also: Iterable[str]) -> lis
     return [path for path in manifest.entries if path not in stay | wanted_folders]
 
 
-def _step(want: Want, entry: Optional[Entry]) -> Step:
-    return decide(want, entry, look(want.path), look(want.aside) if want.aside else NOTHING)
+def _step(want: Want, manifest: Manifest) -> Step:
+    entry = manifest.entries.get(want.path)
+    aside = look(want.aside) if want.aside else NOTHING
+    if aside.kind and entry is None and os.path.dirname(str(want.aside)) not in manifest.entries:
+        # it lay there before anything was installed, and is to stay there
+        want, aside = want._replace(aside=None), NOTHING
+    return decide(want, entry, look(want.path), aside)
 
 
 def _intend(store: Store, manifest: Manifest, steps: Sequence[Step], gone: Sequence[str]) -> None:

@@ -193,7 +193,9 @@ def machine() -> tuple[str, list[int]]:
 
 def _output(argv: Sequence[str], what: str) -> str:
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError as err:
         raise VTorqueError(f"{what}: {err.strerror}", code=Code.VALUE) from err
     if done.returncode:

@@ -32,6 +32,8 @@ from vmgr.trust import check_trusted
 STATE = ".install"
 BEFORE = "before"
 """The tree of what was installed before there were trees."""
+LOCK = ".lock"
+"""What an installation from before there were trees has in its prefix."""
 INSTALLED = ".installed"
 """What the tests and quickstart.sh look at: it changes with what is installed."""
 
@@ -101,8 +103,18 @@ class Front:
     # --- install
 
     def prepare(self) -> None:
-        """Make the prefix and the folder of the manifest. Raises VTorqueError (VT-TRUST, VT-CONFIG)."""
+        """Make the prefix and the folder of the manifest.
+
+        Raises VTorqueError: VT-TRUST, VT-CONFIG; VT-VALUE where something else lies in the prefix.
+        """
         missing = folders_to(self.prefix)
+        others = [name for name in LINKED if _is_folder(f"{self.prefix}/{name}")]
+        if others and not self.is_there() and not os.path.exists(f"{self.prefix}/{LOCK}"):
+            raise VTorqueError(
+                f"{self.prefix} has a folder {others[0]} that is not of install.sh",
+                code=Code.VALUE,
+                hint="choose another --prefix",
+            )
         check_trusted(os.path.dirname(missing[0]) if missing else self.prefix)
         if not os.path.isdir(self.store.folder):
             self.store.make(missing)
@@ -119,8 +131,13 @@ class Front:
     def _build(self, path: str) -> None:
         files.remove(self.work)
         os.mkdir(self.work, 0o700)
-        build.build(self.source, self.prefix, path, self.python, self.wheels, self.work)
-        files.remove(self.work)
+        try:
+            build.build(self.source, self.prefix, path, self.python, self.wheels, self.work)
+        except (VTorqueError, OSError):
+            files.remove(path)  # on a disk that is full, others need the room
+            raise
+        finally:
+            files.remove(self.work)
 
     def wants(self, config: bytes, site: Site, front: str) -> list[Want]:
         """All of it, in the order in which it is made: what a mom runs comes after what that needs."""
@@ -188,7 +205,7 @@ class Front:
                 os.rename(away, link)
             os.makedirs(f"{self.prefix}/trees/{BEFORE}", exist_ok=True)
             os.rename(link, files.free_name(f"{self.prefix}/trees/{BEFORE}/{name}"))
-        files.remove(f"{self.prefix}/.lock")
+        files.remove(f"{self.prefix}/{LOCK}")
 
     def new_keys(self) -> list[str]:
         """What the configuration can say since the version that is installed now, one line a key."""
@@ -210,6 +227,8 @@ class Front:
         manifest = self.store.load()
         if manifest is None:
             return ["vTorque is not installed"]
+        if not manifest.facts.get("tree"):
+            return ["an installation was cut off: run it again"]
         if not tree.is_sealed(self.tree):
             return [f"has version {manifest.toolkit} ({manifest.facts.get('tree')}), not {self.source.name}"]
         site = site_of(build.settings(self.tree, self.prefix))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from vmgr.deploy.nodes import INSTALLED, PENDING, REMOVING, Answer, Book, Known,
 from vmgr.deploy.nodeside import Order
 from vmgr.deploy.options import CHECK, INSTALL, UNINSTALL, UPGRADE, Options
 from vmgr.errors import Code, VTorqueError, printable
+from vmgr.trust import check_trusted
 
 FRONT_PROGRAMS = ("ssh", "ssh-keygen")
 NODE_PROGRAMS = ("ssh", "ssh-keygen", "qemu-system-x86_64", "qemu-img")
@@ -32,6 +34,10 @@ def main(source: str, argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     os.umask(0o022)
+    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+        del os.environ[name]  # the Python that builds listens to them
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run(source, options.read(argv))
     except VTorqueError as err:
@@ -68,6 +74,8 @@ def run(source: str, wanted: Options) -> int:
         raise VTorqueError("must be run as root", code=Code.ACCESS, hint="sudo ./install.sh …")
     checkout = build.source_at(source, __version__, wanted.python)
     front = Front(wanted.prefix, checkout, python=wanted.python, wheels=wanted.wheels, links=wanted.links)
+    if wanted.action != INSTALL and os.path.isdir(front.prefix):
+        check_trusted(front.prefix)  # what lies in it says what is run, and what is removed
     book = Book(front.book)
     known = book.read()
     names, program = _nodes(wanted, known)

@@ -127,7 +127,7 @@ class Store:
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as err:
+            except BlockingIOError as err:
                 raise VTorqueError(
                     f"another installation is at work ({self.folder})",
                     code=Code.ACCESS,

@@ -172,7 +172,9 @@ def all_nodes(home: str) -> list[str]:
     listed = Path(home, "server_priv", "nodes")
     program = shutil.which("pbsnodes")
     if program is not None:
-        done = subprocess.run([program, "-a"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [program, "-a"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise VTorqueError(f"--all: pbsnodes -a: {said[-1] if said else done.returncode}", code=Code.ENGINE)

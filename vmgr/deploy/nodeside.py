@@ -33,6 +33,8 @@ STATE = "vtorque"
 KEPT = "vtorque-kept"
 """The folder there for hooks of ours that somebody has changed, when ours are taken away."""
 UNITS = "/etc/systemd/system"
+SYSTEMD = "/run/systemd/system"
+"""It is there where systemd runs (sd_booted(3))."""
 LINKED = ("venv", "share", "libexec", "bin")
 """Folders of an installation that are links into its present tree."""
 PROGRAM_SECONDS = 60
@@ -82,6 +84,7 @@ class NeedsTree(Exception):
 def main(order: Mapping[str, Any], stream: BinaryIO) -> None:
     """Do what the order says and print the answer. `stream` has the tree, as a tar, where the order says so."""
     answer: dict[str, Any]
+    os.umask(0o022)
     try:
         has_tree = bool(order["has_tree"])
         wanted = Order(**{name: value for name, value in order.items() if name != "has_tree"})
@@ -114,7 +117,8 @@ def perform(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
 
 def is_shared(order: Order) -> bool:
     """Whether the installation's prefix is the front end's own, on a shared file system."""
-    return moms.content(f"{order.prefix}/.install/id").decode("ascii", "replace").strip() == order.front
+    there = moms.content(f"{order.prefix}/.install/id").decode("ascii", "replace").strip()
+    return bool(there) and there == order.front
 
 
 def _fits(order: Order) -> None:
@@ -132,6 +136,20 @@ def _same_prefix(order: Order, manifest: Optional[Manifest]) -> None:
     there = manifest.facts.get("prefix") if manifest else None
     if there and there != order.prefix:
         raise Refused(f"its hooks are those of another installation in {there}: take that away first")
+
+
+def _own_place(order: Order, manifest: Optional[Manifest]) -> None:
+    """Whether the programs can lie in the prefix of this node.
+
+    Raises VTorqueError (VT-TRUST) where others than root could change them, Refused where something else lies there.
+    """
+    missing = folders_to(order.prefix)
+    check_trusted(os.path.dirname(missing[0]) if missing else order.prefix)
+    known = manifest.entries if manifest else {}
+    for name in LINKED:
+        path = f"{order.prefix}/{name}"
+        if path not in known and os.path.isdir(path) and not os.path.islink(path):
+            raise Refused(f"{path} is of something else, or of an installation by hand: remove {order.prefix} first")
 
 
 # --- what is wanted
@@ -204,6 +222,19 @@ def _timer(order: Order) -> list[Want]:
     return [*wants, Want(folder, FOLDER, 0o755), Want(f"{folder}/{TIMER}", LINK, target=f"../{TIMER}")]
 
 
+def _has_timer(order: Order) -> bool:
+    """Whether systemd, where it runs, is to run the janitor."""
+    return bool(order.units) and os.path.isdir(UNITS) and os.path.isdir(SYSTEMD)
+
+
+def _timer_runs() -> bool:
+    try:
+        _run(["systemctl", "is-active", "--quiet", TIMER])
+    except Refused:
+        return False
+    return True
+
+
 def earlier_trees(manifest: Optional[Manifest], present: str) -> tuple[Optional[str], list[str]]:
     """The tree before the present one, which programs that run may still use, and the paths of entries with it."""
     if manifest is None:
@@ -226,7 +257,9 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
     own = f"{order.prefix}/trees/{order.tree}"
     if shared:
         check_trusted(f"{order.prefix}/current/libexec")
-    elif not tree.is_sealed(own) and stream is None and not order.dry:
+    else:
+        _own_place(order, manifest)
+    if not shared and not tree.is_sealed(own) and stream is None and not order.dry:
         raise NeedsTree
     if order.dry:
         outcome = apply.converge(store, wants_of(order, manifest), toolkit=order.toolkit, facts={}, dry=True)
@@ -243,7 +276,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
         outcome = apply.converge(store, wants, toolkit=order.toolkit, facts=facts, also=also)
         if not shared and (outcome.changed or not os.path.exists(generated_files(order.prefix)[0])):
             _run([f"{order.prefix}/bin/vmgr", "config", "compile"])
-        if order.units and os.path.isdir("/run/systemd/system") and any(UNITS in path for path in outcome.made):
+        if _has_timer(order) and (any(UNITS in path for path in outcome.made) or not _timer_runs()):
             _run(["systemctl", "daemon-reload"])
             _run(["systemctl", "restart", TIMER])
     told = "installed" if outcome.changed else "is current"
@@ -266,10 +299,12 @@ def unpack(stream: BinaryIO, folder: str) -> None:
     """
     part = files.beside(folder)
     files.remove(part)
-    os.mkdir(part, 0o755)
+    os.mkdir(part, 0o700)
     try:
         with tarfile.open(fileobj=stream, mode="r|gz") as tar:
-            tar.extractall(part, numeric_owner=True)  # from the front end's root
+            # from the front end's root; newer Pythons refuse links out of it, such as that to the interpreter
+            tar.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+            tar.extractall(part, numeric_owner=True)
     except (tarfile.TarError, EOFError, OSError) as err:
         files.remove(part)
         raise Refused(f"the programs did not arrive whole: {err}") from err
@@ -297,7 +332,7 @@ def _uninstall(order: Order) -> dict[str, Any]:
     if jobs:
         raise Refused(f"guest jobs are there ({', '.join(jobs[:MAX_NAMED])}): again when they have ended")
     timer = f"{UNITS}/{TIMER}"
-    if manifest is not None and timer in manifest.entries and os.path.isdir("/run/systemd/system") and not order.dry:
+    if manifest is not None and timer in manifest.entries and os.path.isdir(SYSTEMD) and not order.dry:
         _run(["systemctl", "stop", TIMER])
     own = manifest is not None and f"{order.prefix}/current" in manifest.entries
     generated = generated_files(order.prefix) if own else []
@@ -305,7 +340,7 @@ def _uninstall(order: Order) -> dict[str, Any]:
         outcome = apply.undo_all(store, kept=lambda path: _kept(order, path), generated=generated, dry=order.dry)
     if order.dry:
         return _told("ok", outcome, f"would lose {len(outcome.removed)} files and folders")
-    if os.path.isdir("/run/systemd/system") and timer in outcome.removed:
+    if os.path.isdir(SYSTEMD) and timer in outcome.removed:
         _run(["systemctl", "daemon-reload"])
     told = "vTorque removed"
     if outcome.restored:
@@ -360,6 +395,8 @@ def _check(order: Order) -> dict[str, Any]:
     problems += untrusted([want.path for want in wants])
     found = moms.alarm_problem(order.mom_priv, order.needed_s)
     problems += [found] if found else []
+    if _has_timer(order) and not _timer_runs():
+        problems.append(f"{TIMER} does not run: systemctl start {TIMER}")
     try:
         _run([f"{order.prefix}/bin/vmgr", "config", "check"])
     except Refused as err:
@@ -416,7 +453,13 @@ def _run(argv: Sequence[str]) -> None:
     """Run a program. Raises Refused with the last line that it says when it fails."""
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROGRAM_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise Refused(f"{argv[0]}: {err}") from err

@@ -55,7 +55,7 @@ def decide(want: Want, entry: Optional[Entry], seen: Seen, aside: Seen) -> Step:
         return _decide_folder(want, entry, seen)
     new = Entry(want.kind, want.mode, [want.digest], want.aside, None, want.hook)
     if entry is not None:
-        new = replace(new, was=entry.was, ours=[*dict.fromkeys([*entry.ours, want.digest])])
+        new = replace(new, aside=entry.aside, was=entry.was, ours=[*dict.fromkeys([*entry.ours, want.digest])])
     if not seen.kind:
         return Step(want, MAKE, new)
     if seen.kind == want.kind and seen.digest == want.digest:

@@ -17,7 +17,9 @@ from vmgr.node.reap import KINDS
 
 Family = Union[CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily]
 
-STATES = ("starting", "staging", "booting", "ready", "running", "off", "suspended", "ending", "ended", "failed")
+STATES = (
+    "starting", "staging", "booting", "ready", "running", "off", "returning", "suspended", "ending", "ended", "failed",
+)  # fmt: skip
 """The states that an agent tells (`vmgr.node.state.Progress`), and that of guests that are switched off; another one is
 shown when it comes.
 """

@@ -132,7 +132,7 @@ class Agent:
         self.suspended = False
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
-        self.is_stored = False
+        self.is_stored: Optional[bool] = None
         self.progress.private["user"] = call.user
         self.progress.now = self._now
 
@@ -271,10 +271,14 @@ class Agent:
             await self._live(user)
             return
         except VTorqueError as err:
-            self.progress.fail(err)
+            problem = err
         except Exception as err:
             LOGGER.exception("fault")
-            self.progress.fail(VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL))
+            problem = VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL)
+        if await self._is_put_back(problem, user):
+            await self.job_over.wait()
+            return
+        self.progress.fail(problem)
         if self.fellows is not None:
             if self.fellows.leads:
                 await self.fellows.call_over()
@@ -284,6 +288,21 @@ class Agent:
             await first(self._unattended(), self.job_over.wait())
         except VTorqueError as err:
             LOGGER.error("%s", err)
+
+    async def _is_put_back(self, problem: VTorqueError, user: User) -> bool:
+        """On the mother superior: whether a job that was suspended, and has not gone on, waits again to be released."""
+        if self.call.node_index or self.is_stored is False:
+            return False
+        if self.job_over.is_set() or self.progress.error is not None:
+            return False
+        from vmgr.node.returning import means_of, put_back  # few jobs go on
+
+        try:
+            means = means_of(self.config, user, self.call.job_id, self.attached, self.job_over, self.fellows)
+            self.suspended = await put_back(means, self.progress, problem, is_stored=self.is_stored)
+        except Exception:
+            LOGGER.exception("fault")
+        return self.suspended
 
     async def _unattended(self) -> None:
         """Raise VTorqueError (VT-AGENT) when no job wrapper comes in time: its job is over, or never was one.
@@ -310,9 +329,10 @@ class Agent:
         if len(allocation.nodes) > 1 and call.task_file is not None:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
         try:
-            job, self.image_held = await checked_job(call, self.config, self.place, user, allocation)
+            job, self.image_held = await checked_job(
+                call, self.config, self.place, user, allocation, stored=self._note_stored
+            )
             self.job = job
-            self.is_stored = job.resumption is not None
             self._name_guests(allocation.name, [member.name for member in job.own])
             self.learned["first_rank"] = allocation.node_index * job.group.per_node
             self.progress.private.update(
@@ -331,6 +351,9 @@ class Agent:
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
+
+    def _note_stored(self, is_stored: bool) -> None:
+        self.is_stored = is_stored
 
     async def _note_over(self, ending: Coroutine[Any, Any, None]) -> None:
         await ending
@@ -366,15 +389,34 @@ class Agent:
                 return
             self.progress.stage("job ended", "ending")
             await fellows.call_over()
-            await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
+            if not await self._is_still_stored(job):
+                await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))
         except VTorqueError as err:
             if await self._is_suspended():  # the batch system has ended more of it than was asked for
                 return
-            self.progress.fail(err)
+            if not self.is_stored:  # else the job may go back to where it was
+                self.progress.fail(err)
             raise
         finally:
-            self.crew = self.suspension = None
+            self.crew = None
+            if not self.suspended:  # else it says so, whoever asks
+                self.suspension = None
             await crew.kill()
+
+    async def _is_still_stored(self, job: Job) -> bool:
+        """Whether the job's next start goes on from where this one did.
+
+        Its guests are not shut down then: nothing of theirs, such as a script that ends, is to change what its shares
+        hold. A sister learns from the store whether the mother superior has taken the job over.
+        """
+        if job.resumption is None or job.allocation.node_index == 0:
+            return bool(self.is_stored)
+        try:
+            found = await job.resumption.stored.find(job.job_id)
+        except (VTorqueError, OSError) as err:
+            LOGGER.warning("%s", err)
+            return False
+        return found is not None and found[0] == job.resumption.entry
 
     async def _is_suspended(self) -> bool:
         """Whether the attempt ends because its job is suspended; what has been begun of that is ended."""
@@ -424,10 +466,24 @@ class Agent:
 
         Its script has not gone on yet, so that the job's next start can try again when this fails.
         """
-        await found.stored.remove(job.job_id)
-        self.is_stored = False
+        await found.stored.drop(job.job_id)  # what others have left takes its time
+        claiming = asyncio.ensure_future(found.stored.claim(job.job_id))
+        try:
+            await asyncio.wait([claiming])
+        finally:  # it is known, also when this is given up
+            await asyncio.wait([claiming])
+            self.is_stored = claiming.exception() is not None or not claiming.result()
+        if not claiming.result():
+            raise VTorqueError(
+                "what was stored of the job has been deleted meanwhile", code=Code.SUSPEND,
+                hint="it starts from its beginning when it is released",
+            )  # fmt: skip
         if job.stands_for.workspace is not None and self.config.workspace.wipe:
             keep_workspace(self.place, job.user, job.stands_for.workspace, kept=False)
+        try:
+            await found.stored.remove(job.job_id)
+        except VTorqueError as err:
+            LOGGER.warning("%s", err)
 
     async def _introduce(self, job: Job, crew: Crew, fellows: Fellows, timeout_s: float) -> None:
         """Tell the guests of this node where all guests of the job are, once all of them have said so.

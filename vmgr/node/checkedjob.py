@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.checks import check_spec
 from vmgr.config import Config
@@ -57,11 +57,18 @@ async def allocation_of(call: Call, attempt: str, *, timeout_s: float) -> Alloca
 
 
 async def checked_job(
-    call: Call, config: Config, place: record.Place, user: User, allocation: Allocation
+    call: Call,
+    config: Config,
+    place: record.Place,
+    user: User,
+    allocation: Allocation,
+    *,
+    stored: Callable[[bool], None] = lambda is_stored: None,
 ) -> tuple[Job, Optional[int]]:
     """What the user asks for, and what holds its image, which the caller closes when no guest uses it any more.
 
-    A suspended job goes on from what is stored of it. Raises VTorqueError for what is not legal or cannot be.
+    A suspended job goes on from what is stored of it; `stored` is told whether this is one, and before that it may be.
+    Raises VTorqueError for what is not legal or cannot be.
     """
     directory, patience = call.directory, config.timeouts.user_file
     if directory.home != user.home:
@@ -75,11 +82,13 @@ async def checked_job(
     if spec.suspend:
         from vmgr.node.restoring import find_suspended  # few jobs can be
 
-        found = await find_suspended(config, user, ask, allocation)
-    stored = None if found is None else found.entry.image
+        stored(True)
+        found = await find_suspended(config, user, ask, allocation, place)
+    stored(found is not None or (spec.suspend and config.suspended.folder is None))  # nobody can look there now
+    image_of_entry = None if found is None else found.entry.image
     with ExitStack() as failing:
         image, held = Pool(config.pool).hold(
-            lambda: check_spec(spec, config, subject, source, nodes=nodes, stored=stored)
+            lambda: check_spec(spec, config, subject, source, nodes=nodes, stored=image_of_entry)
         )  # fmt: skip
         if image.is_own:
             from vmgr.node.ownimage import open_image  # few jobs have one

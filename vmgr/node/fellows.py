@@ -98,6 +98,12 @@ class Fellows:
         said = None if self._calls is None else self._calls.said.get(meeting.OVER)
         return said is not None and said.get("suspended") is not True
 
+    @property
+    def ended_suspended(self) -> bool:
+        """On a sister: whether the mother superior has said that the attempt ends because the job is suspended."""
+        said = None if self._calls is None else self._calls.said.get(meeting.OVER)
+        return said is not None and said.get("suspended") is True
+
     async def call_over(self, *, suspended: bool = False) -> None:
         """On the mother superior: tell every node, once, that the job is over, or that its attempt is suspended."""
         if self._barrier is not None and not self._called_over:

@@ -80,6 +80,8 @@ class KeptJob:
             await self._session.detach(DETACH_SECONDS)
         except VTorqueError as err:
             return err.detail
+        except Exception as err:  # the next wish is to be answered too
+            return f"fault in the job wrapper: {err}"
         return None
 
     async def _until_called_off(self) -> None:

@@ -62,7 +62,7 @@ _WITH_WORDS = (HOSTS, OVER)
 
 _TEXTS = {
     "code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None),
-    "resumed": slice(64),
+    "resumed": slice(96),
 }  # fmt: skip
 _OF_TRIES = tuple(f"{step}-" for step in STEPS)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -9,6 +9,7 @@ from typing import Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
+from vmgr.node import record
 from vmgr.node.allocation import Allocation
 from vmgr.node.guestjob import Job
 from vmgr.node.incoming import SavedState
@@ -18,13 +19,15 @@ from vmgr.node.staging.saved import SavedOverlay, restore_overlays
 from vmgr.node.userio import User
 
 
-async def find_suspended(config: Config, user: User, ask: Ask, allocation: Allocation) -> Optional[Resumption]:
+async def find_suspended(
+    config: Config, user: User, ask: Ask, allocation: Allocation, place: record.Place
+) -> Optional[Resumption]:
     """What the job goes on from; None where it starts from its beginning. Raises VTorqueError (VT-SUSPEND)."""
     if config.suspended.folder is None:
         return None
     from vmgr.suspended.store import Store
 
-    return await find(Store(config, user), ask, allocation)
+    return await find(Store(config, user, place), ask, allocation)
 
 
 async def open_states(job: Job, config: Config, opened: ExitStack) -> Sequence[SavedState]:

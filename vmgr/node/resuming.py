@@ -35,6 +35,10 @@ class Stored(Protocol):
 
     async def open(self, job_id: str, name: str) -> tuple[int, int]: ...
 
+    async def claim(self, job_id: str) -> bool: ...
+
+    async def drop(self, job_id: str) -> None: ...
+
     async def remove(self, job_id: str) -> None: ...
 
 
@@ -190,8 +194,8 @@ def bound(saved: Layout, planned: Layout) -> Layout:
 
 
 def told(found: Optional[Resumption]) -> Optional[str]:
-    """What a node tells the mother superior of what its guests go on from: the attempt that was suspended."""
-    return None if found is None else found.entry.key
+    """What a node tells the mother superior of what its guests go on from: the attempt that was suspended, and when."""
+    return None if found is None else f"{found.entry.key} {found.entry.when}"
 
 
 def check_alike(found: Optional[Resumption], node: str, said: object) -> None:

@@ -26,7 +26,8 @@ class Progress:
     States, in order: `starting`, `staging`, `booting`, `ready`, `running`, `ending`, `ended`; `failed` with a code
     and a reason from any of them. `suspended` comes in the place of `ending` and `ended`: the job's guests are stored,
     the job is requeued, and the attempt ends without an end of the job. While that is tried the fact `suspending` has
-    the try's number, else None.
+    the try's number, else None. `returning` comes before it where a job that was suspended does not go on here; the
+    fact `returned` says why, once that is decided.
 
     A stage is a name and the seconds since the prologue hook started.
     """

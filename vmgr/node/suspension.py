@@ -23,7 +23,7 @@ from vmgr.node.meeting import GO_ON, SAVE, SAVED, STOP, STOPPED, TRIES, of_try
 from vmgr.node.orders.telling import Tell
 from vmgr.node.state import Progress
 from vmgr.node.suspending import MOUNT_SECONDS, QUIESCE_SECONDS, Storing
-from vmgr.node.waiting import every, within
+from vmgr.node.waiting import every, first, within
 from vmgr.suspended.entry import Entry
 
 DETACH_SECONDS = 60.0
@@ -181,6 +181,7 @@ class Leader:
             means.keep(True)
             off.append(self._keep_no_more)
             off.append(lambda: means.store.remove(job_id))
+            off.insert(0, self._take_back)  # before anything goes on: no start may find what has gone on since
             await self._unless_given_up(means.store.complete(job_id, self._entry()))
             say("having the job requeued")
             await self._requeue()
@@ -251,12 +252,19 @@ class Leader:
                 LOGGER.warning("%s", err)
                 if err.code is Code.GUEST and not self._over.done():
                     self._over.set_result(err)
+            except Exception as err:  # what comes after it is to be done all the more
+                LOGGER.exception("fault")
+                if not self._over.done():
+                    self._over.set_result(VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL))
         self._progress.facts["doing"] = None
         self._progress.turn("running")
 
     async def _attach_again(self) -> None:
         self._progress.facts["suspending"] = None
         self._progress.turn("running")
+
+    async def _take_back(self) -> None:
+        await self._means.store.claim(self._means.job.job_id)
 
     async def _keep_no_more(self) -> None:
         self._means.keep(False)
@@ -303,7 +311,8 @@ class Follower:
 
     async def settle(self) -> bool:
         """See `Suspension`."""
-        if self._is_saved and not self._means.fellows.ended_as_usual:
+        fellows = self._means.fellows
+        if fellows.ended_suspended or (self._is_saved and not fellows.ended_as_usual):
             return True
         try:
             await self._go_on()
@@ -333,9 +342,10 @@ class Follower:
         self._is_saved = True
 
     async def _do(self, step: str, work: Awaitable[None], limit_s: float) -> bool:
-        """Do a step and say so, or why it cannot be done; whether it has been."""
+        """Do a step and say so, or why it cannot be done; whether it has been. One that is called off is given up."""
         try:
-            await within(limit_s + MEETING_SECONDS, work)
+            if not await within(limit_s + MEETING_SECONDS, self._unless_called_off(work)):
+                return False
         except asyncio.TimeoutError:
             await self._tell(step, VTorqueError(f"not {step} in time", code=Code.SUSPEND))
             return False
@@ -345,6 +355,13 @@ class Follower:
             return False
         await self._tell(step, None)
         return True
+
+    async def _unless_called_off(self, work: Awaitable[None]) -> bool:
+        """Whether `work` came to its end before the mother superior has called the try off."""
+        working = asyncio.ensure_future(work)
+        called_off = (of_try(GO_ON, self._last), *stops_after(self._last))
+        await first(working, self._means.fellows.first_call(*called_off))
+        return not working.cancelled()
 
     async def _tell(self, step: str, error: Optional[VTorqueError]) -> None:
         data = {} if error is None else {"reason": error.detail}

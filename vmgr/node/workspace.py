@@ -46,6 +46,14 @@ def job_names(
     return JobNames(user.home, user.name, job, path)
 
 
+def left_workspace(config: Config, home: str, user: str, job_id: str, key: str) -> Optional[str]:
+    """What is to be wiped when a job that was suspended will not go on: the workspace of its attempt `key`, if any."""
+    site = config.workspace
+    if site.folder is None or not site.wipe:
+        return None
+    return fill(site.folder, {"home": home, "user": user, "job": f"{place_name(job_id)}.{key}"}).rstrip("/")
+
+
 def seen_at(mounts: Iterable[Mount], names: JobNames) -> Optional[str]:
     """Where the job sees its workspace in the guest (`VTORQUE_WORKSPACE`), of the shares that its guests have."""
     return next((mount.target for mount in mounts if names.workspace and mount.source == names.workspace), None)

@@ -104,6 +104,7 @@ class JobWrapper:
         self._on_terminal = False
         self._kept: Optional[KeptJob] = None
         self._suspended = False
+        self._said_returned = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -148,6 +149,8 @@ class JobWrapper:
             await self._until("ready", "running")
             self._end_progress()
             if self._signalled:
+                if self._snapshot.get("resumed") is True:  # its next start, if it has one, needs the directory
+                    raise Suspended
                 return 128 + self._signalled
             if self._snapshot["directory"] != str(self._directory):
                 raise VTorqueError("the node agent serves another submission of this job", code=Code.SPEC)
@@ -287,12 +290,23 @@ class JobWrapper:
         while self._snapshot.get("state") not in states:
             changed = self._changed
             if not quiet:
+                returned = self._is_returned()
+                if returned and self._snapshot["state"] in ("suspended", ""):
+                    raise Suspended
                 self._raise_failure()
-                if self._signalled and self._session is None:
+                if self._signalled and self._session is None and not returned:
                     return
             await changed.wait()
         if not quiet:
             self._raise_failure()
+
+    def _is_returned(self) -> bool:
+        """Whether the job goes back to where it was, which is said at once: this may be ended any moment."""
+        reason = self._snapshot.get("returned")
+        if reason and not self._said_returned:
+            self._said_returned = True
+            _say(f"vtorque: the job does not go on here, and is to wait again, held: {reason}")
+        return bool(reason)
 
     def _end_progress(self) -> None:
         if self._terminal is not None:

@@ -27,6 +27,8 @@ from vmgr.suspended.entry import MAX_ENTRY_BYTES, Entry, NodePart, SavedGuest, d
 JOB = "job.json"
 MAX_JOB_BYTES = 4096
 """So much of a `job.json` is read where many are looked at; ours are far shorter."""
+NOTE = "reason"
+MAX_NOTE_BYTES = 2048
 MAX_LISTED = 10_000
 """So many jobs of one user are looked at."""
 MAX_FILES = 1 << 18
@@ -36,6 +38,7 @@ MAX_FOUND_BYTES = 64 << 20
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _BULK = r"[0-9]{1,8}\.(?:state|qcow2)"
+_NEW_NOTE = f".{NOTE}.new"
 _LENGTH = struct.Struct(">I")
 
 
@@ -106,16 +109,41 @@ class Shelf(NamedTuple):
             if own is not None:
                 _clear(own, job_id)
 
-    def remove(self, job_id: str) -> None:
-        """Remove the job's entry, so that nobody finds a half of it, and what is left of others."""
+    def claim(self, job_id: str) -> bool:
+        """Take the job's entry away, for `remove` to remove; whether there was one. Of several only one is told so."""
         with self._own() as own:
             if own is None:
-                return
-            _clear(own, job_id)
-            with suppress(FileNotFoundError):
-                os.rename(place_name(job_id), _old(job_id), src_dir_fd=own, dst_dir_fd=own)
-            os.fsync(own)
+                return False
             _wipe(own, _old(job_id))
+            try:
+                os.rename(place_name(job_id), _old(job_id), src_dir_fd=own, dst_dir_fd=own)
+            except FileNotFoundError:
+                return False
+            try:
+                os.fsync(own)
+            except OSError:  # it may come back with the power, so it stays
+                os.rename(_old(job_id), place_name(job_id), src_dir_fd=own, dst_dir_fd=own)
+                raise
+            return True
+
+    def remove(self, job_id: str) -> bool:
+        """Remove the job's entry, so that nobody finds a half of it, and what is left of others.
+
+        Gives whether there was one.
+        """
+        was_there = self.claim(job_id)
+        with self._own() as own:
+            if own is not None:
+                _clear(own, job_id)
+        return was_there
+
+    def note(self, job_id: str, text: str) -> None:
+        """Keep a line with the job's entry: why it did not go on from it the last time."""
+        with self._opened(place_name(job_id)) as entry:
+            with suppress(FileNotFoundError):
+                os.unlink(_NEW_NOTE, dir_fd=entry)
+            _write(entry, _NEW_NOTE, text.encode("utf-8", "replace")[:MAX_NOTE_BYTES])
+            os.rename(_NEW_NOTE, NOTE, src_dir_fd=entry, dst_dir_fd=entry)
 
     def find(self, job_id: str) -> list[bytes]:
         """The texts of the job's entry and of its parts, by node, checked; nothing where there is none."""
@@ -142,7 +170,7 @@ class Shelf(NamedTuple):
     def listed(self) -> list[tuple[str, Optional[str], str, int]]:
         """Every folder of a job, and of one that is incomplete: its name, its `job.json`, what is wrong, its bytes.
 
-        Of the text and what is wrong with it one is there, for a complete one.
+        What is wrong with a text that is there is why the job did not go on from it.
         """
         with self._own() as own:
             if own is None:
@@ -160,11 +188,20 @@ class Shelf(NamedTuple):
         try:
             with os.scandir(held) as entries:
                 size = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in islice(entries, MAX_FILES))
-            return self._read(held, JOB, MAX_JOB_BYTES).decode("utf-8", "surrogateescape"), "", size
+            text = self._read(held, JOB, MAX_JOB_BYTES).decode("utf-8", "surrogateescape")
+            return text, self._noted(held), size
         except OSError as err:
             return None, err.strerror or "failed", size
         finally:
             os.close(held)
+
+    def _noted(self, entry: int) -> str:
+        """The line that is kept with an entry, empty where there is none that can be read."""
+        try:
+            lines = self._read(entry, NOTE, MAX_NOTE_BYTES).decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        return lines[0] if lines else ""
 
     @contextmanager
     def _own(self, *, make: bool = False) -> Iterator[Optional[int]]:
@@ -181,6 +218,10 @@ class Shelf(NamedTuple):
                 with suppress(FileExistsError):
                     os.mkdir(self.user, 0o700, dir_fd=top)
             own = self._users(top, must=make)
+            if own is None and not mode & stat.S_ISVTX:  # what is stored may lie in what is to be mounted there
+                raise OSError(
+                    errno.EPERM, f"{self.folder} is not 1777: is its file system not mounted? Else {self._remedy}"
+                )
         finally:
             os.close(top)
         try:

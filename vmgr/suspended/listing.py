@@ -5,23 +5,32 @@ rights.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import pwd
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import User, look_up, read_from
+from vmgr.node.wiping import wipe
+from vmgr.node.workspace import left_workspace
 from vmgr.suspended.entry import Entry, parse_entry
 from vmgr.suspended.files import JOB, Shelf, site_folder
 
 MAX_LISTED_BYTES = 16 << 20
-MAX_USERS = 10_000
-"""So many folders of users are looked into; more can be made by anybody."""
+MAX_FOLDERS = 1_000_000
+"""So many names in the site's folder are looked at; anybody can make some."""
+MAX_NAMES = 16
+"""So many names of one owner's are looked up, for those who have several."""
+MAX_STRANGE = 100
+"""So many of those that are no user's own folder are told of."""
 MOST_AT_ONCE = 8
 """So many users' are looked at at one time."""
 
@@ -30,7 +39,7 @@ class Stored(NamedTuple):
     """What is stored of one job: `place` is its folder's name, `bytes` what it takes on the disk.
 
     `state` is `suspended`, else `incomplete` or `damaged`; then `entry` is None, `reason` says why, and `job_id` is
-    what the folder is called.
+    what the folder is called. For a suspended job `reason` says why it did not go on the last time, if it was tried.
     """
 
     user: str
@@ -70,21 +79,37 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
 
 
 def remove(config: Config, stored: Stored) -> None:
-    """Remove what is stored of a job: the caller's own, or as root anybody's. Raises VTorqueError (VT-SUSPEND)."""
+    """Remove what is stored of a job, and the workspace that waited for it: the caller's own, or as root anybody's.
+
+    Raises VTorqueError (VT-SUSPEND).
+    """
     path = f"{site_folder(config)}/{stored.user}/{stored.place}"
-    if not _is_root():
+    user = look_up(stored.user) if _is_root() else None
+    if user is None:
+        shelf, home = _own(config, stored.user), pwd.getpwuid(os.geteuid()).pw_dir
+    else:
+        shelf, home = Shelf(site_folder(config), user.name, user.uid), user.home
+    entry = stored.entry
+    workspace = None if entry is None else left_workspace(config, home, shelf.user, entry.job_id, entry.key)
+
+    def work() -> bytes:
+        if entry is None and stored.state == "incomplete":
+            shelf.drop(stored.place)  # a complete one beside it is another matter
+            return b""
+        was_there = shelf.remove(stored.place)
+        if was_there and workspace is not None:  # else the job goes on, with its workspace
+            try:
+                wipe(workspace)
+            except OSError as err:
+                raise OSError(0, f"it is deleted, but its workspace {workspace} is not: {err.strerror}") from None
+        return b""
+
+    if user is None:
         try:
-            _own(config, stored.user).remove(stored.place)
+            work()
         except OSError as err:
             raise _unusable(path, err) from None
         return
-    user = look_up(stored.user)
-    shelf = Shelf(site_folder(config), user.name, user.uid)
-
-    def work() -> bytes:
-        shelf.remove(stored.place)
-        return b""
-
     asyncio.run(read_from(user, work, path, limit=0, timeout_s=config.timeouts.suspend, code=Code.SUSPEND))
 
 
@@ -124,22 +149,23 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
     """The users who have a folder in the site's, and what there is no user's. Raises VTorqueError (VT-SUSPEND)."""
     users: list[User] = []
     problems: list[VTorqueError] = []
+    owned: Counter[int] = Counter()
     try:
+        if not Path(folder).stat().st_mode & stat.S_ISVTX:  # what is stored may lie in what is to be mounted there
+            raise OSError(errno.EPERM, "it is not 1777")
         with os.scandir(folder) as entries:
             for number, entry in enumerate(entries):
-                if number >= MAX_USERS:
-                    problems.append(
-                        _strange(folder, f"it holds more than {MAX_USERS} folders; the others are left out")
-                    )
-                    break
-                info = entry.stat(follow_symlinks=False)
+                if number >= MAX_FOLDERS:  # what is left out would be taken for nothing
+                    raise OSError(errno.EFBIG, f"it holds more than {MAX_FOLDERS} folders")
                 try:
-                    user = look_up(entry.name)
-                except VTorqueError:
-                    user = None
+                    info = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # it has gone meanwhile
+                owned[info.st_uid] += 1
+                user = _known(entry.name) if owned[info.st_uid] <= MAX_NAMES else None
                 if user is not None and stat.S_ISDIR(info.st_mode) and info.st_uid == user.uid:
                     users.append(user)
-                else:
+                elif len(problems) < MAX_STRANGE:
                     problems.append(_strange(f"{folder}/{entry.name}", "it is no user's own folder"))
     except OSError as err:
         raise VTorqueError(
@@ -147,6 +173,13 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
             hint="is its file system mounted here? (suspended.folder)",
         ) from None  # fmt: skip
     return sorted(users), problems
+
+
+def _known(name: str) -> Optional[User]:
+    try:
+        return look_up(name)
+    except VTorqueError:
+        return None
 
 
 async def _of(config: Config, users: Iterable[User]) -> Listing:
@@ -201,7 +234,7 @@ def _stored(user: str, name: str, text: Optional[str], reason: str, size: int) -
         return damaged._replace(reason=err.message)
     if entry.user != user or place_name(entry.job_id) != name:
         return damaged._replace(reason=f"it says that it is job {entry.job_id} of {entry.user}")
-    return Stored(user, entry.job_id, name, size, "suspended", entry, "")
+    return Stored(user, entry.job_id, name, size, "suspended", entry, reason)
 
 
 def _unusable(path: str, err: OSError) -> VTorqueError:

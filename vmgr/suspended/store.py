@@ -43,15 +43,7 @@ class Store:
 
     async def begin(self, job_id: str, *, need_bytes: int) -> None:
         """Make an empty place for a new entry of the job, where so many bytes are free; an unfinished one goes."""
-        if self._place is not None:
-            user, shelf = self._user, self._shelf
-            record.append(
-                self._place,
-                {
-                    "do": "suspending", "folder": shelf.folder, "user": user.name, "job": job_id, "uid": user.uid,
-                    "gid": user.gid, "gids": user.gids,
-                },
-            )  # fmt: skip
+        self._record(job_id)
         await self._act(lambda: self._shelf.begin(job_id, need_bytes), job_id, self._long_s)
 
     async def create(self, job_id: str, name: str) -> int:
@@ -107,14 +99,45 @@ class Store:
         )  # fmt: skip
         return fd, os.fstat(fd).st_size
 
+    async def claim(self, job_id: str) -> bool:
+        """Take the job's entry away, for `remove` to remove it, or the attempt's undoing; whether there was one."""
+        path = self._path(job_id)
+        said = await read_from(
+            self._user, lambda: b"y" if self._shelf.claim(job_id) else b"n", path, limit=1, timeout_s=self._short_s,
+            code=Code.SUSPEND, hint=HINT,
+        )  # fmt: skip
+        if said == b"y":  # not before: where nobody knows how it went, nothing is removed
+            self._record(job_id)
+        return said == b"y"
+
+    async def note(self, job_id: str, text: str) -> None:
+        """Keep a line with the job's entry: why it did not go on from it the last time."""
+        await self._act(lambda: self._shelf.note(job_id, text), job_id, self._short_s)
+
     async def remove(self, job_id: str) -> None:
         """Remove the job's entry, and what is left of others of the job; fine when there is none."""
         await self._act(lambda: self._shelf.remove(job_id), job_id, self._long_s)
 
+    def _record(self, job_id: str) -> None:
+        """Note in the attempt's record what is to be removed with it."""
+        if self._place is not None:
+            user, shelf = self._user, self._shelf
+            step = {
+                "do": "suspending", "folder": shelf.folder, "user": user.name, "job": job_id, "uid": user.uid,
+                "gid": user.gid, "gids": user.gids,
+            }  # fmt: skip
+            try:
+                record.append(self._place, step)
+            except OSError as err:
+                raise VTorqueError(
+                    f"the record of the job cannot be written: {err.strerror}", code=Code.SUSPEND,
+                    hint="is the node's disk full?",
+                ) from None  # fmt: skip
+
     def _path(self, job_id: str) -> str:
         return f"{self._shelf.path}/{place_name(job_id)}"
 
-    async def _act(self, work: Callable[[], None], job_id: str, timeout_s: float) -> None:
+    async def _act(self, work: Callable[[], object], job_id: str, timeout_s: float) -> None:
         """Have it done; when this comes to its end, in whatever way, nothing is being done any more."""
 
         def doing() -> bytes:
