@@ -53,7 +53,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=5
 EnforcePartLimits=ALL
-KillWait=10
+KillWait=5
 PrologEpilogTimeout=120
 ReturnToService=2
 SlurmdParameters=config_overrides

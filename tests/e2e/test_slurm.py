@@ -131,8 +131,8 @@ def test_what_stands_in_a_nodes_way(cluster: Slurm) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        "staged", "booted", "job started",
-        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("agent", "spec", "prologue", "ready")),
+        "agent", "spec", "staged", "booted", "job started",
+        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("prologue", "ready")),
     ],
 )  # fmt: skip
 def test_a_job_cancelled_at_any_stage_leaves_nothing(cluster: Slurm, user: User, stage: str) -> None:
