@@ -66,11 +66,13 @@ SCHEMA: dict[str, Any] = {
         ),
         "pbsnodes": OneOf(Key(path, "/usr/bin/pbsnodes", "likewise its pbsnodes"), pattern),
         "disabled_hosts": Key(patterns, [], "hosts from which guest jobs may not be submitted"),
-        "default_queue": Key(nullable(name), None, "the queue whose policy holds for a job that names none"),
+        "default_queue": Key(
+            nullable(name), None, "the queue, on Slurm the partition, whose policy holds for a job that names none"
+        ),
         "node_access": Key(
             nullable(choice("uniqueuser", "singlejob", "singleuser", "shared")),
             "uniqueuser",
-            "`naccesspolicy` of guest jobs that ask for none; null: none",
+            "`naccesspolicy` of guest jobs that ask for none, on Slurm what `--exclusive` says; null: none",
         ),
         "job_type": Key(
             nullable(job_type),

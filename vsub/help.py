@@ -20,6 +20,7 @@ _TAIL = """\
   --explain          print each value and where it comes from; submit nothing
   --dry-run          print the command line and every file; submit nothing (-gf)
   --json             print what is for programs as JSON
+  --slurm WORD...    on Slurm: options of sbatch, then SCRIPT and its arguments
   --debug            say what is done; show the traceback of a fault
   --version, --help
 

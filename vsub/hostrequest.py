@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional
 from vmgr.errors import Code, VTorqueError
 from vmgr.units import parse_count
 from vsub.attributes import read_attributes
-from vsub.options import Option
+from vsub.options import SBATCH, Option
 from vsub.resources import Resource, last_of, read_resources
 
 MEMORY = ("mem", "pmem", "vmem", "pvmem")
@@ -114,6 +114,8 @@ class HostRequest(NamedTuple):
         given = [chunk.ppn for chunk in self.nodes.chunks if chunk.ppn is not None]
         if not given or self.option is None:
             return None
+        if self.option.letter == SBATCH:
+            return Given(min(given), f"{self.option} ({self.option.source})")
         word = {"nodes": "ppn", "tasks": "lprocs"}.get(self.form, self.form)
         return Given(min(given), f"{word}={min(given)} ({self.option.source})")
 

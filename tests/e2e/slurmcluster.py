@@ -24,7 +24,11 @@ from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
 """Three to run jobs on, and one that can be lost."""
-SITE = EVERYWHERE.replace("engine: local", "engine: slurm").replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
+SITE = (
+    EVERYWHERE.replace("engine: local", "engine: slurm")
+    .replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
+    .replace("boot: 200", "boot: 400")
+)
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 CONF = """\
@@ -49,7 +53,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=5
 EnforcePartLimits=ALL
-KillWait=10
+KillWait=5
 PrologEpilogTimeout=120
 ReturnToService=2
 SlurmdParameters=config_overrides
@@ -169,12 +173,24 @@ class Slurm(Cluster):
             self.control(job, program="scancel")
         eventually(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", limit_s=60)
 
-    def lose(self, node: str) -> None:
-        """The power of a node fails: the first process of its namespaces ends, and with it all of them."""
+    def enter(self, node: str, *command: str) -> str:
+        done = subprocess.run(
+            ["nsenter", f"--target={self._first(node)}", "--mount", "--uts", "--net", "--pid", "--", *command],
+            env=self._own, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _first(self, node: str) -> int:
+        """The first process of a node's namespaces."""
         noted = json.loads(Layout(self.root / "local").node_list.read_bytes())
         (process,) = (Process(*each) for name, _, each in noted if name == node)
         assert identify(process.pid) == process
-        os.kill(process.pid, signal.SIGKILL)
+        return process.pid
+
+    def lose(self, node: str) -> None:
+        """The power of a node fails: the first process of its namespaces ends, and with it all of them."""
+        os.kill(self._first(node), signal.SIGKILL)
         self.daemons.pop(node).wait(20)
         self.nodes = tuple(each for each in self.nodes if each != node)
 

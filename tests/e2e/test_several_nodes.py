@@ -56,11 +56,10 @@ class Cluster(Site):
             for place in ("spool/jobs", "overlays"):
                 left += [str(path) for path in (self.own(node) / place).glob("*")]
             left += [str(path) for path in (self.root / "local" / "nodes" / node / "mom_priv" / "jobs").glob("*")]
-            for place in ("jobs", "tombstones", "ended"):
-                done = self.enter(node, "sh", "-c", f"ls {self.run}/{place} 2>/dev/null || :")
-                left += [f"{node} {self.run}/{place}/{name}" for name in done.split()]
-            links = re.findall(r"^\d+: (vt[^:@]+)", self.enter(node, "ip", "-o", "link"), re.MULTILINE)
-            left += [f"{node} {what}" for what in (*links, *self.tables(node))]
+            looks = f"find {self.run}/jobs {self.run}/tombstones {self.run}/ended -mindepth 1 -maxdepth 1 2>/dev/null"
+            seen = self.enter(node, "sh", "-c", f"{looks}; ip -o link; nft list tables")
+            found = re.findall(rf"^{self.run}/.*|^\d+: (?:vt[^:@]+)|^table .*vtorque-.*", seen, re.MULTILINE)
+            left += [f"{node} {what}" for what in found]
         return left
 
     def enter(self, node: str, *command: str) -> str:

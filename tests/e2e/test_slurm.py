@@ -11,6 +11,8 @@ import pytest
 from .conftest import User, eventually
 from .slurmcluster import Slurm, found_programs, slurm_site
 from .terminal import SHELL, check_size_and_keys, terminal
+from .test_mpi import PATIENCE_S as MPI_PATIENCE_S
+from .test_mpi import compiled, ring
 from .test_several_nodes import hanging
 
 pytestmark = pytest.mark.skipif(found_programs() is not None, reason=f"needs Slurm: {found_programs()} is missing")
@@ -75,16 +77,35 @@ def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
         assert cluster.reached(node, done.job_id, "gone"), "its agent has ended by itself, not by the Epilog"
 
 
+def test_a_job_without_guests_finds_the_variables_of_pbs_too(cluster: Slurm, user: User) -> None:
+    script = "#!/bin/sh\necho $PBS_JOBID $PBS_JOBNAME $(hostname)\ncd $PBS_O_WORKDIR && pwd\n"
+    done = user.job(script, "-vm", "off", "-l", "nodes=1")
+    assert done.status == 0, done
+    assert user.output(f"slurm-{done.job_id}.out") == f"{done.job_id}.ref job.sh n1\n{user.home}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_mpi_over_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
+    compiled(user, "openmpi")
+    path = user.write("mpi.sh", "#!/bin/bash\nmpirun ./ring.openmpi\n")
+    waiting = user.start(str(cluster.vsub), "--wait", *SIX, "-vm", "img=debian-12,ram=640M,network=job", str(path))
+    job, progress = waiting.communicate(timeout=MPI_PATIENCE_S)
+    done = user.finished(job.strip(), waiting.returncode, progress, "mpi.sh")
+    assert (done.status, done.err) == (0, ""), done
+    assert done.out.splitlines() == ring(GUESTS)
+
+
 def test_an_array(cluster: Slurm, user: User) -> None:
-    """Its members meet on nodes; the last one takes their directory away."""
-    job = user.submit(
-        "echo $PBS_ARRAYID $SLURM_ARRAY_TASK_ID >array.$PBS_ARRAYID\n", "-t", "3-5", "-l", "nodes=1:ppn=2"
-    )
+    """Two members are on a node at a time; the last one takes their directory away."""
+    script = "echo $PBS_ARRAYID $SLURM_ARRAY_TASK_ID >array.$PBS_ARRAYID\n"
+    job = user.submit(script, "-t", "3-5", "-l", "nodes=1:ppn=2", "-vm", "vcpus=1")
     number = re.match(r"\d+", job)
     assert number is not None
     eventually(lambda: not cluster.control("-h", "-j", number[0], program="squeue").stdout, "all have ended")
     said = {index: user.output(f"array.{index}") for index in (3, 4, 5)}
-    assert said == {index: f"{index} {index}\n" for index in said}
+    errors = [path.read_text() for path in user.home.glob("job.sh.e*")]
+    assert said == {index: f"{index} {index}\n" for index in said}, errors
     eventually(lambda: not list((user.home / ".vtorque").iterdir()), "their directory is gone", limit_s=15)
 
 
@@ -110,8 +131,8 @@ def test_what_stands_in_a_nodes_way(cluster: Slurm) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        "staged", "booted", "job started",
-        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("agent", "spec", "prologue", "ready")),
+        "agent", "spec", "staged", "booted", "job started",
+        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("prologue", "ready")),
     ],
 )  # fmt: skip
 def test_a_job_cancelled_at_any_stage_leaves_nothing(cluster: Slurm, user: User, stage: str) -> None:
@@ -192,7 +213,7 @@ def test_the_controller_may_go_while_guests_run(cluster: Slurm, user: User) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_jobs_in_a_row(cluster: Slurm, user: User) -> None:
-    jobs = [user.submit("hostname\n", "-l", "nodes=1:ppn=4") for _ in range(50)]
+    jobs = [user.submit("hostname\n", "-l", "nodes=1:ppn=4", "-vm", "vcpus=1") for _ in range(50)]
     for job in jobs:
         assert cluster.wait(job) == 0, output(user, job, "e")
         assert re.fullmatch(r"vn\d-1\n", output(user, job))

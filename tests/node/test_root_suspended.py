@@ -417,6 +417,11 @@ def test_the_workspace_goes_with_what_is_deleted(
     listing.remove(node.config, found)
     assert [path.exists() for path in workspaces] == [True, True]
     run(save(store, an_entry(known)))
+    run(store.begin(JOB, need_bytes=1))
+    unfinished, _ = sorted(stored_jobs(node.config).stored)
+    assert unfinished.state == "incomplete"
+    listing.remove(node.config, unfinished)
+    assert workspaces[0].exists() and names(folder / "carol") == [JOB]
     listing.remove(node.config, found)
     assert [path.exists() for path in workspaces] == [False, True] and names(folder / "carol") == []
     run(save(store, an_entry(known)))
@@ -760,6 +765,9 @@ def test_root_is_told_when_the_folder_is_not_there(site: Node, folder: Path) -> 
     folder.rmdir()
     with pytest.raises(VTorqueError, match=r"VT-SUSPEND: .*No such file or directory"):
         stored_jobs(site.config)
+    folder.mkdir(0o755)  # where it is mounted at other times: its images are not to be taken for unused
+    with pytest.raises(VTorqueError, match=r"VT-SUSPEND: .*it is not 1777; is its file system mounted here\?"):
+        suspended_uses(site.config, print)
 
 
 def test_many_jobs_of_one_user(site: Node, store: Store, known: User, folder: Path) -> None:

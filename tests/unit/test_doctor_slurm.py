@@ -50,6 +50,8 @@ class Site:
         self.folder.mkdir(parents=True)
         for name in HOOKS:
             self.hook(self.folder / name, f"{made.install.program('vtorque-hook')} x\n")
+        for name in slurm.COMMANDS:
+            self.hook(base / name, "exit 1\n")
         self.says()
 
     def hook(self, path: Path, text: str) -> Path:
@@ -106,6 +108,12 @@ def test_a_front_end_or_a_controller_that_is_away(site: Site) -> None:
     only(site.found(), Level.WARNING, "does not tell its configuration", "slurmctld")
     (site.base / "scontrol").unlink()
     only(site.found(), Level.NOTE, "scontrol", "slurm.bin")
+
+
+def test_a_front_end_without_some_commands(site: Site) -> None:
+    (site.base / "sbatch").unlink()
+    (site.base / "sinfo").chmod(0o644)
+    only(site.found(), Level.WARNING, "slurm.bin", "has no sbatch, sinfo")
 
 
 def test_hooks(site: Site) -> None:

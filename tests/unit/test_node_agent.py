@@ -91,6 +91,9 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
                 raise self.does
             return self.does
 
+        async def drop(self, job_id: str) -> None:
+            pass
+
         async def remove(self, job_id: str) -> None:
             removed.append(job_id)
             raise VTorqueError("it is gone for the job all the same", code=Code.SUSPEND)
@@ -182,6 +185,51 @@ def test_a_job_that_ends_while_it_is_stored_is_not_shut_down(
         with ExitStack() as logs:
             await asyncio.wait_for(attempt._live_with(job, fellows, logs), 10)
         assert done == ["over", *(["shut down"] if shut_down else []), "killed"]
+
+    with short_folder() as base:
+        asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("suspend", "folder", "there", "told"),
+    [
+        (False, True, None, [False]),
+        (True, True, "nothing", [True, False]),
+        (True, True, "unreadable", [True]),
+        (True, True, "another's", [True]),
+        (True, False, "nothing", [True, True]),
+    ],
+)
+def test_what_may_be_stored_is_told_before_it_is_looked_for(
+    suspend: bool, folder: bool, there: Optional[str], told: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails after `True` does not end a job that was suspended."""
+    from vmgr.node import restoring
+
+    said: list[bool] = []
+    data = dump_spec(a_spec(suspend=suspend))
+
+    async def read_file(*_: object, **__: object) -> bytes:
+        return data
+
+    async def find(*_: object) -> None:
+        if there != "nothing":
+            raise VTorqueError(f"what is there is {there}", code=Code.SUSPEND)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise VTorqueError("not here", code=Code.POLICY)
+
+    monkeypatch.setattr(checkedjob, "read_file", read_file)
+    monkeypatch.setattr(restoring, "find", find)
+    monkeypatch.setattr(restoring, "Store", lambda *_: None, raising=False)
+    monkeypatch.setattr(checkedjob, "check_spec", refuse)
+
+    async def work() -> None:
+        node = make_node(base, suspended={"folder": "/scratch/suspended"} if folder else {})
+        call = checkedjob.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, spec_hash(data)), 0, None)
+        with pytest.raises(VTorqueError):
+            await checkedjob.checked_job(call, node.config, node.place(), a_user(), ALONE, stored=said.append)
+        assert said == told
 
     with short_folder() as base:
         asyncio.run(work())

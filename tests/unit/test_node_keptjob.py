@@ -18,6 +18,7 @@ from nodesite import short_folder
 from vmgr.node import wrapper
 from vmgr.node.client import AgentLink
 from vmgr.node.control import Control
+from vmgr.node.hookcall import OwnJob
 from vmgr.node.keptjob import DETACH_SECONDS
 from vmgr.node.state import Progress
 
@@ -84,7 +85,7 @@ class Agent:
             server = await control.serve(listener)
             self._monkeypatch.setattr(AgentLink, "open", lambda *_: AgentLink.connect(path))
             config: Any = type("Config", (), {"paths": None})
-            job = wrapper.JobWrapper(config, "12.host", str(self.directory))
+            job = wrapper.JobWrapper(config, OwnJob("12.host"), str(self.directory), {})
             job._files = type("Files", (), {"leave": lambda _, status, code: self.left.append(status)})()  # type: ignore[assignment]
             self.left: list[int] = []
             try:
@@ -171,6 +172,24 @@ def test_a_suspended_job_goes_on_in_another_attempt(
     said = capfd.readouterr().out.split()
     assert (said[0], said.count("pro"), said[-1]) == ("pro", 1, "epi")
     assert said[1:-1] == [str(n) for n in range(1, len(said) - 1)]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_job_that_is_ended_before_it_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch, resumed: bool) -> None:
+    """What is stored of it is as it was, and its next start needs the job directory."""
+
+    async def work() -> None:
+        agent = Agent(site, monkeypatch, COUNTER)
+        agent.progress.private["resumed"] = resumed
+        agent.say("booting")
+        async with agent.job() as job:
+            running = asyncio.ensure_future(job.run())
+            await until(lambda: job._snapshot.get("state") == "booting")
+            job._signal(signal.SIGTERM)
+            assert await running == 128 + signal.SIGTERM
+        assert agent.left == ([] if resumed else [128 + signal.SIGTERM]) and agent.overs > 0
+
+    run(work)
 
 
 def test_a_suspended_wrapper_waits_for_its_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -491,13 +491,16 @@ def test_a_hook_that_is_called_twice_finds_what_it_has_begun(node: Node) -> None
     paths = node.config.paths
     assert not record.has_begun(paths, FACTS["job_id"], record.hook_start())
     place = record.new_place(paths, FACTS["job_id"])
-    lock, listener = record.create(place, FACTS)
+    lock, listener = record.create(place, {**FACTS, "key": "k1"})
     listener.close()
+    later = place.start + 1
+    assert record.has_begun(paths, FACTS["job_id"], later, "k1"), "its agent lives"
     os.close(lock)
+    assert not record.has_begun(paths, FACTS["job_id"], later, "k1"), "it does not"
     assert record.has_begun(paths, FACTS["job_id"], place.start) and not record.has_begun(
         paths, "999.host", place.start
     )
-    assert not record.has_begun(paths, FACTS["job_id"], place.start + 1), "the prologue of the job's next start"
+    assert not record.has_begun(paths, FACTS["job_id"], later), "the prologue of the job's next start"
     assert undo(place) == []
 
 

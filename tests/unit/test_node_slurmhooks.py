@@ -1,4 +1,4 @@
-"""Slurm's hooks as shell scripts: what a job without guests pays, how the program is called, that they end with 0."""
+"""Slurm's hooks as shell scripts: what a job without guests pays, how the program is called, their status."""
 
 from __future__ import annotations
 

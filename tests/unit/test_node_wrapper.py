@@ -70,7 +70,7 @@ def test_a_job_that_goes_back_is_not_ended(tmp_path: Path, last: str, capfd: pyt
 
     async def work() -> None:
         config: Any = None
-        job = wrapper.JobWrapper(config, "12.host", f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}")
+        job = wrapper.JobWrapper(config, OwnJob("12.host"), f"{tmp_path}/.vtorque/{'0' * 16}/{'0' * 64}", {})
         waiting = asyncio.ensure_future(job._until("ready", "running"))
 
         async def say(**snapshot: object) -> None:
@@ -147,3 +147,34 @@ def test_the_directory_of_a_job_that_may_come_back_stays(
 
     asyncio.run(leave())
     assert directory.exists() == stays
+
+
+@pytest.mark.parametrize(
+    ("task", "status", "said"), [("1", 0, ""), ("0", Code.AGENT.status, "no node agent serves job 12.ref")]
+)
+def test_of_the_tasks_of_a_session_one_stands_for_the_job(
+    task: str,
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Slurm starts one on each node."""
+    paths = SimpleNamespace(run=tmp_path, spool=tmp_path)
+    monkeypatch.setattr(wrapper, "load_config", lambda _: SimpleNamespace(engine="slurm", paths=paths))
+    for name, value in {"JOB_ID": "12", "CLUSTER_NAME": "ref", "PROCID": task}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    directory = tmp_path / ".vtorque" / ("0" * 16) / ("0" * 64)
+    directory.mkdir(parents=True)
+    assert wrapper.main([str(directory)]) == status
+    assert said in (err := capfd.readouterr().err) and bool(err) == bool(said)
+
+
+def test_a_wrapper_outside_of_a_job_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wrapper, "load_config", lambda _: SimpleNamespace(engine="slurm"))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert wrapper.main([str(tmp_path)]) == Code.AGENT.status
+    assert "VT-AGENT: this process belongs to no job: SLURM_JOB_ID is ''" in capfd.readouterr().err

@@ -359,6 +359,8 @@ def batch(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Any:
     monkeypatch.setattr(batch_program, "installation", Install)
 
     class Config:
+        engine = "torque"
+
         class timeouts:
             reach = 0.2
 

@@ -39,13 +39,13 @@ class Site:
     async def note(self, job_id: str, text: str) -> None:
         self.step(f"note {text}")
 
-    async def put_back(self, is_stored: Optional[bool] = True) -> bool:
+    async def put_back(self, is_stored: Optional[bool] = True, *, has_store: bool = True) -> bool:
         async def call_over() -> None:
             self.step("over")
 
         means = Means(
-            "12.host", self, self.attached, self.over, 0.1, lambda job_id: self.step(f"hold {job_id}"),
-            lambda job_id: self.step(f"requeue {job_id}"), call_over,
+            "12.host", self if has_store else None, self.attached, self.over, 0.1,
+            lambda job_id: self.step(f"hold {job_id}"), lambda job_id: self.step(f"requeue {job_id}"), call_over,
         )  # fmt: skip
         return await asyncio.wait_for(put_back(means, self.progress, PROBLEM, is_stored=is_stored), 10)
 
@@ -122,5 +122,13 @@ def test_where_nothing_is_known_yet_it_is_looked_for(there: Callable[[], object]
         site.does["find"] = there
         assert await site.put_back(None) is back
         assert site.done == ["find 12.host", *(ALL if back else [])]
+
+    run(work)
+
+
+def test_where_the_site_has_no_store_any_more() -> None:
+    async def work(site: Site) -> None:
+        assert not await site.put_back(None, has_store=False) and site.done == []
+        assert await site.put_back(has_store=False) and site.done == ALL[1:]
 
     run(work)

@@ -12,6 +12,8 @@ from vsubsite import Runner
 SBATCH = "#!/bin/sh\n#SBATCH --gpus=1 --time=5\necho\n"
 PBS = "#!/bin/sh\n#PBS -N named -l nodes=2:ppn=2,walltime=60\n#SBATCH --gres=gpu:1\necho\n"
 
+VM = "#!/bin/sh\n#SBATCH --time=5\n#PBS -vm vcpus=2\necho\n"
+
 
 def line(slurm: SlurmSite, vsub_run: Runner, *words: str) -> str:
     """The command line that `--dry-run` shows, the folders taken out."""
@@ -31,6 +33,7 @@ def line(slurm: SlurmSite, vsub_run: Runner, *words: str) -> str:
         ("plain.sh --slurm -px --odd", "BIN/sbatch --parsable -px --odd plain.sh"),
         ("--slurm --odd x plain.sh", "BIN/sbatch --parsable --odd x plain.sh"),
         ("--slurm -- -dash.sh", "BIN/sbatch --parsable -- -dash.sh"),
+        ("vm.sh", "BIN/sbatch --parsable --ignore-pbs vm.sh"),
         ("-F 'a b' plain.sh", "BIN/sbatch --parsable plain.sh a b"),
         ("-z plain.sh", "BIN/sbatch --parsable plain.sh"),
         (
@@ -58,7 +61,7 @@ def line(slurm: SlurmSite, vsub_run: Runner, *words: str) -> str:
 def test_the_command_line(
     words: str, argv: str, slurm: SlurmSite, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in (("plain.sh", SBATCH), ("pbs.sh", PBS), ("-dash.sh", SBATCH)):
+    for name, text in (("plain.sh", SBATCH), ("pbs.sh", PBS), ("-dash.sh", SBATCH), ("vm.sh", VM)):
         slurm.site.script(text, name)
     found = line(slurm, vsub_run, "-vm", "off", *shlex.split(words))
     assert found.replace("/bin/bash -l", "SHELL -l").replace("/bin/sh -l", "SHELL -l") == argv
@@ -76,10 +79,12 @@ def test_the_command_line(
         ("plain.sh plain.sh", "one script can be submitted"),
         ("-F x -", "a script on standard input has no arguments"),
         ("-J x plain.sh", "it is not known"),
+        ("misread.sh", "the line `#SBATCH -vm vcpus=2` (misread.sh line 2) cannot be read by sbatch"),
     ],
 )
 def test_what_is_refused(words: str, text: str, slurm: SlurmSite, vsub_run: Runner) -> None:
     slurm.site.script(SBATCH, "plain.sh")
+    slurm.site.script("#!/bin/sh\n#SBATCH -vm vcpus=2\n", "misread.sh")
     done = vsub_run("-vm", "off", "--dry-run", *shlex.split(words))
     assert done.stderr.startswith("vsub: VT-") and text in done.stderr, done.stderr
 
@@ -90,6 +95,7 @@ def test_standard_input_and_variables(slurm: SlurmSite) -> None:
     assert (done.returncode, slurm.site.argv_raw, slurm.site.stdin) == (0, ["--parsable"], data)
     done = slurm.site.launch("-vm", "off", "-v", "B=x,A", stdin=data, env={"A": "1"})
     assert (done.returncode, slurm.site.argv_raw) == (0, ["--parsable", "--ignore-pbs"])
+    assert slurm.environment["PBS_O_WORKDIR"] == str(slurm.site.work)
     assert (slurm.environment["A"], slurm.environment["B"], slurm.site.stdin) == ("1", "x", data)
 
 

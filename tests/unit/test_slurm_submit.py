@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import shlex
 
 import pytest
@@ -28,7 +30,8 @@ def changes(slurm: SlurmSite, vsub_run: Runner, *words: str) -> dict[str, str]:
     done = vsub_run("--explain", "--json", *words)
     assert done.status == 0, done.stderr
     found = {key[2:]: value for key, (value, _) in explained(done.stdout).items() if key.startswith("--")}
-    asked = {key: value.replace(str(slurm.site.work), W) for key, value in found.items()}
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    asked = {key: value.replace(str(slurm.site.work), W).replace(f"{home}/", "HOME/") for key, value in found.items()}
     different = {name: value for name, value in asked.items() if BASE.get(name) != value}
     return {**different, **{name: "missing" for name in BASE if name not in asked}}
 
@@ -71,6 +74,10 @@ def test_a_plain_job(slurm: SlurmSite, vsub_run: Runner) -> None:
         ("-j oe", {"error": "missing"}),
         ("-j eo", {"output": f"{W}/job.sh.e%j", "error": "missing"}),
         ("-j n", {}),
+        ("-k oe", {"output": "HOME/job.sh.o%j", "error": "HOME/job.sh.e%j"}),
+        ("-k o -o x", {"output": "HOME/job.sh.o%j"}),
+        ("-k n", {}),
+        ("-e '~/x'", {"error": "HOME/x"}),
         ("-o out", {"output": f"{W}/out"}),
         ("-o /dev/null -j oe", {"output": "/dev/null", "error": "missing"}),
         ("-e /tmp/e-%j", {"error": "/tmp/e-%%j"}),
@@ -174,6 +181,8 @@ def test_options_of_sbatch(words: str, expected: dict[str, str], slurm: SlurmSit
         ("NO_REQUEUE", "0", {}),
         ("SPREAD_JOB", "yes", {"spread-job": "yes"}),
         ("SPREAD_JOB", "no", {}),
+        ("REQ_SWITCH", "2", {"switches": "2"}),
+        ("WAIT4SWITCH", "5", {}),
     ],
 )
 def test_variables_of_sbatch(
@@ -237,6 +246,24 @@ def test_our_own_words_behind_slurm(slurm: SlurmSite, vsub_run: Runner) -> None:
     tree = json.loads(shown.stdout)
     assert tree["values"]["vcpus"]["value"] == "3" and "--partition=x" in tree["argv"]
     assert tree["environment"]["PBS_O_WORKDIR"] == str(slurm.site.work)
+
+
+def test_what_is_too_little_is_raised_where_the_site_says_so(slurm: SlurmSite, vsub_run: Runner) -> None:
+    """Then the processors are asked for anew, as tasks: how the user parted them says nothing any more."""
+    config = slurm.site.install.config
+    config.write_text(config.read_text().replace("policy: {", "policy: {raise_requests: true, "))
+    slurm.site.script()
+    words = "job.sh", "-vm", "vcpus=3,ram=1G", "--slurm", "-N2", "-c2", "--mem-per-cpu=100M"
+    assert changes(slurm, vsub_run, *words) == {"nodes": "2", "ntasks-per-node": "3", "mem": "1281M"}
+    assert "note: --nodes=2 --cpus-per-task=2 (the command line) is raised" in vsub_run("--explain", *words).stderr
+
+
+def test_the_policy_of_a_queue_is_that_of_a_partition(slurm: SlurmSite, vsub_run: Runner) -> None:
+    config = slurm.site.install.config
+    config.write_text(config.read_text().replace("policy: {", "policy: {queues: {small: {vcpus: {max: 1}}}, "))
+    slurm.site.script("#!/bin/sh\n#SBATCH -p small\n")
+    assert vsub_run("job.sh", "-vm", "vcpus=2").stderr.startswith("vsub: VT-POLICY: vcpus=2")
+    assert vsub_run("job.sh", "-vm", "vcpus=2", "-q", "large").status == 0
 
 
 def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runner) -> None:
@@ -303,6 +330,9 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --mem=0", "OPTION", "name a size"),
         ("--slurm --mem=x", "USAGE", "such as 2G"),
         ("--slurm -p a,b", "OPTION", "name one partition"),
+        ("-vm vcpus=3 --slurm -c 2", "RESOURCE", "--cpus-per-task=2 (the command line) gives 2; ask for at least 3"),
+        ("-vm ram=1G --slurm --mem=1G", "RESOURCE", "--mem=1G (the command line) gives 1G; ask for at least 1280M"),
+        ("--slurm -N 9", "POLICY", "--nodes=9 (the command line) asks for 9 nodes with guests"),
         ("--slurm --wrap=ls", "OPTION", "put the command into a script"),
         ("--slurm --wait", "OPTION", "say --wait before --slurm"),
         ("--slurm --uid=0", "OPTION", "its own user"),

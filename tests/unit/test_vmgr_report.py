@@ -370,6 +370,7 @@ def agent(vmgr_run: Vmgr) -> Iterator[threading.Event]:
         await asyncio.get_running_loop().run_in_executor(None, over.wait)
         place.socket.unlink()
         server.close()
+        await asyncio.sleep(0.05)  # who has just connected is served by now: an agent's end would end that too
         await control.drain(0)
 
     thread = threading.Thread(target=lambda: asyncio.run(live()))

@@ -128,7 +128,8 @@ class _Suspension:
             with _undisturbed():
                 batch.release(self._config, self.job_id)
         except VTorqueError as err:
-            print(f"vmgr: job {self.job_id} stays held, release it by qrls: {err}", file=sys.stderr)
+            by = batch.commands(self._config).release
+            print(f"vmgr: job {self.job_id} stays held, release it by {by}: {err}", file=sys.stderr)
 
 
 def _the_job(text: str) -> Target:
@@ -179,6 +180,7 @@ def _resumable(config: Config, target: Target) -> str:
     if stored is None:
         print("vmgr: what is stored cannot be seen from here, so the job is only released", file=sys.stderr)
         return target.job
+    by = batch.commands(config).release
     whole = sorted({each.job_id for each in stored if each.entry is not None})
     if len(whole) == 1:
         return whole[0]
@@ -187,11 +189,11 @@ def _resumable(config: Config, target: Target) -> str:
     if stored:
         raise VTorqueError(
             f"what is stored of job {stored[0].job_id} cannot be resumed: {stored[0].reason}", code=Code.SUSPEND,
-            hint=f"without it the job starts from its beginning: `vmgr delete suspended --job {target}`, then qrls",
+            hint=f"without it the job starts from its beginning: `vmgr delete suspended --job {target}`, then {by}",
         )  # fmt: skip
     raise VTorqueError(
         f"job {target} is not suspended", code=Code.SUSPEND,
-        hint="`vmgr show suspended` lists those that are; a job that is held for another reason is released by qrls",
+        hint=f"`vmgr show suspended` lists those that are; a job that is held for another reason is released by {by}",
     )  # fmt: skip
 
 

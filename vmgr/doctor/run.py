@@ -35,8 +35,12 @@ def run(
     timeout_s: float = SECONDS,
     uid: Optional[int] = None,
     gid: Optional[int] = None,
+    passed: Sequence[str] = (),
 ) -> Ran:
-    """Run a program with `text` as its input; as another user where `uid` and `gid` are given."""
+    """Run a program with `text` as its input; as another user where `uid` and `gid` are given.
+
+    Of our variables it has those in `passed`, where they are set.
+    """
     options: dict[str, Any] = {} if uid is None else {"user": uid, "group": gid, "extra_groups": []}
     try:
         done = subprocess.run(
@@ -44,7 +48,7 @@ def run(
             input=text.encode(),
             capture_output=True,
             timeout=timeout_s,
-            env={"PATH": _PATH, "LANG": "C.UTF-8"},
+            env={"PATH": _PATH, "LANG": "C.UTF-8", **{name: os.environ[name] for name in passed if name in os.environ}},
             cwd="/",
             preexec_fn=dies_with(os.getpid()),
             **options,

@@ -24,7 +24,9 @@ from vmgr.errors import VTorqueError
 from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
+COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
 _SETTING = re.compile(r"^([A-Za-z]+)(?:\[[0-9]+\])?\s*=\s?(.*?)\s*$", re.MULTILINE)
+_PASSED = ("SLURM_CONF",)
 _ALLOC = ("alloc", "contain", "x11", "runinjob")
 _OF_HOOKS = re.compile(r"(prolog|epilog)[^\[]*", re.IGNORECASE)
 
@@ -42,7 +44,8 @@ def check(node: Node) -> Iterator[Finding]:
             "set slurm.bin where Slurm's commands lie elsewhere",
         )  # fmt: skip
         return
-    told = run([scontrol, "show", "config"])
+    yield from _judge_commands(Path(scontrol).parent)
+    told = run([scontrol, "show", "config"], passed=_PASSED)
     if told.status != 0:
         yield _find(Level.WARNING, f"Slurm does not tell its configuration: {told.reason}", "is slurmctld running?")
         return
@@ -50,11 +53,21 @@ def check(node: Node) -> Iterator[Finding]:
     yield from judge_hooks(settings, node)
     yield from judge_flags(settings.get("PrologFlags", ()))
     yield from judge_timeout(settings.get("PrologEpilogTimeout", ()), node.config.timeouts)
-    nodes = run([scontrol, "-o", "show", "nodes"])
+    nodes = run([scontrol, "-o", "show", "nodes"], passed=_PASSED)
     if nodes.status != 0:
         yield _find(Level.WARNING, f"Slurm does not tell its nodes: {nodes.reason}", "is slurmctld running?")
         return
     yield from judge_state(nodes.out, os.uname().nodename)
+
+
+def _judge_commands(folder: Path) -> Iterator[Finding]:
+    """Whether the other commands of Slurm's are there that vsub submits with, and vmgr asks."""
+    lacking = [name for name in COMMANDS if not os.access(folder / name, os.X_OK)]
+    if lacking:
+        yield _find(
+            Level.WARNING, f"{folder} (slurm.bin) has no {', '.join(lacking)}: vsub and vmgr on this host need them",
+            "install Slurm's client commands here",
+        )  # fmt: skip
 
 
 def _scontrol(node: Node) -> Optional[str]:

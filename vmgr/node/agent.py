@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
@@ -292,27 +291,14 @@ class Agent:
 
     async def _is_put_back(self, problem: VTorqueError, user: User) -> bool:
         """On the mother superior: whether a job that was suspended, and has not gone on, waits again to be released."""
-        if self.call.node_index or self.is_stored is False or self.config.suspended.folder is None:
+        if self.call.node_index or self.is_stored is False:
             return False
         if self.job_over.is_set() or self.progress.error is not None:
             return False
-        from vmgr.node.returning import Means, put_back  # few jobs go on
-        from vmgr.reach import batch
-        from vmgr.suspended.store import Store
-
-        async def call_over() -> None:
-            if self.fellows is not None:
-                await self.fellows.call_over(suspended=True)
+        from vmgr.node.returning import means_of, put_back  # few jobs go on
 
         try:
-            store = Store(self.config, user)
-        except VTorqueError:
-            return False
-        hold, requeue = partial(batch.hold, self.config), partial(batch.requeue, self.config)
-        means = Means(
-            self.call.job_id, store, self.attached, self.job_over, self.config.timeouts.attach, hold, requeue, call_over
-        )
-        try:
+            means = means_of(self.config, user, self.call.job_id, self.attached, self.job_over, self.fellows)
             self.suspended = await put_back(means, self.progress, problem, is_stored=self.is_stored)
         except Exception:
             LOGGER.exception("fault")
@@ -480,6 +466,7 @@ class Agent:
 
         Its script has not gone on yet, so that the job's next start can try again when this fails.
         """
+        await found.stored.drop(job.job_id)  # what others have left takes its time
         claiming = asyncio.ensure_future(found.stored.claim(job.job_id))
         try:
             await asyncio.wait([claiming])

@@ -82,9 +82,9 @@ async def checked_job(
     if spec.suspend:
         from vmgr.node.restoring import find_suspended  # few jobs can be
 
-        stored(config.suspended.folder is not None)
+        stored(True)
         found = await find_suspended(config, user, ask, allocation, place)
-    stored(found is not None)
+    stored(found is not None or (spec.suspend and config.suspended.folder is None))  # nobody can look there now
     image_of_entry = None if found is None else found.entry.image
     with ExitStack() as failing:
         image, held = Pool(config.pool).hold(

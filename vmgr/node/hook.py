@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 def _prologue(call: HookCall, start: int, config: Config, install: Installation) -> None:
     if call.directory is None:
         return
-    if record.has_begun(config.paths, call.job_id, start):
+    if record.has_begun(config.paths, call.job_id, start, call.key):
         return  # the site's own hook has called ours already
     place = record.new_place(config.paths, call.job_id, start)
     lock, listener = record.create(place, {**call._asdict(), "directory": list(call.directory)})

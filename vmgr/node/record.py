@@ -71,9 +71,13 @@ def hook_start(leader: Optional[int] = None) -> int:
     return process.start_ticks(first) or process.start_ticks(os.getpid()) or 0
 
 
-def has_begun(paths: Paths, job_id: str, begun: int) -> bool:
-    """Whether the hook that began at `begun` has made a place for the job."""
-    return any(place.start == begun and place.is_of_this_boot for place in places(paths, job_id))
+def has_begun(paths: Paths, job_id: str, start: int, key: Optional[str] = None) -> bool:
+    """Whether the hook that began at `start` has made a place for the job, or a live agent serves its attempt `key`."""
+    return any(
+        place.is_of_this_boot
+        and (place.start == start or (key is not None and begun(place).get("key") == key and is_held(place)))
+        for place in places(paths, job_id)
+    )
 
 
 def places(paths: Paths, job_id: Optional[str] = None) -> list[Place]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
+from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
+from vmgr.node.fellows import Fellows
 from vmgr.node.state import Progress
+from vmgr.node.userio import User
 from vmgr.node.waiting import first
+from vmgr.reach import batch
+from vmgr.suspended.store import Store
 
 
 class Notes(Protocol):
@@ -25,20 +31,39 @@ class Notes(Protocol):
 
 
 class Means(NamedTuple):
-    """What a job is put back with. `attached`: its wrapper has come; `over`: its attempt is ended from outside.
+    """What a job is put back with; without a `store` nothing can be stored now.
 
-    `attach_s` is how long the wrapper may take, in seconds. `hold` and `requeue` are the batch system's, and block;
-    `call_over` has the other nodes end the attempt, without an end of the job.
+    `attached`: its wrapper has come; `over`: its attempt is ended from outside. `attach_s` is how long the wrapper may
+    take, in seconds. `hold` and `requeue` are the batch system's, and block; `call_over` has the other nodes end the
+    attempt, without an end of the job.
     """
 
     job_id: str
-    store: Notes
+    store: Optional[Notes]
     attached: asyncio.Event
     over: asyncio.Event
     attach_s: float
     hold: Callable[[str], object]
     requeue: Callable[[str], object]
     call_over: Callable[[], Awaitable[None]]
+
+
+def means_of(
+    config: Config, user: User, job_id: str, attached: asyncio.Event, over: asyncio.Event, fellows: Optional[Fellows]
+) -> Means:
+    """What an attempt has for it."""
+
+    async def call_over() -> None:
+        if fellows is not None:
+            await fellows.call_over(suspended=True)
+
+    store: Optional[Notes]
+    try:
+        store = Store(config, user)
+    except VTorqueError:
+        store = None
+    hold, requeue = partial(batch.hold, config), partial(batch.requeue, config)
+    return Means(job_id, store, attached, over, config.timeouts.attach, hold, requeue, call_over)
 
 
 async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, is_stored: Optional[bool]) -> bool:
@@ -51,7 +76,8 @@ async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, i
         return False
     LOGGER.error("the job does not go on: %s", problem)
     try:
-        await means.store.note(means.job_id, str(problem))
+        if means.store is not None:
+            await means.store.note(means.job_id, str(problem))
     except VTorqueError as err:
         LOGGER.warning("the reason is not stored: %s", err)
     try:
@@ -72,6 +98,8 @@ async def put_back(means: Means, progress: Progress, problem: VTorqueError, *, i
 
 
 async def _is_stored(means: Means) -> bool:
+    if means.store is None:
+        return False
     try:
         return await means.store.find(means.job_id) is not None
     except VTorqueError as err:

@@ -149,6 +149,8 @@ class JobWrapper:
             await self._until("ready", "running")
             self._end_progress()
             if self._signalled:
+                if self._snapshot.get("resumed") is True:  # its next start, if it has one, needs the directory
+                    raise Suspended
                 return 128 + self._signalled
             if self._snapshot["directory"] != str(self._directory):
                 raise VTorqueError("the node agent serves another submission of this job", code=Code.SPEC)

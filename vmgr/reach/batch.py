@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from typing import NamedTuple
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
@@ -16,6 +17,22 @@ PROGRAM = "vtorque-batch"
 MORE_SECONDS = 5.0
 """What the program may take beside the batch system's answers, of which it may need two."""
 MAX_ANSWER_BYTES = 64 << 20
+
+
+class Commands(NamedTuple):
+    """The batch system's commands that show jobs, delete one, and release one, for messages."""
+
+    show: str
+    delete: str
+    release: str
+
+
+_COMMANDS = {"slurm": Commands("squeue", "scancel", "scontrol release")}
+
+
+def commands(config: Config) -> Commands:
+    """Those of the site's batch system."""
+    return _COMMANDS.get(config.engine, Commands("qstat", "qdel", "qrls"))
 
 
 def hold(config: Config, job_id: str) -> bool:

@@ -39,14 +39,16 @@ def whole_id(config: Config, job: str) -> str:
 
 
 def nodes_of_job(config: Config, job_id: str) -> JobNodes:
-    """Where a job runs, which may be named as `qstat` takes it (`12`, `12.server`).
+    """Where a job runs, which may be named as the batch system takes it (`12`, `12.server`).
 
     Raises VTorqueError: VT-ENGINE, VT-ACCESS for another user's job, VT-AGENT when the job runs nowhere.
     """
     found = _jobs(_ask(config, "job", job_id))
     if not found:
         raise VTorqueError(
-            f"job {job_id} has no nodes", code=Code.AGENT, hint="it waits, has ended, or was never there; see qstat"
+            f"job {job_id} has no nodes",
+            code=Code.AGENT,
+            hint=f"it waits, has ended, or was never there; see {batch.commands(config).show}",
         )
     _check_owner(found[0])
     return found[0]

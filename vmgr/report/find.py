@@ -17,7 +17,7 @@ from vmgr.report.gather import found_here, gather
 from vmgr.report.parts import Part
 from vmgr.report.timeline import newest
 
-HINT = "name the job whole, as qstat does, and with --node a node that it had"
+HINT = "name the job whole, such as 12.server, and with --node a node that it had"
 
 
 class Found(NamedTuple):

@@ -64,7 +64,7 @@ def job_file(config: Config, job_id: str, suffix: str) -> Path:
             "nothing is kept of jobs here: logging.file is not set", code=Code.CONFIG, hint="ask the administrator"
         )
     if not names_a_folder(job_id):
-        raise VTorqueError(f"{printable(job_id[:80])} is no job's id", code=Code.VALUE, hint="qstat shows them")
+        raise VTorqueError(f"{printable(job_id[:80])} is no job's id", code=Code.VALUE, hint="such as 12.server")
     return folder / f"{job_id}{suffix}"
 
 
@@ -80,7 +80,7 @@ def open_kept(path: Path, job_id: str, what: str) -> int:
         raise VTorqueError(
             f"there is no {what} of job {job_id} on this node",
             code=Code.VALUE,
-            hint="name it as qstat does, with the server's name, and a node that it had",
+            hint="name it whole, with the server's or cluster's name, and a node that it had",
         ) from None
     except PermissionError:
         if not os.access(path.parent, os.X_OK):

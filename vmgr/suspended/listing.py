@@ -12,6 +12,7 @@ import pwd
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from vmgr.config import Config
@@ -92,6 +93,9 @@ def remove(config: Config, stored: Stored) -> None:
     workspace = None if entry is None else left_workspace(config, home, shelf.user, entry.job_id, entry.key)
 
     def work() -> bytes:
+        if entry is None and stored.state == "incomplete":
+            shelf.drop(stored.place)  # a complete one beside it is another matter
+            return b""
         was_there = shelf.remove(stored.place)
         if was_there and workspace is not None:  # else the job goes on, with its workspace
             try:
@@ -147,6 +151,8 @@ def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:
     problems: list[VTorqueError] = []
     owned: Counter[int] = Counter()
     try:
+        if not Path(folder).stat().st_mode & stat.S_ISVTX:  # what is stored may lie in what is to be mounted there
+            raise OSError(errno.EPERM, "it is not 1777")
         with os.scandir(folder) as entries:
             for number, entry in enumerate(entries):
                 if number >= MAX_FOLDERS:  # what is left out would be taken for nothing

@@ -101,12 +101,13 @@ class Store:
 
     async def claim(self, job_id: str) -> bool:
         """Take the job's entry away, for `remove` to remove it, or the attempt's undoing; whether there was one."""
-        self._record(job_id)
         path = self._path(job_id)
         said = await read_from(
             self._user, lambda: b"y" if self._shelf.claim(job_id) else b"n", path, limit=1, timeout_s=self._short_s,
             code=Code.SUSPEND, hint=HINT,
         )  # fmt: skip
+        if said == b"y":  # not before: where nobody knows how it went, nothing is removed
+            self._record(job_id)
         return said == b"y"
 
     async def note(self, job_id: str, text: str) -> None:
@@ -115,10 +116,7 @@ class Store:
 
     async def remove(self, job_id: str) -> None:
         """Remove the job's entry, and what is left of others of the job; fine when there is none."""
-        await self._act(lambda: self._clear(job_id), job_id, self._long_s)
-
-    def _clear(self, job_id: str) -> None:
-        self._shelf.remove(job_id)
+        await self._act(lambda: self._shelf.remove(job_id), job_id, self._long_s)
 
     def _record(self, job_id: str) -> None:
         """Note in the attempt's record what is to be removed with it."""
@@ -139,7 +137,7 @@ class Store:
     def _path(self, job_id: str) -> str:
         return f"{self._shelf.path}/{place_name(job_id)}"
 
-    async def _act(self, work: Callable[[], None], job_id: str, timeout_s: float) -> None:
+    async def _act(self, work: Callable[[], object], job_id: str, timeout_s: float) -> None:
         """Have it done; when this comes to its end, in whatever way, nothing is being done any more."""
 
         def doing() -> bytes:

@@ -176,7 +176,7 @@ _VARIABLES = {
     "THREADS_PER_CORE": "threads-per-core", "TIMELIMIT": "time", "USE_MIN_NODES": "use-min-nodes", "WAIT": "wait",
     "WAIT_ALL_NODES": "wait-all-nodes", "WCKEY": "wckey",
 }  # fmt: skip
-"""What sbatch reads in `SBATCH_…`; SBATCH_DEBUG, SBATCH_IGNORE_PBS and those of switches make no other job of it."""
+"""What sbatch reads in `SBATCH_…`, beside the two of switches; debugging and `#PBS` lines are its own matter."""
 
 
 class Parsed(NamedTuple):
@@ -222,7 +222,16 @@ def from_environment(environ: Mapping[str, str]) -> list[Option]:
             found.append(as_option(name, value, source))
         else:
             found.append(as_option(name, None, source))
-    return found
+    return [*found, *_switches(environ)]
+
+
+def _switches(environ: Mapping[str, str]) -> list[Option]:
+    """The option that two variables make together."""
+    count, patience = environ.get("SBATCH_REQ_SWITCH"), environ.get("SBATCH_WAIT4SWITCH")
+    if not count:
+        return []
+    value = f"{count}@{patience}" if patience else count
+    return [as_option("switches", value, "the variable SBATCH_REQ_SWITCH")]
 
 
 def _is_set(value: str) -> bool:
@@ -270,7 +279,7 @@ class _Reader:
                 value = self._next()
                 if value is None:
                     raise VTorqueError(f"-vm ({self.source}) has no value", code=Code.USAGE, hint="write -vm key=value")
-                self.vm.append(Option("vm", value, self.source))
+                self.vm.append(Option("vm", value, ForSbatch(self.source)))
                 continue
             if self.own_words and word in OWN:
                 self.own.add(word)

@@ -58,16 +58,28 @@ def plain_job(
 ) -> Plain:
     """The submission of a job without guests. Raises VTorqueError for what Slurm has no counterpart of."""
     options = (*directives.options, *line.options)
+    misread = next((vm for vm in directives.vm if isinstance(vm.source, ForSbatch)), None)
+    if misread is not None:
+        raise VTorqueError(
+            f"the line `#SBATCH -vm {misread.value}` ({misread.source}) cannot be read by sbatch, and without guests "
+            "sbatch reads the script",
+            code=Code.OPTION,
+            hint=f"write it as #PBS -vm {misread.value}",
+        )
     for_sbatch = all(isinstance(option.source, ForSbatch) or option.letter in _OF_OURS for option in options)
     if for_sbatch and parse_line(list(line.rest)).problem is None:
-        return Plain([sbatch, "--parsable", *(line.native or ()), *_script(line, options)])
+        ignored = ["--ignore-pbs"] if directives.vm else []  # it would read a line `#PBS -vm …` as `-v m`
+        return Plain([sbatch, "--parsable", *ignored, *(line.native or ()), *_script(line, options)])
     problem = line.problem or directives.problem
     if problem is not None:
         raise VTorqueError(problem, code=Code.USAGE, hint="see vsub --help, man qsub and man sbatch")
     _check(options)
     interactive = last(options, "I") is not None
     found = _translated(options, around, _script_name(line), interactive=interactive)
-    environment = plain_environment(options, environ, interactive=interactive)
+    environment = {
+        **plain_environment(options, environ, interactive=interactive),
+        "PBS_O_WORKDIR": around.folder,  # by which the TaskProlog knows a job that wants the other variables of PBS
+    }
     if interactive:
         return Plain([srun, "--pty", *words(found), *_session(line, options, found, shell)], environment)
     return Plain([sbatch, "--parsable", "--ignore-pbs", *words(found), *_script(line, options)], environment)
