@@ -192,6 +192,8 @@ def test_options_and_answers(tmp_path: Path) -> None:
     )  # fmt: skip
     assert options.read(["--answers", str(file), "--all"]).nodes is None, "the command line says which nodes"
     assert (options.read([]).prefix, options.read([]).action) == ("/opt/vtorque", "install")
+    read = options.read(["--prefix", "/opt/there/", "--torque-home=/var/torque/"])
+    assert (read.prefix, read.torque_home) == ("/opt/there", "/var/torque")
     for prefix in ("relative", "/opt/a b", "/opt/../etc", "/", "/opt//x", "/opt/.hidden"):
         with pytest.raises(VTorqueError, match="--prefix"):
             options.read(["--prefix", prefix])
@@ -260,6 +262,23 @@ def test_answers_of_nodes_are_lines() -> None:
     answer = nodes.parse("n1", json.dumps({"status": "ok", "text": "a\x1b[2Jb\nc", "kept": ["\n", 5]}))
     assert answer == nodes.Answer("n1", "ok", "a\\x1b[2Jb\\nc", ("\\n", "5"))
     assert nodes.reason("ssh: no route\nsh exited with exit code 255\n") == "ssh: no route"
+
+
+def test_a_pbsnodes_that_gives_no_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "pbsnodes"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(nodes, "PBSNODES_SECONDS", 0.2)
+    for text, said in (
+        ("exec sleep 60", "timed out"),
+        ("echo no server >&2; exit 3", "no server"),
+        ("printf '\\377\\n  x\\n'", "has no nodes"),
+    ):
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+        with pytest.raises(VTorqueError, match=said):
+            nodes.all_nodes("/nowhere")
+    program.write_text("#!/bin/sh\nprintf 'n2\\n     note = \\377\\nn1\\n'\n")
+    assert nodes.all_nodes("/nowhere") == ["n1", "n2"]
 
 
 def test_names_of_nodes() -> None:

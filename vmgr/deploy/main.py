@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -85,7 +86,8 @@ def run(source: str, wanted: Options) -> int:
     if wanted.action == CHECK:
         return _check(job)
     if wanted.action == UNINSTALL:
-        return _uninstall(job)
+        with front.store.held() if front.is_there() else nullcontext():
+            return _uninstall(job)
     return _install(job)
 
 

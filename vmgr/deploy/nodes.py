@@ -19,6 +19,7 @@ from vmgr.deploy.nodeside import Order
 from vmgr.errors import Code, VTorqueError, printable
 
 MAX_TEXT = 600
+PBSNODES_SECONDS = 60
 PENDING, INSTALLED, REMOVING = "pending", "installed", "removing"
 
 
@@ -172,9 +173,13 @@ def all_nodes(home: str) -> list[str]:
     listed = Path(home, "server_priv", "nodes")
     program = shutil.which("pbsnodes")
     if program is not None:
-        done = subprocess.run(
-            [program, "-a"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-        )
+        try:
+            done = subprocess.run(
+                [program, "-a"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                timeout=PBSNODES_SECONDS,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise VTorqueError(f"--all: pbsnodes -a: {err}", code=Code.ENGINE) from err
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise VTorqueError(f"--all: pbsnodes -a: {said[-1] if said else done.returncode}", code=Code.ENGINE)

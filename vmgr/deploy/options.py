@@ -107,6 +107,8 @@ def read(argv: Sequence[str]) -> Options:
         answered.pop("nodes", None)
         answered.pop("all", None)
     options = Options(next(iter(named), INSTALL), **{**answered, **given})
+    options.prefix = options.prefix.rstrip("/")  # as shells complete names
+    options.torque_home = options.torque_home and options.torque_home.rstrip("/")
     _check(options)
     return options
 
