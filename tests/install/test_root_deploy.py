@@ -234,6 +234,7 @@ def test_the_mode_wrap(place: Place) -> None:
     assert not (mom_priv / "epilogue.user").exists(), "no hook is put where the site has none that ours stands for"
     assert (mom_priv / "config").read_text() == MOM_CONFIG.replace("120", "311").replace("   #", "  #")
     assert (mom_priv / "config").stat().st_mode & 0o7777 == 0o640 and (mom_priv / "config").stat().st_gid == 4
+    assert (mom_priv / "vtorque-config.before").read_text() == MOM_CONFIG, "on the same file system"
     again = picture(place.home)
     answer = perform(place.order(), None)
     assert "is current" in answer["text"] and not answer["changed"] and picture(place.home) == again

@@ -23,7 +23,8 @@ from vmgr.deploy.manifest import Manifest
 from vmgr.deploy.wants import FILE, FOLDER, Want
 
 MAX_BYTES = 1 << 20
-BACKUP = "config.before"
+BACKUP = "vtorque-config.before"
+"""In `mom_priv` itself, which may be a file system of its own: a file gets a second name only within one."""
 
 
 class Hooks(NamedTuple):
@@ -76,13 +77,14 @@ def samples(folder: str, hooks: Hooks) -> list[Want]:
     return wants
 
 
-def alarm_want(mom_priv: str, state: str, seconds: int, manifest: Optional[Manifest]) -> Optional[Want]:
-    """The mom's configuration with time enough for hooks; None where it has that. What was there goes into `state`.
+def alarm_want(mom_priv: str, seconds: int, manifest: Optional[Manifest]) -> Optional[Want]:
+    """The mom's configuration with time enough for hooks; None where it has that. What was there becomes BACKUP.
 
     Raises OSError for a configuration that cannot be read.
     """
-    path, aside = f"{mom_priv}/config", f"{state}/{BACKUP}"
+    path = f"{mom_priv}/config"
     entry = manifest.entries.get(path) if manifest else None
+    aside = (entry.aside if entry else None) or f"{mom_priv}/{BACKUP}"
     base = aside if entry is not None and look(aside).kind else path
     seen = look(base)
     text = content(base).decode("utf-8", "surrogateescape") if seen.kind else None

@@ -159,7 +159,7 @@ def wants_of(order: Order, manifest: Optional[Manifest], make: Any = None) -> li
     wants += timer.wants(order.units)
     wants += moms.hook_wants(order.mom_priv, _hooks(order))
     if order.raise_alarm or _raised(order, manifest):
-        want = moms.alarm_want(order.mom_priv, order.store.folder, order.needed_s, manifest)
+        want = moms.alarm_want(order.mom_priv, order.needed_s, manifest)
         wants += [want] if want else []
     return wants
 
