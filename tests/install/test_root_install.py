@@ -301,6 +301,7 @@ def test_an_upgrade_from_wheels(cluster: Cluster, newer: Path, wheels: Path) -> 
         (strange / f"{name}.py").write_text(f"open({str(strange / 'was run')!r}, 'w')\nraise SystemExit(1)\n")
     told = cluster.install(
         "--upgrade", "--wheels", str(wheels), source=newer, cwd=strange, PYTHONPATH=str(strange),
+        PIP_USER="1", PIP_TARGET=str(strange),
         PIP_CONFIG_FILE="/dev/null", PIP_PROXY="x",
     )  # fmt: skip
     assert not (strange / "was run").exists(), "nothing of PYTHONPATH or of the folder that it is called in"

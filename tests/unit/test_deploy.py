@@ -242,13 +242,15 @@ def test_the_remote_shell_is_that_of_pdsh() -> None:
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 
 
-def test_roots_agent_is_not_forwarded(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("ForwardAgent yes\n")
+def test_nothing_of_roots_is_forwarded(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("ForwardAgent yes\nForwardX11 yes\nRemoteForward 9 h:9\n")
     program, *words = wire.ssh_command({"PDSH_SSH_ARGS": f"-F {tmp_path}/config %h"}, "true")
     shown = subprocess.run(
         [program, "-G", *(word.replace("%h", "n1") for word in words)], capture_output=True, text=True, check=True
     )
-    assert "forwardagent no" in shown.stdout.splitlines() and "batchmode yes" in shown.stdout.splitlines()
+    told = shown.stdout.splitlines()
+    wanted = {"forwardagent no", "forwardx11 no", "clearallforwardings yes", "batchmode yes"}
+    assert wanted <= {*told} and not [line for line in told if line.startswith("remoteforward")]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ FRONT_PROGRAMS = ("ssh", "ssh-keygen")
 NODE_PROGRAMS = ("ssh", "ssh-keygen", "qemu-system-x86_64", "qemu-img")
 
 
+_PLACES = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+"""Where pip would put packages instead."""
+
+
 def main(source: str, argv: Sequence[str]) -> int:
     """Do what a command line of `install.sh` asks for, from the checkout in `source`; gives the exit status.
 
@@ -35,8 +39,9 @@ def main(source: str, argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda got, _: sys.exit(128 + got))
     os.umask(0o022)
-    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+    for name in [name for name in os.environ if name.startswith("PYTHON") or name in _PLACES]:
         del os.environ[name]  # the Python that builds listens to them
+    os.environ["PIP_USER"] = "no"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

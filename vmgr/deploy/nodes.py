@@ -19,6 +19,7 @@ from vmgr.deploy.nodeside import Order
 from vmgr.errors import Code, VTorqueError, printable
 
 MAX_TEXT = 600
+MAX_KEPT = 50
 PBSNODES_SECONDS = 60
 PENDING, INSTALLED, REMOVING = "pending", "installed", "removing"
 
@@ -84,7 +85,9 @@ def parse(node: str, line: str) -> Optional[Answer]:
         return None
     if status not in ("ok", "problems", "tree", "failed") or not isinstance(text, str) or not isinstance(kept, list):
         return None
-    return Answer(node, status, printable(text)[:MAX_TEXT], tuple(printable(str(each))[:MAX_TEXT] for each in kept))
+    return Answer(
+        node, status, printable(text)[:MAX_TEXT], tuple(printable(str(each))[:MAX_TEXT] for each in kept[:MAX_KEPT])
+    )
 
 
 def send(

@@ -72,8 +72,8 @@ def ssh_command(environment: Mapping[str, str], remote: str) -> Sequence[str]:
     """The remote shell's command line; `$1` stands for the node, and is expanded by the shell that runs it.
 
     Options of the site's come from PDSH_SSH_ARGS (or the default of pdsh) and PDSH_SSH_ARGS_APPEND, with %h and %u as
-    in pdsh (`src/modules/sshcmd.c` of pdsh 2.34). Root's SSH agent is
-    forwarded by -A only, whatever ssh_config(5) says.
+    in pdsh (`src/modules/sshcmd.c` of pdsh 2.34). Nothing of
+    root's is forwarded to a node because ssh_config(5) says so.
     """
     given = environment.get("PDSH_SSH_ARGS", "-a -x -l%u %h")
     words = shlex.split(f"{environment.get('PDSH_SSH_ARGS_APPEND', '')} {given}")
@@ -85,6 +85,8 @@ def ssh_command(environment: Mapping[str, str], remote: str) -> Sequence[str]:
         "-o", "ServerAliveInterval=15",
         "-o", "ServerAliveCountMax=4",
         "-o", "ForwardAgent=no",
+        "-o", "ForwardX11=no",
+        "-o", "ClearAllForwardings=yes",
     ]  # fmt: skip
     return ["ssh", *options, *(word.replace("%u", "root") for word in words), remote]
 
