@@ -263,6 +263,8 @@ def test_what_is_no_answer(line: str) -> None:
 def test_answers_of_nodes_are_lines() -> None:
     answer = nodes.parse("n1", json.dumps({"status": "ok", "text": "a\x1b[2Jb\nc", "kept": ["\n", 5]}))
     assert answer == nodes.Answer("n1", "ok", "a\\x1b[2Jb\\nc", ("\\n", "5"))
+    much = nodes.parse("n1", json.dumps({"status": "ok", "text": "x" * 9999, "kept": ["y" * 9999] * 999}))
+    assert much is not None and len(much.text) + sum(map(len, much.kept)) < 40_000
     assert nodes.reason("ssh: no route\nsh exited with exit code 255\n") == "ssh: no route"
 
 
