@@ -71,3 +71,19 @@ def test_a_guest_job_has_the_sites_hooks_around_it(user: User, site: Site, mode:
     assert [first, second] == [f"prologue 0 {user.name} 0", f"prologue.user {user.uid} {user.name} 0"]
     assert [third, last] == [f"epilogue.user {user.uid} {user.name} 0", f"epilogue 0 {user.name} 0"]
     assert "does not call" not in doctor.stdout and "do not run" not in doctor.stdout
+
+
+def test_users_choose_no_hooks_by_the_type_of_a_job(user: User, site: Site) -> None:
+    """Where ours stand in the place of the site's, jobs of all types have the site's hooks, each for what it is."""
+    with arranged(site, WRAP):
+        for word in ("orig", "parallel", "precancel", "user", "user.parallel"):
+            done = user.job("#!/bin/sh\necho the job\n", "-vm", "off", "-T", word)
+            assert done.status == 0, done.err
+            assert done.out.splitlines() == [
+                f"prologue 0 {user.name} 0",
+                f"prologue.user {user.uid} {user.name} 0",
+                "the job",
+                f"epilogue.user {user.uid} {user.name} 0",
+                f"epilogue 0 {user.name} 0",
+            ], word
+        site.assert_clean()

@@ -9,6 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import pytest
+
+from vmgr.deploy import timer
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 SITE_HOOKS = {
@@ -72,6 +76,25 @@ def make_home(home: Path, *, hooks: bool = True) -> None:
     mom_priv.chmod(0o751)
     for number, path in enumerate(sorted([home, *home.rglob("*")], reverse=True)):
         os.utime(path, ns=(LONG_AGO_NS + number, LONG_AGO_NS + number), follow_symlinks=False)
+
+
+class FakeSystemd:
+    """A machine on which systemd seems to run: what it is asked for, and whether the janitor's timer runs."""
+
+    def __init__(self, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log, self.runs = base / "systemctl.log", base / "timer runs"
+        program = base / "systemctl" / "systemctl"
+        program.parent.mkdir()
+        program.write_text(
+            f"#!/bin/sh\necho \"$*\" >>'{self.log}'\ncase $1 in\nis-active) [ -e '{self.runs}' ] ;;\n"
+            f"restart) >'{self.runs}' ;;\nstop) rm -f '{self.runs}' ;;\nesac\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        monkeypatch.setattr(timer, "SYSTEMD", str(base))
+
+    def said(self) -> list[str]:
+        return self.log.read_text().splitlines()
 
 
 SSHD = Path("/usr/sbin/sshd")

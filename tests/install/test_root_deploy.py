@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import platform
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 from deploysteps import every_step
-from installsite import MOM_CONFIG, SITE_HOOKS, make_home, picture, timeless
+from installsite import MOM_CONFIG, SITE_HOOKS, FakeSystemd, make_home, picture, timeless
 
-from vmgr.deploy import moms, nodeside, tree
+from vmgr.deploy import moms, nodeside, timer, tree
 from vmgr.deploy.build import Source
 from vmgr.deploy.hookfiles import JOB_TYPE, WRAP, hook_files, is_open_to_users, is_ours
 from vmgr.deploy.nodeside import NeedsTree, Order, Refused, perform
@@ -74,7 +75,7 @@ def make_place(base: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     make_home(found.home)
     (found.units / "timers.target.wants").mkdir(parents=True)
     found.prefix.parent.mkdir()
-    monkeypatch.setattr(nodeside, "UNITS", str(found.units))
+    monkeypatch.setattr(timer, "UNITS", str(found.units))
     return found
 
 
@@ -394,7 +395,11 @@ def test_a_prefix_that_is_not_ours_alone(place: Place) -> None:
     before = place.before()
     with pytest.raises(Refused, match="venv is of something else"):
         perform(place.order(), io.BytesIO(data))
-    assert place.before() == before
+    (place.prefix / "venv").rename(place.prefix / ".install")
+    with pytest.raises(Refused, match="an installation of its own"):
+        perform(place.order(), io.BytesIO(data))
+    (place.prefix / ".install").rmdir()
+    assert perform(place.order(), io.BytesIO(data))["status"] == "ok"
 
 
 def test_a_dry_run_for_a_front_end_that_has_nothing_yet(place: Place) -> None:
@@ -421,26 +426,24 @@ def test_roots_umask_does_not_matter(place: Place, monkeypatch: pytest.MonkeyPat
 
 def test_the_timer_runs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd runs, the janitor's timer is started; also by the next order, where one was cut off before."""
-    log, runs = place.base / "log", place.base / "runs"
-    program = place.base / "programs" / "systemctl"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\necho "$*" >>{log}\ncase $1 in\nis-active) [ -e {runs} ] ;;\nrestart) >{runs} ;;\n'
-        f"stop) rm {runs} ;;\nesac\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(nodeside, "SYSTEMD", str(place.base))
+    systemd = FakeSystemd(place.base, monkeypatch)
     perform(place.order(), io.BytesIO(packed(place.base)))
     started = ["daemon-reload", "restart vtorque-reap.timer"]
-    assert log.read_text().splitlines() == started
+    assert systemd.said() == started
     assert (place.units / "timers.target.wants" / "vtorque-reap.timer").exists()
     assert perform(place.order("check"), None)["status"] == "ok"
-    runs.unlink()
+    systemd.runs.unlink()
     assert "vtorque-reap.timer does not run" in perform(place.order("check"), None)["text"]
-    log.unlink()
+    systemd.log.unlink()
     perform(place.order(), None)
-    assert log.read_text().splitlines()[1:] == started
+    assert systemd.said()[1:] == started
     assert perform(place.order("check"), None)["status"] == "ok"
     perform(place.order("uninstall"), None)
-    assert not runs.exists() and log.read_text().splitlines()[-1] == "daemon-reload"
+    assert not systemd.runs.exists() and systemd.said()[-1] == "daemon-reload"
+
+
+def test_programs_that_are_gone(place: Place) -> None:
+    perform(place.order(), io.BytesIO(packed(place.base)))
+    shutil.rmtree(place.prefix / "trees" / "1-one")
+    answer = perform(place.order("check"), None)
+    assert answer["status"] == "problems" and "trees/1-one is missing" in answer["text"], answer

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Optional
 import pytest
 import yaml
 from deploysteps import every_step
-from installsite import REPOSITORY, picture
+from installsite import REPOSITORY, FakeSystemd, picture
 
 from vmgr import __version__
-from vmgr.deploy import build, options, outside, tree
+from vmgr.deploy import build, options, outside, timer, tree
 from vmgr.deploy.build import Source, source_at
 from vmgr.deploy.front import Front
 from vmgr.deploy.hookfiles import is_ours
@@ -77,11 +77,13 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="vt-", dir="/dev/shm") as folder:
         base = Path(folder)
         base.chmod(0o755)
-        for name in ("opt", "usr/bin", "profile", "local"):
+        for name in ("opt", "usr/bin", "profile", "local", "units"):
             (base / name).mkdir(parents=True)
         monkeypatch.setattr(build, "build", make)
         monkeypatch.setattr(outside, "PLACE", str(base / "usr"))
         monkeypatch.setattr(outside, "PROFILE", str(base / "profile"))
+        monkeypatch.setattr(timer, "UNITS", str(base / "units"))
+        monkeypatch.setattr(timer, "SYSTEMD", str(base / "no systemd"))
         yield Place(base, source_at(str(REPOSITORY), __version__, sys.executable))
 
 
@@ -104,6 +106,21 @@ def test_it_comes_and_goes(place: Place) -> None:
         place.install()
     assert place.front().uninstall(dry=False).kept == []
     assert place.picture() == before
+
+
+def test_the_janitor_of_the_embedded_batch_system(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd = FakeSystemd(place.base, monkeypatch)
+    before = picture(place.base / "units")
+    place.install()
+    assert systemd.said() == ["daemon-reload", "restart vtorque-reap.timer"]
+    assert f"ExecStart={place.prefix}/bin/vmgr node reap" in (place.base / "units/vtorque-reap.service").read_text()
+    assert place.front().check(b"") == []
+    systemd.runs.unlink()
+    assert place.front().check(b"") == ["vtorque-reap.timer does not run: systemctl start vtorque-reap.timer"]
+    place.install()
+    assert place.front().check(b"") == []
+    assert place.front().uninstall(dry=False).kept == [] and not systemd.runs.exists()
+    assert picture(place.base / "units") == before
 
 
 def test_what_is_somebody_elses_stays(place: Place) -> None:
@@ -211,3 +228,21 @@ def test_killed_while_it_uninstalls(place: Place) -> None:
         assert place.front().uninstall(dry=False).kept == [], f"step {step}"
         assert untimed(place.picture()) == untimed(before), f"step {step}"
         place.install()
+
+
+def test_a_front_end_needs_no_hypervisor(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = place.base / "programs"
+    programs.mkdir()
+    config = place.base / "site.yaml"
+    config.write_text(CONFIG.format(base=place.base).replace("engine: local", "engine: torque"))
+    asked = options.read(["--prefix", str(place.prefix), "--config", str(config), "--no-links", "--yes"])
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(VTorqueError, match="missing: ssh, ssh-keygen, qemu") as refused:
+        run(str(REPOSITORY), asked)
+    assert "openssh-client" in str(refused.value.hint) and not place.prefix.exists()
+    for name in ("ssh", "ssh-keygen"):
+        (programs / name).symlink_to("/bin/true")
+    assert run(str(REPOSITORY), asked) == 0
+    assert "missing: qemu-system-x86_64, qemu-img: no guests can run on this machine" in capsys.readouterr().out

@@ -369,6 +369,7 @@ def agent(vmgr_run: Vmgr) -> Iterator[threading.Event]:
         server = await control.serve(listener)
         await asyncio.get_running_loop().run_in_executor(None, over.wait)
         place.socket.unlink()
+        await asyncio.sleep(0.05)  # who has just connected is served by now: an agent's end would end that too
         server.close()
         await control.drain(0)
 

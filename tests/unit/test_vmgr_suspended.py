@@ -125,6 +125,14 @@ def no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guests, "is_root", lambda: False)
 
 
+def test_why_a_job_did_not_go_on_is_shown(site: Vmgr, no_nodes: None) -> None:
+    put(site, "12.server").joinpath("reason").write_text("VT-LAUNCH: another QEMU \x1b[2J\nmore")
+    for words in (["show", "suspended"], ["ps"]):
+        assert "VT-LAUNCH: another QEMU \\x1b[2J" in site(*words).stdout.splitlines()[1]
+    (found,) = json.loads(site("show", "suspended", "--json").stdout)
+    assert (found["state"], found["reason"]) == ("suspended", "VT-LAUNCH: another QEMU \x1b[2J")
+
+
 def test_suspended_jobs_are_among_the_guests(site: Vmgr, no_nodes: None) -> None:
     put(site, "12.server")
     put(site, "14.server", b"{}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from vmgr.deploy import apply, build, files, hookfiles, moms, outside, tree
+from vmgr.deploy import apply, build, files, hookfiles, moms, outside, timer, tree
 from vmgr.deploy.apply import Outcome
 from vmgr.deploy.build import Source
 from vmgr.deploy.manifest import Manifest, Store
@@ -97,6 +97,18 @@ class Front:
                 found[os.fspath(path.relative_to(folder))] = (data, path.stat().st_mode & 0o755)
         return found
 
+    def units(self) -> dict[str, str]:
+        """The units of the janitor's timer, for this prefix."""
+        folder = Path(self.source.folder, "contrib", "systemd")
+        return {
+            name: hookfiles.fill_unit((folder / name).read_text(), prefix=self.prefix)
+            for name in hookfiles.unit_files()
+        }
+
+    def _own_units(self, site: Site) -> dict[str, str]:
+        """Those of this machine itself: only the embedded batch system has guests on it."""
+        return self.units() if self.links and site.engine == "local" else {}
+
     def is_there(self) -> bool:
         return self.store.load() is not None
 
@@ -153,6 +165,7 @@ class Front:
             wants += moms.hook_wants(mom_priv, hooks)
         if self.links:
             wants += outside.wants(self.prefix, manifest)
+        wants += timer.wants(self._own_units(site))
         wants.append(Want(f"{self.prefix}/{INSTALLED}", FILE, 0o644, f"{self.source.name}\n".encode()))
         return wants
 
@@ -186,6 +199,7 @@ class Front:
             outcome.kept += [f"{earlier}/{path} was changed; it is used no more" for path in tree.differences(earlier)]
         program = "from vmgr.deploy.settings import compile_; compile_(*sys.argv[1:])"
         build.run_python(self.tree, program, self.prefix, "again" if outcome.changed else "")
+        timer.start(self._own_units(site), outcome.made)
         return outcome
 
     def _adopt(self) -> None:
@@ -238,6 +252,8 @@ class Front:
         outcome = apply.converge(self.store, wants, toolkit=self.source.version, facts={}, also=also, dry=True)
         problems = judge(manifest, outcome, wants, self.source.version)
         problems += [f"{self.tree}/{path} was changed" for path in tree.differences(self.tree)]
+        idle = timer.problem(self._own_units(site))
+        problems += [idle] if idle else []
         return problems + untrusted([want.path for want in wants])
 
     # --- uninstall
@@ -255,7 +271,12 @@ class Front:
                 )
             self._stopped()
         generated = [*generated_files(self.prefix), self.book, files.beside(self.book), self.work]
-        return apply.undo_all(self.store, generated=generated, dry=dry)
+        if not dry:
+            timer.stop(manifest)
+        outcome = apply.undo_all(self.store, generated=generated, dry=dry)
+        if not dry:
+            timer.forget(outcome.removed)
+        return outcome
 
     def _stopped(self) -> None:
         """Raises VTorqueError (VT-ACCESS) while the embedded batch system runs."""

@@ -15,7 +15,7 @@ from typing import Optional
 from vmgr import __version__, pdsh
 from vmgr.deploy import alarm, build, nodes, options
 from vmgr.deploy.front import Front, Site, first_config, site_of
-from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP, fill_unit, unit_files
+from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP
 from vmgr.deploy.nodes import INSTALLED, PENDING, REMOVING, Answer, Book, Known, Reach
 from vmgr.deploy.nodeside import Order
 from vmgr.deploy.options import CHECK, INSTALL, UNINSTALL, UPGRADE, Options
@@ -157,15 +157,20 @@ def _install(job: Job) -> int:
 
 
 def _need_programs(job: Job) -> None:
-    """Raises VTorqueError (VT-ACCESS) where this machine lacks programs; a front end of nodes runs no guests."""
-    needed = FRONT_PROGRAMS if job.names or job.known else NODE_PROGRAMS
-    missing = [name for name in needed if shutil.which(name) is None]
-    if missing:
-        text = Path(job.front.source.folder, "contrib", "packages.txt").read_text(encoding="utf-8")
-        packages = " ".join(line.split("#")[0].strip() for line in text.splitlines()).split()
-        raise VTorqueError(
-            f"missing: {', '.join(missing)}", code=Code.ACCESS, hint=f"on Debian: apt-get install {' '.join(packages)}"
-        )
+    """Say which programs this machine lacks for guests of its own; it may be a front end that runs none.
+
+    Raises VTorqueError (VT-ACCESS) where it lacks what every front end needs.
+    """
+    missing = [name for name in NODE_PROGRAMS if shutil.which(name) is None]
+    if not missing:
+        return
+    text = Path(job.front.source.folder, "contrib", "packages.txt").read_text(encoding="utf-8")
+    packages = " ".join(line.split("#")[0].strip() for line in text.splitlines()).split()
+    told, hint = f"missing: {', '.join(missing)}", f"on Debian: apt-get install {' '.join(packages)}"
+    if set(missing) & set(FRONT_PROGRAMS):
+        raise VTorqueError(told, code=Code.ACCESS, hint=hint)
+    if not job.names and not job.known:
+        print(f"{told}: no guests can run on this machine; {hint}")
 
 
 def _dry_install(job: Job, about: str) -> int:
@@ -239,14 +244,8 @@ def _order(job: Job, action: str, site: Site) -> Order:
         programs=NODE_PROGRAMS,
         hooks=front.source.hooks,
         config=front.config_files(),
-        units=_units(front),
+        units=front.units(),
     )
-
-
-def _units(front: Front) -> dict[str, str]:
-    """The janitor's timer, for this prefix."""
-    folder = Path(front.source.folder, "contrib", "systemd")
-    return {name: fill_unit((folder / name).read_text(), prefix=front.prefix) for name in unit_files()}
 
 
 # --- uninstall, check

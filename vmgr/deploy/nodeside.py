@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Optional
 
-from vmgr.deploy import apply, files, moms, tree
+from vmgr.deploy import apply, files, moms, timer, tree
 from vmgr.deploy.apply import Outcome
-from vmgr.deploy.hookfiles import JANITOR_TIMER as TIMER
 from vmgr.deploy.hookfiles import is_ours
 from vmgr.deploy.manifest import Manifest, Store
 from vmgr.deploy.wants import FILE, FOLDER, LINK, TREE, Want
@@ -32,9 +31,6 @@ STATE = "vtorque"
 """The folder of an installation's manifest in TORQUE's home."""
 KEPT = "vtorque-kept"
 """The folder there for hooks of ours that somebody has changed, when ours are taken away."""
-UNITS = "/etc/systemd/system"
-SYSTEMD = "/run/systemd/system"
-"""It is there where systemd runs (sd_booted(3))."""
 LINKED = ("venv", "share", "libexec", "bin")
 """Folders of an installation that are links into its present tree."""
 PROGRAM_SECONDS = 60
@@ -145,6 +141,8 @@ def _own_place(order: Order, manifest: Optional[Manifest]) -> None:
     """
     missing = folders_to(order.prefix)
     check_trusted(os.path.dirname(missing[0]) if missing else order.prefix)
+    if os.path.lexists(f"{order.prefix}/.install"):
+        raise Refused(f"{order.prefix} is an installation of its own: ./install.sh --uninstall there first")
     known = manifest.entries if manifest else {}
     for name in LINKED:
         path = f"{order.prefix}/{name}"
@@ -158,8 +156,7 @@ def _own_place(order: Order, manifest: Optional[Manifest]) -> None:
 def wants_of(order: Order, manifest: Optional[Manifest], make: Any = None) -> list[Want]:
     """All that should lie on this node, in the order in which it is made."""
     wants = [] if is_shared(order) else _own_tree(order, manifest, make)
-    if os.path.isdir(UNITS):
-        wants += _timer(order)
+    wants += timer.wants(order.units)
     wants += moms.hook_wants(order.mom_priv, _hooks(order))
     if order.raise_alarm or _raised(order, manifest):
         want = moms.alarm_want(order.mom_priv, order.store.folder, order.needed_s, manifest)
@@ -213,28 +210,6 @@ def _no_tree(_: str) -> None:
     raise NeedsTree
 
 
-def _timer(order: Order) -> list[Want]:
-    """The janitor: what is the guarantee that nothing of a job stays."""
-    wants = [Want(f"{UNITS}/{name}", FILE, 0o644, text.encode()) for name, text in order.units.items()]
-    if not order.units:
-        return []
-    folder = f"{UNITS}/timers.target.wants"
-    return [*wants, Want(folder, FOLDER, 0o755), Want(f"{folder}/{TIMER}", LINK, target=f"../{TIMER}")]
-
-
-def _has_timer(order: Order) -> bool:
-    """Whether systemd, where it runs, is to run the janitor."""
-    return bool(order.units) and os.path.isdir(UNITS) and os.path.isdir(SYSTEMD)
-
-
-def _timer_runs() -> bool:
-    try:
-        _run(["systemctl", "is-active", "--quiet", TIMER])
-    except Refused:
-        return False
-    return True
-
-
 def earlier_trees(manifest: Optional[Manifest], present: str) -> tuple[Optional[str], list[str]]:
     """The tree before the present one, which programs that run may still use, and the paths of entries with it."""
     if manifest is None:
@@ -276,9 +251,7 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
         outcome = apply.converge(store, wants, toolkit=order.toolkit, facts=facts, also=also)
         if not shared and (outcome.changed or not os.path.exists(generated_files(order.prefix)[0])):
             _run([f"{order.prefix}/bin/vmgr", "config", "compile"])
-        if _has_timer(order) and (any(UNITS in path for path in outcome.made) or not _timer_runs()):
-            _run(["systemctl", "daemon-reload"])
-            _run(["systemctl", "restart", TIMER])
+        timer.start(order.units, outcome.made)
     told = "installed" if outcome.changed else "is current"
     told += f", hooks {order.mode}, prefix {'shared' if shared else 'of its own'}"
     if outcome.moved:
@@ -331,17 +304,15 @@ def _uninstall(order: Order) -> dict[str, Any]:
     jobs = guest_jobs(order.spool)
     if jobs:
         raise Refused(f"guest jobs are there ({', '.join(jobs[:MAX_NAMED])}): again when they have ended")
-    timer = f"{UNITS}/{TIMER}"
-    if manifest is not None and timer in manifest.entries and os.path.isdir(SYSTEMD) and not order.dry:
-        _run(["systemctl", "stop", TIMER])
+    if not order.dry:
+        timer.stop(manifest)
     own = manifest is not None and f"{order.prefix}/current" in manifest.entries
     generated = generated_files(order.prefix) if own else []
     with store.held():
         outcome = apply.undo_all(store, kept=lambda path: _kept(order, path), generated=generated, dry=order.dry)
     if order.dry:
         return _told("ok", outcome, f"would lose {len(outcome.removed)} files and folders")
-    if os.path.isdir(SYSTEMD) and timer in outcome.removed:
-        _run(["systemctl", "daemon-reload"])
+    timer.forget(outcome.removed)
     told = "vTorque removed"
     if outcome.restored:
         told += f", given back: {_names(order, outcome.restored)}"
@@ -391,12 +362,11 @@ def _check(order: Order) -> dict[str, Any]:
     problems += judge(manifest, outcome, wants, order.toolkit)
     if not is_shared(order):
         here = f"{order.prefix}/trees/{order.tree}"
-        problems += [f"{here}/{path} was changed" for path in tree.differences(here)]
+        if tree.is_sealed(here):
+            problems += [f"{here}/{path} was changed" for path in tree.differences(here)]
     problems += untrusted([want.path for want in wants])
-    found = moms.alarm_problem(order.mom_priv, order.needed_s)
-    problems += [found] if found else []
-    if _has_timer(order) and not _timer_runs():
-        problems.append(f"{TIMER} does not run: systemctl start {TIMER}")
+    further = (moms.alarm_problem(order.mom_priv, order.needed_s), timer.problem(order.units))
+    problems += [each for each in further if each is not None]
     try:
         _run([f"{order.prefix}/bin/vmgr", "config", "check"])
     except Refused as err:

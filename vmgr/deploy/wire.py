@@ -29,6 +29,7 @@ MODULES = (
     "vmgr.deploy.moms",
     "vmgr.deploy.nodeside",
     "vmgr.deploy.slurmfiles",
+    "vmgr.deploy.timer",
     "vmgr.deploy.tree",
     "vmgr.deploy.wants",
 )

@@ -55,12 +55,16 @@ def guest_rows(snapshots: Iterable[Mapping[str, Any]]) -> list[GuestRow]:
 
 
 def with_suspended(rows: list[GuestRow], stored: Iterable[Stored]) -> list[GuestRow]:
-    """The rows, and one for each suspended job that has no guest among them: it is on no node, and has no age."""
+    """The rows, and one for each suspended job that has no guest among them: it is on no node, and has no age.
+
+    Its reason is why it did not go on the last time, if that was tried.
+    """
     known = {row.job for row in rows}
     more = [
         GuestRow(
             job=each.job_id, rank=None, node="-", user=each.user, guest=None, image=each.entry.image, vcpus=None,
-            ram_mib=None, state="suspended", age_s=None, cpu_s=None, address=None, mac=None, port=None, reason="",
+            ram_mib=None, state="suspended", age_s=None, cpu_s=None, address=None, mac=None, port=None,
+            reason=each.reason,
         )
         for each in stored
         if each.entry is not None and each.job_id not in known
