@@ -141,12 +141,17 @@ class User:
 class Site:
     """The installation, its batch system and what must not be left behind."""
 
+    engine = "local"
     environment: Mapping[str, str] = {}
     """What users need to find the batch system."""
 
     def __init__(self, prefix: Path, root: Path) -> None:
         self.prefix, self.root, self.run = prefix, root, Path(f"/run/{root.name}")
         self.vsub, self.vmgr = prefix / "bin" / "vsub", prefix / "bin" / "vmgr"
+
+    def whole(self, job_id: str) -> str:
+        """A job's id as nodes know it, from what `vsub` prints."""
+        return job_id
 
     def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`qstat`, `qdel` or `qrerun` of the embedded batch system, as root."""

@@ -67,6 +67,8 @@ PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class Slurm(Cluster):
     """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
 
+    engine = "slurm"
+
     def __init__(self, prefix: Path, root: Path) -> None:
         super().__init__(prefix, root, NODES)
         self.folder = root / "slurm"
@@ -194,8 +196,13 @@ class Slurm(Cluster):
         self.daemons.pop(node).wait(20)
         self.nodes = tuple(each for each in self.nodes if each != node)
 
-    def reached(self, node: str, job_id: str, stage: str) -> bool:
-        return super().reached(node, f"{job_id.partition('.')[0]}.ref", stage)
+    def whole(self, job_id: str) -> str:
+        return f"{job_id.partition('.')[0]}.ref"
+
+    def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Slurm's counterpart of `qdel` and `qrls`."""
+        program, words = {"qdel": ("scancel", ()), "qrls": ("scontrol", ("release",))}[name]
+        return self.control(*words, *(job.partition(".")[0] for job in arguments), program=program)
 
 
 @contextmanager

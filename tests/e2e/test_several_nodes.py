@@ -1,4 +1,7 @@
-"""Guest jobs over several nodes, several guests on each: the embedded batch system's simulated nodes, real guests."""
+"""Guest jobs over several nodes, several guests on each: simulated nodes, real guests.
+
+The batch system is the embedded one, or a real Slurm.
+"""
 
 from __future__ import annotations
 
@@ -93,13 +96,29 @@ class Cluster(Site):
         eventually(lambda: self.reached(node, job_id, stage), f"{job_id} on {node}: {stage}")
 
     def reached(self, node: str, job_id: str, stage: str) -> bool:
-        return f"job {job_id}: {stage} after" in self.log(node)
+        return f"job {self.whole(job_id)}: {stage} after" in self.log(node)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with installed(EVERYWHERE) as site:
-        yield Cluster(site.prefix, site.root)
+@pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.slow)])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if request.param == "local":
+        with installed(EVERYWHERE) as site:
+            yield Cluster(site.prefix, site.root)
+        return
+    from .slurmcluster import found_programs, slurm_site  # which has more to do than this cluster
+
+    if found_programs() is not None:
+        pytest.skip(f"needs Slurm: {found_programs()} is missing")
+    with slurm_site() as here:
+        yield here
+
+
+@pytest.fixture
+def torque(cluster: Cluster) -> Cluster:
+    """Where the batch system is TORQUE, or imitates it: its hooks, and how it holds jobs."""
+    if cluster.engine != "local":
+        pytest.skip("is about TORQUE's ways")
+    return cluster
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +151,7 @@ def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
 def timeline(cluster: Cluster, job_id: str) -> Timeline:
     """What the two nodes of a job have kept of it, put together."""
     vmgr = str(cluster.prefix / "bin" / "vmgr")
-    told = [cluster.enter(node, vmgr, "report", "--part", job_id) for node in ("n1", "n2")]
+    told = [cluster.enter(node, vmgr, "report", "--part", cluster.whole(job_id)) for node in ("n1", "n2")]
     return plan(newest([part for text in told for part in read_parts(text.encode())]), time.time())
 
 
@@ -140,11 +159,13 @@ def test_the_barrier_has_little_slack(cluster: Cluster, user: User) -> None:
     done = user.job("true\n", "-l", "nodes=3")
     ready = re.findall(r"guests ready after ([0-9.]+) s", "".join(cluster.log(node) for node in NODES))
     assert done.status == 0 and len(ready) >= 3
-    start = re.findall(rf"job {re.escape(done.job_id)}: ready after ([0-9.]+) s", cluster.log("n1"))
+    start = re.findall(rf"job {re.escape(cluster.whole(done.job_id))}: ready after ([0-9.]+) s", cluster.log("n1"))
     last = max(
         float(seconds)
         for node in NODES
-        for seconds in re.findall(rf"job {re.escape(done.job_id)}: guests ready after ([0-9.]+) s", cluster.log(node))
+        for seconds in re.findall(
+            rf"job {re.escape(cluster.whole(done.job_id))}: guests ready after ([0-9.]+) s", cluster.log(node)
+        )
     )
     assert float(start[-1]) - last <= 1.0, f"job ready at {start[-1]} s, the last node at {last} s"
 
@@ -214,6 +235,7 @@ def deleted_in_time(cluster: Cluster, job: str) -> None:
     assert not cluster.left_behind()
 
 
+@pytest.mark.usefixtures("torque")
 @pytest.mark.parametrize(("hook", "number"), [("prologue", 0), ("prologue.parallel", 2)])
 def test_nothing_comes_up_on_a_node_whose_prologue_is_late(
     cluster: Cluster, user: User, hook: str, number: int
@@ -294,6 +316,7 @@ def hanging(cluster: Cluster, user: User, where: Path) -> Iterator[None]:
             cluster.enter(node, "sh", "-c", f"umount -l {where} || :")
 
 
+@pytest.mark.usefixtures("torque")
 def test_epilogues_make_no_node_wait(cluster: Cluster, user: User) -> None:
     """Under 0.3 s, after a clean end and of a job that is killed. A node under load can make any one of them slow: so
     each may take that much CPU time, but of each kind only the fastest is held against the clock.
@@ -338,6 +361,7 @@ def cpu_times(path: Path) -> list[float]:
     return [mine + children for mine, children in zip(parts[::2], parts[1::2])]
 
 
+@pytest.mark.usefixtures("torque")
 def test_a_job_that_is_held_and_queued_again_starts_clean_elsewhere(cluster: Cluster, user: User) -> None:
     """By the programs that hold, requeue and release it: its owner's, and root's on its node."""
     batch = str(cluster.prefix / "libexec" / "vtorque-batch")

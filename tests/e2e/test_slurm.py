@@ -189,6 +189,8 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     eventually((user.home / "runs").exists, "the script runs")
     done = user.run("/usr/bin/scontrol", "update", f"job={job.partition('.')[0]}", "comment=mine")
     assert done.returncode == 0 and cluster.facts(job)["Comment"] == "mine"
+    (shown,) = json.loads(cluster.enter("n1", str(cluster.vmgr), "ps", "--json"))
+    assert (shown["job"], shown["node"], shown["user"]) == (cluster.whole(job), "n1", user.name), shown
     (agent,) = cluster.processes("libexec/vtorque-agent")
     agent.kill()  # what it had made is left to the Epilog
     cluster.wait(job)
