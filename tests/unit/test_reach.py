@@ -236,13 +236,16 @@ def test_whether_a_node_may_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     (tmp_path / "list").write_text(LIST_SERVER)
     asked = f'[ "$*" = "-c list server" ] && cat {tmp_path}/list'
-    batch = torque(tmp_path, "exit 1", qrerun="exit 1", qmgr=asked)
+    batch = torque(tmp_path, "exit 1", qhold="exit 1", qrerun="exit 1", qmgr=asked)
     with pytest.raises(VTorqueError, match=r"VT-ACCESS: root@\S+ is neither operator nor manager; make root@\S+ an op"):
         _answer(batch, ["check-requeue"], 10)
     (tmp_path / "list").write_text("Server x\n\toperators = root@*\n")
     assert _answer(batch, ["check-requeue"], 10) == {}
     (tmp_path / "qmgr").unlink()
     with pytest.raises(VTorqueError, match=r"VT-ENGINE: cannot run .*/qmgr: No such file.*submit\.qrerun, beside"):
+        _answer(batch, ["check-requeue"], 10)
+    (tmp_path / "qhold").unlink()
+    with pytest.raises(VTorqueError, match=r"VT-ENGINE: cannot run .*/qhold; install it, or set submit\.qhold"):
         _answer(batch, ["check-requeue"], 10)
 
 

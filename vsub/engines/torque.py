@@ -118,13 +118,17 @@ class Torque(QsubDialect):
         change([program, job_id], "submit.qrerun", timeout_s, denied=_operator_hint(_own_name()))
 
     def check_requeue(self, timeout_s: float) -> None:
-        """Look among managers and operators, by the `qmgr` beside `qrerun`."""
+        """Look for the programs, and among managers and operators, by the `qmgr` beside `qrerun`."""
         import os  # as above
         import socket
 
         from vsub.engines.listing import ask
         from vsub.engines.operators import may_requeue, parse_server
 
+        for key, setting in (("submit.qhold", self._submit.qhold), ("submit.qrerun", self._submit.qrerun)):
+            program = for_this_host(setting, key)
+            if not os.access(program, os.X_OK):
+                raise VTorqueError(f"cannot run {program}", code=Code.ENGINE, hint=f"install it, or set {key}")
         qmgr = f"{os.path.dirname(for_this_host(self._submit.qrerun, 'submit.qrerun'))}/qmgr"  # noqa: PTH120
         text = ask([qmgr, "-c", "list server"], "submit.qrerun, beside which it is looked for", timeout_s)
         user = _own_name()
