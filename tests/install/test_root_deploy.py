@@ -19,7 +19,7 @@ import pytest
 from deploysteps import every_step
 from installsite import MOM_CONFIG, SITE_HOOKS, FakeSystemd, make_home, picture, timeless
 
-from vmgr.deploy import moms, nodeside, timer, tree
+from vmgr.deploy import moms, nodeside, slurmfiles, timer, tree
 from vmgr.deploy.build import Source
 from vmgr.deploy.hookfiles import JOB_TYPE, WRAP, hook_files, is_open_to_users, is_ours
 from vmgr.deploy.nodeside import NeedsTree, Order, Refused, perform
@@ -213,6 +213,36 @@ def test_killed_while_it_changes_version_and_mode(place: Place) -> None:
         assert perform(place.order("uninstall"), None)["kept"] == [], f"step {step}"
         assert but_the_time_of(place.before(), free) == but_the_time_of(before, free), f"step {step}"
         perform(place.order(), io.BytesIO(one))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_a_node_of_slurm(place: Place, shared: bool) -> None:
+    """It has no mom, and what one would have is left alone."""
+    if shared:
+        place.share()
+    data, before = packed(place.base), place.before()
+    order = place.order(mode=slurmfiles.MODE)
+    away = replace(order, action="uninstall")
+    free = {place.home, place.prefix.parent, place.units}
+    assert perform(order, io.BytesIO(data))["text"].startswith("installed, Slurm's hooks, prefix ")
+    assert picture(place.mom_priv) == {
+        path.removeprefix("mom_priv/").replace("mom_priv", "."): seen
+        for path, seen in before[str(place.home)].items()
+        if path.startswith("mom_priv")
+    }
+    assert perform(replace(order, action="check"), None)["status"] == "ok"
+    assert perform(order, None)["text"].startswith("is current")
+    (place.units / "vtorque-reap.timer").write_text("changed")
+    assert perform(replace(order, action="check"), None)["status"] == "problems"
+    (place.units / "vtorque-reap.timer").unlink()
+    assert perform(away, None)["kept"] == []
+    assert but_the_time_of(place.before(), free) == but_the_time_of(before, free)
+    for step in every_step(lambda: perform(order, io.BytesIO(data)), stride=3):
+        if step % 2:
+            assert perform(order, io.BytesIO(data))["status"] == "ok", f"step {step}"
+            assert perform(replace(order, action="check"), None)["status"] == "ok", f"step {step}"
+        assert perform(away, None)["kept"] == [], f"step {step}"
+        assert but_the_time_of(place.before(), free) == but_the_time_of(before, free), f"step {step}"
 
 
 # --- what is there

@@ -18,7 +18,7 @@ from pathlib import Path
 import pexpect
 import psutil
 import pytest
-from installsite import REPOSITORY, SITE_HOOKS, SSHD, Cluster, picture
+from installsite import MOM_CONFIG, REPOSITORY, SITE_HOOKS, SSHD, Cluster, picture
 
 from vmgr import __version__
 from vmgr.deploy import build, tree
@@ -256,6 +256,71 @@ def test_killed_while_nodes_are_done(cluster: Cluster) -> None:
         else:
             assert cluster.install("--nodes", "n[1-2]").splitlines()[-1] == "2 of 2 nodes done"
             cluster.install("--check", "--nodes", "n[1-2]", status=1)
+
+
+# --- Slurm
+
+
+def test_nodes_of_slurm(cluster: Cluster) -> None:
+    """The commands of docs/slurm.md, on a site that has two nodes and a slurm.conf; no daemon runs."""
+    text = (REPOSITORY / "docs" / "slurm.md").read_text()
+    shown = re.findall(
+        r"^# \./install\.sh(.*)$", "".join(re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S)), re.M
+    )
+    conf, config = cluster.base / "slurm.conf", cluster.prefix / "etc" / "vtorque" / "vtorque.yaml"
+    programs = cluster.base / "programs"
+    programs.mkdir()
+    for name, does in (("sinfo", "printf 'n1\\nn2\\n'"), ("scontrol", "echo 'no contact' >&2; exit 1")):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    conf.write_text("ClusterName=site\n")
+    site = {"SLURM_CONF": str(conf), "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin"}
+    config.write_text(f"{CONFIG.replace('torque', 'slurm', 1)}slurm: {{bin: {programs}}}\n")
+    own = cluster.nodes["n2"].base / "opt" / cluster.prefix.name
+    written = cluster.prefix / "etc" / "vtorque" / "slurm.conf.vtorque"
+    try:
+        assert shown[0].split()[:2] == ["--engine", "slurm"] and shown[-1].split() == ["--check"]
+        for words in shown[:-1]:
+            told = cluster.install(*shlex.split(words), **site)
+        found = lines(told)
+        assert found == {
+            "n1": "installed, Slurm's hooks, prefix shared",
+            "n2": "installed, Slurm's hooks, prefix of its own",
+        }
+        assert "Prolog=" in told and " is missing" in told and conf.read_text() == "ClusterName=site\n"
+        assert (own / "etc/vtorque/slurm.conf.vtorque").read_text() == written.read_text()
+        for name in ("prolog", "epilog", "task_prolog"):
+            hook, there = (place / "mom_priv_hooks" / "slurm" / name for place in (own, cluster.prefix))
+            assert hook.read_text() == there.read_text() and hook.stat().st_mode & 0o777 == 0o755
+        for name in ("n1", "n2"):
+            node = cluster.nodes[name]
+            assert not any(is_ours(path.read_bytes()) for path in node.mom_priv.iterdir() if path.is_file())
+            assert (node.mom_priv / "config").read_text() == MOM_CONFIG
+            assert (node.base / "spool" / "vtorque-install" / "manifest.json").exists()
+            assert (node.base / "units" / "vtorque-reap.timer").exists()
+        found = lines(cluster.install("--check", "--all", status=1, **site))
+        assert set(found) == {"n1", "n2"}, "those of sinfo"
+        assert found["n2"].endswith("Slurm's hooks, all as installed")
+        conf.write_text(f"Include {written}\n")
+        for words in shown[-1:]:
+            assert cluster.install(*shlex.split(words), **site).splitlines()[-1] == "2 of 2 nodes done"
+        (own / "mom_priv_hooks" / "slurm" / "prolog").write_text("#!/bin/sh\n")
+        found = lines(cluster.install("--check", status=1, **site))
+        assert found["n1"].endswith("all as installed") and "slurm/prolog was changed" in found["n2"], found
+        (own / "mom_priv_hooks" / "slurm" / "prolog").unlink()
+
+        assert "drains nodes" in cluster.install("--uninstall", status=2, **site)
+        told = cluster.install("--uninstall", "--nodes", "n2", **site)
+        assert "slurm.conf has hooks of vTorque (Prolog, Epilog, TaskProlog)" in told and set(lines(told)) == {"n2"}
+        config.write_text(CONFIG)
+        told = cluster.install("--nodes", "n1", status=2)
+        assert "n1 has vTorque for another batch system than torque" in told and written.exists()
+        cluster.install("--uninstall", "--nodes", "n1")
+        cluster.install()
+        assert not written.exists()
+    finally:
+        config.write_text(CONFIG)
+        shutil.rmtree(programs)
 
 
 # --- versions

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import subprocess
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from vmgr.deploy import apply, build, files, hookfiles, moms, outside, timer, tree
+from vmgr.deploy import apply, build, files, hookfiles, moms, outside, slurmconf, slurmfiles, slurmsite, timer, tree
 from vmgr.deploy.apply import Outcome
 from vmgr.deploy.build import Source
 from vmgr.deploy.manifest import Manifest, Store
@@ -48,6 +49,7 @@ class Site(NamedTuple):
     job_type: Optional[str]
     barrier_s: int
     disk_s: int
+    slurm_bin: str = ""
 
 
 def site_of(tree_of_settings: Mapping[str, Any]) -> Site:
@@ -56,6 +58,7 @@ def site_of(tree_of_settings: Mapping[str, Any]) -> Site:
     return Site(
         config["engine"], config["paths"]["spool"], config["local"]["spool"], config["torque"]["mom_priv"],
         config["submit"].get("job_type"), config["timeouts"]["barrier"], config["timeouts"]["disk"],
+        slurmconf.commands_folder(config["slurm"]["bin"], os.uname().nodename),
     )  # fmt: skip
 
 
@@ -85,6 +88,17 @@ class Front:
     def id(self) -> str:
         """What tells this installation from others: nodes that see it share the prefix. Empty where there is none."""
         return moms.content(f"{self.store.folder}/id").decode("ascii", "replace").strip()
+
+    @property
+    def slurm_lines(self) -> str:
+        """Where the lines for slurm.conf lie."""
+        return f"{self.prefix}/etc/vtorque/slurm.conf.vtorque"
+
+    def engine(self) -> Optional[str]:
+        """The batch system that the configuration says or, without one, what is installed; None without either."""
+        said = engine_in(moms.content(self.config).decode("utf-8", "replace"))
+        manifest = self.store.load()
+        return said or (manifest.facts.get("engine") if manifest else None)
 
     def config_files(self) -> dict[str, tuple[str, int]]:
         """The configuration and the VM hooks beside it, by their names below `etc/vtorque`, coded in base64."""
@@ -159,6 +173,8 @@ class Front:
         wants.append(Want(f"{self.store.folder}/id", FILE, 0o644, f"{front}\n".encode()))
         wants += tree_links(self.prefix, self.source.name)
         wants += moms.samples(f"{self.prefix}/mom_priv_hooks", hooks)
+        if site.engine == slurmfiles.MODE:
+            wants.append(Want(self.slurm_lines, FILE, 0o644, slurm_text(self.prefix).encode()))
         if site.engine == "local":
             mom_priv = f"{site.local}/mom_priv"
             wants += folder_wants(mom_priv, manifest)
@@ -289,12 +305,31 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
 
 
-def first_config(path: str, prefix: str, torque_home: Optional[str]) -> bytes:
-    """The configuration to start with. Raises VTorqueError (VT-VALUE)."""
+def slurm_text(prefix: str) -> str:
+    """The lines for slurm.conf, as they lie beside the configuration."""
+    lines = slurmfiles.conf_lines(slurmsite.hooks_folder(prefix))
+    return "\n".join(["# For slurm.conf, which install.sh does not edit; then: scontrol reconfigure", *lines, ""])
+
+
+_ENGINE = re.compile(r"^engine:[ ]*[\"']?([a-z]+).*$", re.MULTILINE)
+
+
+def engine_in(text: str) -> Optional[str]:
+    """The batch system that the text of a configuration names; None where it does not, in the usual form."""
+    match = _ENGINE.search(text)
+    return match[1] if match else None
+
+
+def first_config(path: str, prefix: str, torque_home: Optional[str], engine: Optional[str] = None) -> bytes:
+    """The configuration to start with, for a batch system. Raises VTorqueError (VT-VALUE)."""
     try:
         text = Path(path).read_text(encoding="utf-8").replace("@PREFIX@", prefix)
     except (OSError, UnicodeDecodeError) as err:
         raise VTorqueError(f"--config {path} cannot be read: {err}", code=Code.VALUE) from err
     if torque_home is not None and "\ntorque:" not in text:
         text += f"\ntorque:\n  mom_priv: {torque_home}/mom_priv\n"
+    if engine is not None and engine_in(text) is None:
+        text += f"\nengine: {engine}\n"
+    elif engine is not None:
+        text = _ENGINE.sub(f"engine: {engine}", text, count=1)
     return text.encode()

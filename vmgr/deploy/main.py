@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Optional
 
 from vmgr import __version__, pdsh
-from vmgr.deploy import alarm, build, nodes, options
-from vmgr.deploy.front import Front, Site, first_config, site_of
+from vmgr.deploy import alarm, build, moms, nodes, options, slurmfiles, slurmsite
+from vmgr.deploy.front import Front, Site, engine_in, first_config, site_of
 from vmgr.deploy.hookfiles import DEFAULT_JOB_TYPE, JOB_TYPE, WRAP
 from vmgr.deploy.nodes import INSTALLED, PENDING, REMOVING, Answer, Book, Known, Reach
 from vmgr.deploy.nodeside import Order
-from vmgr.deploy.options import CHECK, INSTALL, UNINSTALL, UPGRADE, Options
+from vmgr.deploy.options import CHECK, INSTALL, SLURM, TORQUE, UNINSTALL, UPGRADE, Options
 from vmgr.errors import Code, VTorqueError, printable
 from vmgr.trust import check_trusted
 
@@ -68,6 +68,7 @@ class Job:
     known: dict[str, Known]
     names: list[str]
     program: str
+    engine: str
 
     @property
     def reach(self) -> Reach:
@@ -82,10 +83,11 @@ def run(source: str, wanted: Options) -> int:
     front = Front(wanted.prefix, checkout, python=wanted.python, wheels=wanted.wheels, links=wanted.links)
     if wanted.action != INSTALL and os.path.isdir(front.prefix):
         check_trusted(front.prefix)  # what lies in it says what is run, and what is removed
+    engine = _engine(wanted, front)
     book = Book(front.book)
     known = book.read()
-    names, program = _nodes(wanted, known)
-    job = Job(wanted, front, book, known, names, program)
+    names, program = _nodes(wanted, known, engine)
+    job = Job(wanted, front, book, known, names, program, engine)
     if wanted.forget is not None:
         _forget(job)
     if wanted.action == CHECK:
@@ -96,7 +98,28 @@ def run(source: str, wanted: Options) -> int:
     return _install(job)
 
 
-def _nodes(wanted: Options, known: Mapping[str, Known]) -> tuple[list[str], str]:
+def _engine(wanted: Options, front: Front) -> str:
+    """The batch system that this is about. Raises VTorqueError: VT-CONFIG where the configuration says another one."""
+    there = front.engine()
+    if wanted.engine is not None and there is not None:
+        _same_engine(wanted.engine, there, front.config)
+    given = engine_in(moms.content(wanted.config).decode("utf-8", "replace")) if wanted.config else None
+    if wanted.engine is not None and there is None and given is not None:
+        _same_engine(wanted.engine, given, str(wanted.config))
+    engine = wanted.engine or there or given or TORQUE
+    if engine == SLURM:
+        options.refuse_moms(wanted)
+    return engine
+
+
+def _same_engine(wanted: str, said: str, where: str) -> None:
+    if wanted != said:
+        raise VTorqueError(
+            f"--engine {wanted}: {where} says engine: {said}", code=Code.CONFIG, hint=f"set engine: {wanted} there"
+        )
+
+
+def _nodes(wanted: Options, known: Mapping[str, Known], engine: str) -> tuple[list[str], str]:
     """The nodes that this is about, and the program that reaches them."""
     named = wanted.nodes is not None or wanted.all
     whole = wanted.action in (UPGRADE, CHECK, UNINSTALL) and not named
@@ -104,7 +127,8 @@ def _nodes(wanted: Options, known: Mapping[str, Known]) -> tuple[list[str], str]
     if wanted.nodes is not None:
         names = pdsh.expand(wanted.nodes, program=pdsh.tool(wanted.via))
     elif wanted.all:
-        names = nodes.all_nodes(wanted.torque_home or options.TORQUE_HOME)
+        slurm = engine == SLURM
+        names = slurmsite.all_nodes() if slurm else nodes.all_nodes(wanted.torque_home or options.TORQUE_HOME)
     elif whole:
         names = sorted(known, key=pdsh.natural)
     if wanted.forget is not None:
@@ -143,7 +167,7 @@ def _install(job: Job) -> int:
         )
     _need_programs(job)
     config = first_config(
-        wanted.config or f"{front.source.folder}/contrib/vtorque.yaml", front.prefix, wanted.torque_home
+        wanted.config or f"{front.source.folder}/contrib/vtorque.yaml", front.prefix, wanted.torque_home, wanted.engine
     )
     about = f"{len(job.names)} nodes" if job.names else "no node"
     if wanted.dry_run:
@@ -153,6 +177,13 @@ def _install(job: Job) -> int:
     front.prepare()
     with front.store.held():
         site = front.build_programs(config)
+        if wanted.engine is not None:
+            _same_engine(wanted.engine, site.engine, front.config)
+        job.engine = site.engine
+        if site.engine == SLURM:
+            options.refuse_moms(wanted)
+        _one_batch_system(job)
+        lines = moms.content(front.slurm_lines).decode("utf-8", "replace")
         new = front.new_keys()
         outcome = front.switch(config, site)
         print(f"vTorque is in {front.prefix}; its configuration is {front.config}")
@@ -160,7 +191,37 @@ def _install(job: Job) -> int:
             print(f"new in the configuration: {line}")
         for line in outcome.kept:
             print(f"kept: {line}")
-        return _on_nodes(job, site) if job.names else 0
+        if site.engine == SLURM:
+            _tell_lines(front, lines)
+        status = _on_nodes(job, site) if job.names else 0
+        if site.engine == SLURM:
+            _tell_slurm(front, site)
+        return status
+
+
+def _tell_lines(front: Front, before: str) -> None:
+    """Print the lines for slurm.conf, and what has changed since the text `before`."""
+    text = moms.content(front.slurm_lines).decode("utf-8", "replace")
+    there = f", which are in {front.slurm_lines} too" if text else ""
+    print(f"slurm.conf needs these lines{there}; install.sh does not edit it:")
+    wanted = slurmfiles.conf_lines(slurmsite.hooks_folder(front.prefix))
+    for line in wanted:
+        print(f"  {line}")
+    if before and before != text:
+        for line in before.splitlines():
+            if line and line not in text.splitlines():
+                print(f"no longer needed in slurm.conf: {printable(line)}")
+        for line in wanted:
+            if line not in before.splitlines():
+                print(f"new for slurm.conf: {line}")
+
+
+def _tell_slurm(front: Front, site: Site) -> bool:
+    """Print what the site's slurm.conf has of the lines; gives whether guest jobs cannot run with it."""
+    report = slurmsite.report(front.prefix, site.slurm_bin)
+    for line in report.lines:
+        print(line)
+    return report.bad
 
 
 def _need_programs(job: Job) -> None:
@@ -184,8 +245,12 @@ def _dry_install(job: Job, about: str) -> int:
     front = job.front
     what = "is current" if front.is_there() and not front.check(b"") else "would be installed or changed"
     print(f"vTorque {front.source.version} in {front.prefix}: {what}; {about}")
+    if job.engine == SLURM:
+        _tell_lines(front, "")
+        _tell_slurm(front, _site_or_default(job))
     if not job.names:
         return 0
+    _one_batch_system(job)
     return _finish(job, _send(job, _order(job, INSTALL, _site_or_default(job))))
 
 
@@ -195,16 +260,28 @@ def _site_or_default(job: Job) -> Site:
     if os.path.exists(current):
         return site_of(build.settings(current, job.front.prefix))
     home = job.options.torque_home or options.TORQUE_HOME
-    return Site("torque", "/var/spool/vtorque", "", f"{home}/mom_priv", DEFAULT_JOB_TYPE, 0, 0)
+    return Site(job.engine, "/var/spool/vtorque", "", f"{home}/mom_priv", DEFAULT_JOB_TYPE, 0, 0)
+
+
+def _one_batch_system(job: Job) -> None:
+    """Raises VTorqueError (VT-CONFIG) where a node of this run has what another batch system than the engine needs."""
+    for name in job.names:
+        known = job.known.get(name)
+        if known is not None and (known.mode == slurmfiles.MODE) != (job.engine == SLURM):
+            raise VTorqueError(
+                f"{name} has vTorque for another batch system than {job.engine}", code=Code.CONFIG,
+                hint=f"./install.sh --uninstall --nodes {name} first",
+            )  # fmt: skip
 
 
 def _on_nodes(job: Job, site: Site) -> int:
     wanted = job.options
-    home = wanted.torque_home or _home_of(site)
+    slurm = site.engine == SLURM
+    home = slurmfiles.HOME if slurm else wanted.torque_home or _home_of(site)
     changes: dict[str, Optional[Known]] = {}
     for name in job.names:
         before = job.known.get(name)
-        mode = wanted.hooks or (before.mode if before else WRAP)
+        mode = slurmfiles.MODE if slurm else wanted.hooks or (before.mode if before else WRAP)
         if mode == JOB_TYPE and site.job_type is None:
             raise VTorqueError(
                 f"hooks of the mode {JOB_TYPE} need submit.job_type in {job.front.config}",
@@ -214,7 +291,9 @@ def _on_nodes(job: Job, site: Site) -> int:
         changes[name] = Known(wanted.torque_home or (before.home if before else home), mode, PENDING)
     if site.engine == "local":
         raise VTorqueError(
-            f"{job.front.config} says engine: local, which has no nodes", code=Code.CONFIG, hint="set engine: torque"
+            f"{job.front.config} says engine: local, which has no nodes",
+            code=Code.CONFIG,
+            hint="set engine: torque or slurm",
         )
     job.book.note(changes)
     job.known = job.book.read()
@@ -266,9 +345,11 @@ def _uninstall(job: Job) -> int:
         return 1
     there = front.is_there()
     status = 0
+    if there and job.engine == SLURM:
+        _not_in_use(job, only_nodes)
     if job.names:
         if there and not wanted.dry_run:
-            known = {name: job.known.get(name) or Known(_torque_home(job), WRAP, REMOVING) for name in job.names}
+            known = {name: job.known.get(name) or _supposed(job) for name in job.names}
             job.book.note({name: each._replace(state=REMOVING) for name, each in known.items()})
             job.known = job.book.read()
         answers = _send(job, _order(job, UNINSTALL, _site_or_default(job)))
@@ -290,8 +371,33 @@ def _uninstall(job: Job) -> int:
     return 0
 
 
-def _torque_home(job: Job) -> str:
-    return job.options.torque_home or _home_of(_site_or_default(job))
+def _not_in_use(job: Job, only_nodes: bool) -> None:
+    """Slurm drains a node whose Prolog is not there.
+
+    Raises VTorqueError (VT-ACCESS) while slurm.conf names ours and all is to go; of some nodes it is only said.
+    """
+    try:
+        folder = _site_or_default(job).slurm_bin
+    except VTorqueError:  # a configuration that is wrong does not keep it here
+        folder = ""
+    ours = slurmsite.report(job.front.prefix, folder).ours
+    if not ours:
+        return
+    told = f"slurm.conf has hooks of vTorque ({', '.join(line.partition('=')[0] for line in ours)})"
+    if not only_nodes:
+        raise VTorqueError(
+            f"{told}: Slurm drains nodes without them", code=Code.ACCESS,
+            hint=f"take the lines of {job.front.slurm_lines} out of it, and: scontrol reconfigure",
+        )  # fmt: skip
+    print(f"{told}: Slurm drains nodes that have none, unless they are no longer its nodes")
+
+
+def _supposed(job: Job) -> Known:
+    """What is taken to be so on a node of which nothing is known."""
+    if job.engine == SLURM:
+        return Known(slurmfiles.HOME, slurmfiles.MODE, PENDING)
+    home = job.options.torque_home or _home_of(_site_or_default(job))
+    return Known(home, job.options.hooks or WRAP, PENDING)
 
 
 def _check(job: Job) -> int:
@@ -301,6 +407,8 @@ def _check(job: Job) -> int:
     if not problems:
         print(f"{job.front.prefix}: vTorque {job.front.source.version}, all as installed")
     status = int(bool(problems))
+    if job.engine == SLURM and job.front.is_there():
+        status |= _tell_slurm(job.front, _site_or_default(job))
     if job.names and job.front.is_there():
         status |= _finish(job, _send(job, _order(job, CHECK, _site_or_default(job))))
     return status
@@ -313,8 +421,8 @@ def _send(job: Job, order: Order) -> list[Answer]:
     """Send an order to the nodes of this run, with a line for each as it answers."""
     groups: dict[Known, list[str]] = {}
     for name in job.names:
-        known = job.known.get(name) or Known(_torque_home(job), job.options.hooks or WRAP, PENDING)
-        if job.options.torque_home is not None:
+        known = job.known.get(name) or _supposed(job)
+        if job.options.torque_home is not None and known.mode != slurmfiles.MODE:
             known = known._replace(home=job.options.torque_home)
         groups.setdefault(known._replace(state=""), []).append(name)
     width = max(map(len, job.names))

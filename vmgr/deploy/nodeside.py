@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Optional
 
-from vmgr.deploy import apply, files, moms, timer, tree
+from vmgr.deploy import apply, files, moms, slurmfiles, timer, tree
 from vmgr.deploy.apply import Outcome
 from vmgr.deploy.hookfiles import is_ours
 from vmgr.deploy.manifest import Manifest, Store
@@ -29,6 +29,8 @@ from vmgr.trust import check_trusted
 
 STATE = "vtorque"
 """The folder of an installation's manifest in TORQUE's home."""
+SLURM_STATE = "vtorque-install"
+"""The same on a node of Slurm's, where `vtorque` is for jobs."""
 KEPT = "vtorque-kept"
 """The folder there for hooks of ours that somebody has changed, when ours are taken away."""
 LINKED = ("venv", "share", "libexec", "bin")
@@ -66,7 +68,16 @@ class Order:
 
     @property
     def store(self) -> Store:
-        return Store(f"{self.home}/{STATE}")
+        return Store(f"{self.home}/{SLURM_STATE if self.is_slurm else STATE}")
+
+    @property
+    def is_slurm(self) -> bool:
+        return self.mode == slurmfiles.MODE
+
+    @property
+    def kind(self) -> str:
+        """Which hooks a node has, for messages."""
+        return "Slurm's hooks" if self.is_slurm else f"hooks {self.mode}"
 
 
 class Refused(Exception):
@@ -105,9 +116,9 @@ def perform(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
         raise Refused("the remote shell gives no root")
     if order.action == "uninstall":
         return _uninstall(order)
-    if not os.path.isdir(order.mom_priv):
+    if not order.is_slurm and not os.path.isdir(order.mom_priv):
         raise Refused(f"there is no {order.mom_priv}: --torque-home says where the mom has its folder")
-    check_trusted(order.mom_priv)
+    check_trusted(order.home if order.is_slurm else order.mom_priv)
     return _check(order) if order.action == "check" else _install(order, stream)
 
 
@@ -157,6 +168,8 @@ def wants_of(order: Order, manifest: Optional[Manifest], make: Any = None) -> li
     """All that should lie on this node, in the order in which it is made."""
     wants = [] if is_shared(order) else _own_tree(order, manifest, make)
     wants += timer.wants(order.units)
+    if order.is_slurm:
+        return wants
     wants += moms.hook_wants(order.mom_priv, _hooks(order))
     if order.raise_alarm or _raised(order, manifest):
         want = moms.alarm_want(order.mom_priv, order.needed_s, manifest)
@@ -253,11 +266,13 @@ def _install(order: Order, stream: Optional[BinaryIO]) -> dict[str, Any]:
             _run([f"{order.prefix}/bin/vmgr", "config", "compile"])
         timer.start(order.units, outcome.made)
     told = "installed" if outcome.changed else "is current"
-    told += f", hooks {order.mode}, prefix {'shared' if shared else 'of its own'}"
+    told += f", {order.kind}, prefix {'shared' if shared else 'of its own'}"
     if outcome.moved:
         told += f", moved aside: {_names(order, outcome.moved)}"
-    problem = moms.alarm_problem(order.mom_priv, order.needed_s)
     answer = _told("ok", outcome, told)
+    if order.is_slurm:
+        return answer
+    problem = moms.alarm_problem(order.mom_priv, order.needed_s)
     answer["kept"] += moms.choosable(order.mom_priv, order.mode, order.job_type)
     if problem:
         answer["kept"].append(f"{problem}: --prologalarm raise sets it")
@@ -366,7 +381,8 @@ def _check(order: Order) -> dict[str, Any]:
         if tree.is_sealed(here):
             problems += [f"{here}/{path} was changed" for path in tree.differences(here)]
     problems += untrusted([want.path for want in wants])
-    further = (moms.alarm_problem(order.mom_priv, order.needed_s), timer.problem(order.units))
+    late = None if order.is_slurm else moms.alarm_problem(order.mom_priv, order.needed_s)
+    further = (late, timer.problem(order.units))
     problems += [each for each in further if each is not None]
     try:
         _run([f"{order.prefix}/bin/vmgr", "config", "check"])
@@ -375,7 +391,7 @@ def _check(order: Order) -> dict[str, Any]:
     if problems:
         more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         return {"status": "problems", "text": "; ".join(problems[:MAX_NAMED]) + more, "kept": []}
-    told = f"vTorque {manifest.toolkit}, hooks {order.mode}, all as installed"
+    told = f"vTorque {manifest.toolkit}, {order.kind}, all as installed"
     return {"status": "ok", "text": told, "kept": []}
 
 

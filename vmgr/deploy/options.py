@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Optional
 
-from vmgr.deploy import answers
+from vmgr.deploy import answers, slurmfiles
 from vmgr.deploy.hookfiles import MODES, WRAP
 from vmgr.errors import Code, VTorqueError
 from vmgr.pdsh import CLUSH, PDSH
@@ -20,6 +20,7 @@ PREFIX = "/opt/vtorque"
 TORQUE_HOME = "/var/spool/torque"
 FANOUT = 32
 NODE_SECONDS = 900
+TORQUE, SLURM = "torque", slurmfiles.MODE
 _PATH = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)+")
 
 INSTALL, UPGRADE, CHECK, UNINSTALL = "install", "upgrade", "check", "uninstall"
@@ -33,9 +34,10 @@ class Options:
     prefix: str = PREFIX
     nodes: Optional[str] = None
     all: bool = False
+    engine: Optional[str] = None
     hooks: Optional[str] = None
     torque_home: Optional[str] = None
-    prologalarm: str = "keep"
+    prologalarm: Optional[str] = None
     forget: Optional[str] = None
     dry_run: bool = False
     yes: bool = False
@@ -56,8 +58,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 _ANSWERS = {
-    "prefix": str, "nodes": str, "all": bool, "hooks": str, "torque-home": str, "prologalarm": str, "links": bool,
-    "config": str, "wheels": str, "via": str, "fanout": int, "timeout": int,
+    "prefix": str, "nodes": str, "all": bool, "engine": str, "hooks": str, "torque-home": str, "prologalarm": str,
+    "links": bool, "config": str, "wheels": str, "via": str, "fanout": int, "timeout": int,
 }  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--prefix", metavar="DIR", help=f"where to (default {PREFIX}); it and all above must be writable by root alone")
     add("--nodes", metavar="SET", help="also on these nodes, such as n[01-16],n20; root reaches them over SSH")
     add("--all", action="store_true", help="also on all nodes that the batch system has")
+    add("--engine", metavar="NAME", help="torque, or slurm: a new configuration says so (default: what it says)")
     add("--hooks", metavar="MODE", help="wrap: ours run the site's own (default); jobtype: ours for guest jobs only")
     add("--torque-home", metavar="DIR", help=f"TORQUE's folder on the nodes (default {TORQUE_HOME})")
     add("--prologalarm", metavar="DO", help="keep (default), or raise: give hooks the time that the timeouts need")
@@ -132,8 +135,9 @@ def _check(options: Options) -> None:
                 f"--{name} {value}", code=Code.VALUE, hint="an absolute path of letters, digits, . _ and - is needed"
             )
     for name, value, allowed in (
+        ("engine", options.engine or TORQUE, (TORQUE, SLURM)),
         ("hooks", options.hooks or WRAP, MODES),
-        ("prologalarm", options.prologalarm, ("keep", "raise")),
+        ("prologalarm", options.prologalarm or "keep", ("keep", "raise")),
         ("via", options.via or PDSH, (PDSH, CLUSH)),
     ):
         if value not in allowed:
@@ -150,6 +154,18 @@ def _check(options: Options) -> None:
         options.wheels = os.path.realpath(options.wheels)
     if options.nodes is not None and options.all:
         raise VTorqueError("--nodes and --all exclude each other", code=Code.USAGE)
+    if options.engine == SLURM:
+        refuse_moms(options)
+
+
+def refuse_moms(options: Options) -> None:
+    """Refuse what is about moms, which Slurm has not. Raises VTorqueError (VT-USAGE)."""
+    given = {"hooks": options.hooks, "prologalarm": options.prologalarm, "torque-home": options.torque_home}
+    named = [f"--{name}" for name, value in given.items() if value is not None]
+    if named:
+        raise VTorqueError(
+            f"{', '.join(named)}: the engine is slurm, which has no mom", code=Code.USAGE, hint="leave it out"
+        )
 
 
 def may_ask(options: Options) -> bool:

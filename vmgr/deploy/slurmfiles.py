@@ -10,6 +10,12 @@ from __future__ import annotations
 HOOKS = ("prolog", "epilog", "task_prolog")
 """The files of `mom_priv_hooks/slurm`, installed with the mode of the hooks in `hookfiles`."""
 
+MODE = "slurm"
+"""Stands for the mode of the hooks of a node of Slurm's: nothing lies on it but the programs."""
+
+HOME = "/var/spool"
+"""The folder of a node in which the manifest's own lies, where TORQUE would have its home."""
+
 FLAGS = ("Alloc", "DeferBatch")
 """`Alloc`: a Prolog runs on every node of a job, at its start. `DeferBatch`: the batch script begins after the last."""
 

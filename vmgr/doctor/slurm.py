@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Optional
 
 from vmgr.config import Timeouts
+from vmgr.deploy.slurmconf import ALLOC, commands_folder, parse_settings
 from vmgr.deploy.slurmfiles import FLAGS, conf_lines
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.doctor.hooks import judge_hook
@@ -25,9 +25,7 @@ from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
 COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
-_SETTING = re.compile(r"^([A-Za-z]+)(?:\[[0-9]+\])?\s*=\s?(.*?)\s*$", re.MULTILINE)
 _PASSED = ("SLURM_CONF",)
-_ALLOC = ("alloc", "contain", "x11", "runinjob")
 _OF_HOOKS = re.compile(r"(prolog|epilog)[^\[]*", re.IGNORECASE)
 
 _find = finder("batch system")
@@ -71,21 +69,8 @@ def _judge_commands(folder: Path) -> Iterator[Finding]:
 
 
 def _scontrol(node: Node) -> Optional[str]:
-    folder = node.config.slurm_bin
-    if not isinstance(folder, str):
-        host = os.uname().nodename
-        names = (host, host.partition(".")[0])
-        fits = (value for pattern, value in folder.items() if any(fnmatchcase(name, pattern) for name in names))
-        folder = next(fits, "")
-    return f"{folder.rstrip('/')}/scontrol" if folder else None
-
-
-def parse_settings(text: str) -> dict[str, tuple[str, ...]]:
-    """Each setting with its values, none for one that is not set."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, value in _SETTING.findall(text):
-        found[name] = (*found.get(name, ()), *(() if value in ("", "(null)") else (value,)))
-    return found
+    folder = commands_folder(node.config.slurm_bin, os.uname().nodename)
+    return f"{folder}/scontrol" if folder else None
 
 
 def judge_hooks(settings: Mapping[str, tuple[str, ...]], node: Node) -> Iterator[Finding]:
@@ -134,7 +119,7 @@ def judge_flags(values: Iterable[str]) -> Iterator[Finding]:
     """Whether a Prolog runs on every node of a job, before the job."""
     flags = {flag.strip().lower() for value in values for flag in value.split(",")}
     remedy = f"set PrologFlags={','.join(FLAGS)} in slurm.conf; then scontrol reconfigure"
-    if not flags & set(_ALLOC):
+    if not flags & set(ALLOC):
         yield _find(
             Level.FAILURE, "PrologFlags has no Alloc: on all but the first node of a job no Prolog runs, and no guests",
             remedy,
