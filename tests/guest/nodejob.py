@@ -36,6 +36,7 @@ from vmgr.jobspec import GuestGroup, SpecPath, dump_spec, spec_hash
 from vmgr.node import record, wrapper
 from vmgr.node.agent import Agent
 from vmgr.node.checkedjob import Call
+from vmgr.node.hookargs import member_index
 
 SIZE = (40, 100)
 
@@ -82,9 +83,10 @@ class Job:
 
     def __enter__(self) -> Job:
         place = record.new_place(self.node.config.paths, self.job_id)
+        member = member_index(self.job_id)
         facts: dict[str, Any] = {
             "job_id": self.job_id, "user": self.owner.pw_name, "directory": list(self.path), "node_index": 0,
-            "queue": "batch", **self.facts,
+            "queue": "batch", "tag": None if member is None else str(member), **self.facts,
         }  # fmt: skip
         lock, listener = record.create(place, facts)
         call = Call(**{**facts, "directory": self.path})
