@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Optional
 
 import pytest
@@ -17,6 +18,10 @@ TOGETHER = {
 }
 """Files whose tests do not run at the same time: installations that know nothing of each other give the same network to
 jobs of the same number."""
+if os.environ.get("VTORQUE_TEST_QSUB"):  # whose node has the hooks of one installation at a time
+    TOGETHER.update(
+        dict.fromkeys((f"tests/e2e/test_{name}.py" for name in ("torque", "guest_job", "interactive")), "torque")
+    )
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]

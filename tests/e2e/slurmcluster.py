@@ -19,7 +19,8 @@ from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
 from vsub.engines.local.machine import Layout
 
-from .conftest import PATIENCE_S, eventually, installed
+from .conftest import PATIENCE_S, User, eventually, installed
+from .terminal import Terminal
 from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -68,6 +69,9 @@ class Slurm(Cluster):
     """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
 
     engine = "slurm"
+    limits = ()
+    umask, file_kib = 0o022, "unlimited"
+    session_end = ""
 
     def __init__(self, prefix: Path, root: Path) -> None:
         super().__init__(prefix, root, NODES)
@@ -199,9 +203,29 @@ class Slurm(Cluster):
     def whole(self, job_id: str) -> str:
         return f"{job_id.partition('.')[0]}.ref"
 
+    def plain_output(self, name: str, job_id: str) -> str:
+        return f"slurm-{job_id}.out"
+
+    def plain_status(self, status: int) -> int:
+        return status
+
+    def session(self, tty: Terminal, user: User) -> str:
+        """`srun` shows nothing of its job."""
+        words = ("--noheader", "--format=%i", "--states=PENDING,RUNNING", f"--user={user.name}")
+        found: list[str] = []
+
+        def there() -> bool:
+            found[:] = self.control(*words, program="squeue").stdout.split()
+            return len(found) == 1
+
+        eventually(there, lambda: f"one job: {found}\n{tty.seen}")
+        return found[0]
+
     def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Slurm's counterpart of `qdel` and `qrls`."""
-        program, words = {"qdel": ("scancel", ()), "qrls": ("scontrol", ("release",))}[name]
+        """Slurm's counterpart of `qdel`, `qrls` and `qrerun`."""
+        program, *words = {
+            "qdel": ["scancel"], "qrls": ["scontrol", "release"], "qrerun": ["scontrol", "requeue"],
+        }[name]  # fmt: skip
         return self.control(*words, *(job.partition(".")[0] for job in arguments), program=program)
 
 
