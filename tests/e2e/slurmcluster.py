@@ -25,11 +25,18 @@ from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
 """Three to run jobs on, and one that can be lost."""
-SITE = (
-    EVERYWHERE.replace("engine: local", "engine: slurm")
-    .replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
-    .replace("boot: 200", "boot: 400")
-)
+
+
+def for_slurm(text: str) -> str:
+    """The configuration of a cluster of the embedded batch system, for one with Slurm."""
+    changes = {"engine: local": "engine: slurm", "nodes: 3, ": f"nodes: {len(NODES)}, ", "boot: 200": "boot: 400"}
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+SITE = for_slurm(EVERYWHERE)
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 CONF = """\
@@ -178,6 +185,21 @@ class Slurm(Cluster):
         for job in re.findall(r"JobId=(\d+)", self.control("-o", "show", "jobs").stdout):
             self.control(job, program="scancel")
         eventually(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", limit_s=60)
+
+    @contextmanager
+    def offline(self, node: str) -> Iterator[None]:
+        assert self.control("update", f"nodename={node}", "state=drain", "reason=tests").returncode == 0
+        try:
+            yield
+        finally:
+            assert self.control("update", f"nodename={node}", "state=resume").returncode == 0
+
+    def held(self, job_id: str) -> bool:
+        facts = self.facts(job_id)
+        return (facts["JobState"], facts["Reason"]) == ("PENDING", "JobHeldUser")
+
+    def running(self, job_id: str) -> bool:
+        return self.facts(job_id)["JobState"] == "RUNNING"
 
     def enter(self, node: str, *command: str) -> str:
         done = subprocess.run(
