@@ -133,7 +133,7 @@ def test_script_on_standard_input_with_directives(user: User, site: Site) -> Non
     )  # fmt: skip
     out, err = child.communicate(timeout=240)
     assert child.returncode == 0, err
-    assert user.output(f"piped.o{out.partition('.')[0]}") == "2\n"
+    assert user.finished(out.strip(), 0, err, "piped").out == "2\n"
 
 
 def test_each_vcpu_has_a_cpu_of_its_own_and_ps_shows_the_guest(user: User, other: User, site: Site) -> None:

@@ -15,7 +15,7 @@ from vsub.options import Option, parse_line
 LOGIN = Login("carol", "/home/carol", "/bin/bash", "/home/carol/work", "front")
 HERE = {
     "HOME": "/elsewhere", "PATH": "/x", "LANG": "C", "A": "of here", "SLURM_JOB_ID": "5", "SBATCH_PARTITION": "x",
-    "SLURM_CONF": "/etc/slurm.conf",
+    "SLURM_CONF": "/etc/slurm.conf", "TMPDIR": "/of/here",
 }  # fmt: skip
 ALWAYS = {
     "HOME": "/home/carol", "LOGNAME": "carol", "USER": "carol", "SHELL": "/bin/bash", "PATH": PATH,
@@ -35,6 +35,7 @@ TAKEN = {"HOME": "/elsewhere", "PATH": "/x", "LANG": "C", "A": "of here"}
         (["-v", "A=1", "-v", "B=2"], [], {"B": "2"}),
         (["-V", "-v", "A=1"], [], {**TAKEN, "A": "1"}),
         (["-v", "PATH=/mine"], [], {"PATH": "/mine"}),
+        (["-v", "TMPDIR=/mine"], [], {}),
         (["-q", "long"], [], {"PBS_O_QUEUE": "long"}),
         ([], ["--export=ALL"], TAKEN),
         ([], ["--export=NONE"], {}),

@@ -159,6 +159,8 @@ class Slurm:
             found.update(output_options(job.options, around, found))
             if "requeue" not in found and "no-requeue" not in found:
                 found["requeue"] = Value(None, "as of qsub")
+            if job.suspendable and "open-mode" not in found:
+                found["open-mode"] = Value("append", "so that a job that goes on keeps its output")
         asked = read_request(job.options)
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source

@@ -20,6 +20,8 @@ SLURMS = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SCONTR
 """Variables that belong to Slurm: those of another job, and options of its programs."""
 PATH = "/usr/local/bin:/usr/bin:/bin"
 """Where a job finds programs when it brings no path."""
+FOLDER = "TMPDIR"
+"""A node makes the folder of this name, or complains in the job's errors; a guest has one of its own."""
 _ORIGIN = ("HOME", "LANG", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ")
 
 
@@ -42,6 +44,7 @@ def job_environment(options: tuple[Option, ...], environ: Mapping[str, str], log
     if everything:
         found.update((name, value) for name, value in environ.items() if not name.startswith(SLURMS))
     found.update(_values(listed, environ))
+    found.pop(FOLDER, None)
     origin = {name: environ[name] for name in _ORIGIN if environ.get(name)}
     found.update({f"PBS_O_{name}": value for name, value in {"HOME": login.home, **origin}.items()})
     found.update(PBS_O_WORKDIR=login.folder, PBS_O_HOST=login.host, PBS_O_SERVER=login.host)
