@@ -147,7 +147,10 @@ class User:
 
     def finished(self, job_id: str, status: int, progress: str, name: str = "job.sh") -> Done:
         number = job_id.partition(".")[0]
-        return Done(job_id, status, progress, self.output(f"{name}.o{number}"), self.output(f"{name}.e{number}"))
+        return Done(job_id, status, progress, self.output(f"{name}.o{number}"), self.errors(name, number))
+
+    def errors(self, name: str, number: str) -> str:
+        return self.site.own_errors(self.output(f"{name}.e{number}"))
 
     def clear_home(self) -> None:
         """Leave the home as it is after `useradd`."""
@@ -200,6 +203,10 @@ class Site:
         """What a command says on that node, of the user's or root's."""
         who = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S, **who).stdout  # type: ignore[call-overload,no-any-return]
+
+    def own_errors(self, text: str) -> str:
+        """What is on a job's error stream, without what the batch system itself says there of a job's end."""
+        return text
 
     def plain_output(self, name: str, job_id: str) -> str:
         """The file that gets the output of a job without guests."""

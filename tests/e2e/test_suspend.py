@@ -116,7 +116,7 @@ def check_counted(user: User, job: str, host: str, told: str = "") -> None:
     wrote = re.fullmatch(rf"{secret} wrote (\d+)", out[-1])
     assert wrote is not None and out[0] == f"{secret} began", out
     assert out[1:-1] == [f"line {line}" for line in range(1, int(wrote[1]) + 1)]
-    errors = user.output(f"job.sh.e{number}")
+    errors = user.errors("job.sh", number)
     assert errors.endswith(f"{host}\n") and errors.count("\n") == 1 + bool(told) and errors.startswith(told), errors
 
 

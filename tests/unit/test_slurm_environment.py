@@ -50,6 +50,12 @@ def test_what_a_guest_job_has(words: list[str], native: list[str], more: dict[st
     assert job_environment(options, HERE, LOGIN) == {**ALWAYS, **more}
 
 
+def test_a_session_has_the_terminal_of_here() -> None:
+    here = {**HERE, "TERM": "xterm"}
+    assert job_environment((), here, LOGIN) == ALWAYS
+    assert job_environment((), here, LOGIN, interactive=True) == {**ALWAYS, "TERM": "xterm"}
+
+
 def test_of_both_languages_the_last_one_counts() -> None:
     exported, listed = parse_sbatch(["--export=ALL,A=2"]).options, parse_line(["-v", "B=1"]).options
     assert job_environment(exported + listed, HERE, LOGIN) == {**ALWAYS, "B": "1"}

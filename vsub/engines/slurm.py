@@ -140,7 +140,7 @@ class Slurm:
 
         user = _user()
         login = Login(user.pw_name, user.pw_dir, user.pw_shell, _folder(job.options), host_name())
-        return job_environment(job.options, os.environ, login)
+        return job_environment(job.options, os.environ, login, interactive=job.interactive)
 
     def explain(self, job: GuestJob) -> Optional[tuple[Said, ...]]:
         """sbatch's options, each with the place that it comes from."""
