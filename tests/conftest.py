@@ -19,9 +19,8 @@ TOGETHER = {
 """Files whose tests do not run at the same time: installations that know nothing of each other give the same network to
 jobs of the same number."""
 if os.environ.get("VTORQUE_TEST_QSUB"):  # whose node has the hooks of one installation at a time
-    TOGETHER.update(
-        dict.fromkeys((f"tests/e2e/test_{name}.py" for name in ("torque", "guest_job", "interactive")), "torque")
-    )
+    on_it = ("torque", "guest_job", "interactive", "nothing_is_left", "submission")
+    TOGETHER.update(dict.fromkeys((f"tests/e2e/test_{name}.py" for name in on_it), "torque"))
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]

@@ -222,10 +222,31 @@ class Site:
         tty.expect(r"qsub: job \S+ ready")
         return job_id
 
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """The command line of `qdel`, `qrls` or `qrerun`, or what the batch system has in its place."""
+        return [str(self.prefix / "libexec" / "local" / name), *arguments]
+
     def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`qstat`, `qdel` or `qrerun` of the embedded batch system, as root."""
-        program = self.prefix / "libexec" / "local" / name
-        return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+        """What root is told by such a command."""
+        words = self.command(name, *arguments)
+        own = {**os.environ, **self.environment}
+        return subprocess.run(words, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
+
+    def held(self, job_id: str) -> bool:
+        """Whether a job waits because it is held."""
+        return self.letter(job_id) == "H"
+
+    def waits(self, job_id: str) -> bool:
+        """Whether a job waits because it is held, or for another."""
+        return self.held(job_id)
+
+    def running(self, job_id: str) -> bool:
+        return self.letter(job_id) == "R"
+
+    def letter(self, job_id: str) -> str:
+        """The letter that the batch system shows for a job."""
+        lines = [line.split() for line in self.client("qstat", job_id).stdout.splitlines()]
+        return next(fields[4] for fields in lines if fields[:1] == [job_id])
 
     def delete_all(self) -> None:
         """Delete every job, and wait until the nodes are clean."""

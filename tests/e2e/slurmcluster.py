@@ -246,12 +246,12 @@ class Slurm(Cluster):
         eventually(there, lambda: f"one job: {found}\n{tty.seen}")
         return found[0]
 
-    def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Slurm's counterpart of `qdel`, `qrls` and `qrerun`."""
-        program, *words = {
-            "qdel": ["scancel"], "qrls": ["scontrol", "release"], "qrerun": ["scontrol", "requeue"],
-        }[name]  # fmt: skip
-        return self.control(*words, *(job.partition(".")[0] for job in arguments), program=program)
+    def command(self, name: str, *arguments: str) -> list[str]:
+        words = {"qdel": ["scancel"], "qrls": ["scontrol", "release"], "qrerun": ["scontrol", "requeue"]}[name]
+        return [f"/usr/bin/{words[0]}", *words[1:], *(job.partition(".")[0] for job in arguments)]
+
+    def waits(self, job_id: str) -> bool:
+        return self.facts(job_id)["JobState"] == "PENDING"
 
 
 @contextmanager

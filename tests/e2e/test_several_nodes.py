@@ -97,18 +97,6 @@ class Cluster(Site):
         finally:
             subprocess.run([local, "online", node], check=True, timeout=60)
 
-    def held(self, job_id: str) -> bool:
-        """Whether a job waits because it is held."""
-        return self._letter(job_id) == "H"
-
-    def running(self, job_id: str) -> bool:
-        return self._letter(job_id) == "R"
-
-    def _letter(self, job_id: str) -> str:
-        """The letter that the batch system shows for a job."""
-        lines = [line.split() for line in self.client("qstat", job_id).stdout.splitlines()]
-        return next(fields[4] for fields in lines if fields[:1] == [job_id])
-
     def own(self, node: str) -> Path:
         """What a node has in place of the installation's folder, where that is each node's own."""
         return self.root / "local" / "nodes" / node / "own" / str(self.root)[1:]

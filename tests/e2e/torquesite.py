@@ -30,9 +30,11 @@ class TorqueSite(Site):
 
     engine = "torque"
 
-    def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        program = Path(str(QSUB)).with_name(name)
-        return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return [str(Path(str(QSUB)).with_name(name)), *arguments]
+
+    def letter(self, job_id: str) -> str:
+        return self.state(job_id)["job_state"]
 
     def state(self, job_id: str) -> dict[str, str]:
         shown = self.client("qstat", "-f", "-1", job_id).stdout
