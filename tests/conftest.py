@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Optional
 
 import pytest
@@ -17,6 +18,9 @@ TOGETHER = {
 }
 """Files whose tests do not run at the same time: installations that know nothing of each other give the same network to
 jobs of the same number."""
+if os.environ.get("VTORQUE_TEST_QSUB"):  # whose node has the hooks of one installation at a time
+    on_it = ("torque", "guest_job", "interactive", "nothing_is_left", "submission")
+    TOGETHER.update(dict.fromkeys((f"tests/e2e/test_{name}.py" for name in on_it), "torque"))
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]

@@ -79,6 +79,7 @@ class Submission:
             interactive=plan.interactive,
             node_access=self._config.submit.node_access,
             job_type=self._config.submit.job_type,
+            suspendable=plan.features.suspend,
         )
 
     def _files(self) -> dict[str, bytes]:

@@ -1,4 +1,7 @@
-"""A whole installation of its own for the end-to-end tests: real users, the embedded batch system, real guests."""
+"""A whole installation of its own for the end-to-end tests: real users, a batch system, real guests.
+
+That is the embedded one, unless a module says otherwise: `ENGINES` of one names those that its tests run on.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from .terminal import Terminal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = Path("/var/lib/vtorque/images")
@@ -49,6 +55,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.guest)
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root: installs the toolkit and adds users"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module on each of its `ENGINES`; one marked `only(ENGINE, reason=…)` on that one."""
+    engines: tuple[str, ...] = getattr(metafunc.module, "ENGINES", ())
+    if not engines or "site" not in metafunc.fixturenames:
+        return
+    only = metafunc.definition.get_closest_marker("only")
+    cases = []
+    for engine in engines:
+        marks = [] if engine == "local" else [pytest.mark.slow]
+        if only is not None and engine not in only.args:
+            marks.append(pytest.mark.skip(reason=only.kwargs["reason"]))
+        name = pytest.HIDDEN_PARAM if engine == "local" else engine
+        cases.append(pytest.param(engine, id=name, marks=marks))
+    metafunc.parametrize("site", cases, indirect=True, scope="session")
 
 
 class Done(NamedTuple):
@@ -125,7 +147,10 @@ class User:
 
     def finished(self, job_id: str, status: int, progress: str, name: str = "job.sh") -> Done:
         number = job_id.partition(".")[0]
-        return Done(job_id, status, progress, self.output(f"{name}.o{number}"), self.output(f"{name}.e{number}"))
+        return Done(job_id, status, progress, self.output(f"{name}.o{number}"), self.errors(name, number))
+
+    def errors(self, name: str, number: str) -> str:
+        return self.site.own_errors(self.output(f"{name}.e{number}"))
 
     def clear_home(self) -> None:
         """Leave the home as it is after `useradd`."""
@@ -144,6 +169,12 @@ class Site:
     engine = "local"
     environment: Mapping[str, str] = {}
     """What users need to find the batch system."""
+    limits: tuple[str, ...] = ("-W", "umask=027", "-l", "file=100mb")
+    """Options that bound what the processes of a job do, where the batch system has such."""
+    umask, file_kib = 0o027, "102400"
+    """What comes of the `limits`."""
+    session_end = "completed"
+    """Shown at the end of a session."""
 
     def __init__(self, prefix: Path, root: Path) -> None:
         self.prefix, self.root, self.run = prefix, root, Path(f"/run/{root.name}")
@@ -153,10 +184,69 @@ class Site:
         """A job's id as nodes know it, from what `vsub` prints."""
         return job_id
 
+    @property
+    def node(self) -> str:
+        """The name of the node that a job of one node runs on."""
+        return os.uname().nodename
+
+    @property
+    def guest(self) -> str:
+        """The name of such a job's guest."""
+        return f"v{self.node.partition('.')[0]}-1"
+
+    @property
+    def node_root(self) -> Path:
+        """Where the state of that node is."""
+        return self.root
+
+    def on_node(self, *command: str, user: Optional[User] = None) -> str:
+        """What a command says on that node, of the user's or root's."""
+        who = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S, **who).stdout  # type: ignore[call-overload,no-any-return]
+
+    def own_errors(self, text: str) -> str:
+        """What is on a job's error stream, without what the batch system itself says there of a job's end."""
+        return text
+
+    def plain_output(self, name: str, job_id: str) -> str:
+        """The file that gets the output of a job without guests."""
+        return f"{name}.o{job_id.partition('.')[0]}"
+
+    def plain_status(self, status: int) -> int:
+        """What a session without guests ends with when its shell does with `status`: qsub has a word of its own."""
+        return 0
+
+    def session(self, tty: Terminal, user: User) -> str:
+        """A session of the user's begins on a terminal; gives the job's id."""
+        job_id: str = tty.expect(r"qsub: waiting for job (\S+) to start").group(1)
+        tty.expect(r"qsub: job \S+ ready")
+        return job_id
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """The command line of `qdel`, `qrls` or `qrerun`, or what the batch system has in its place."""
+        return [str(self.prefix / "libexec" / "local" / name), *arguments]
+
     def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`qstat`, `qdel` or `qrerun` of the embedded batch system, as root."""
-        program = self.prefix / "libexec" / "local" / name
-        return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+        """What root is told by such a command."""
+        words = self.command(name, *arguments)
+        own = {**os.environ, **self.environment}
+        return subprocess.run(words, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
+
+    def held(self, job_id: str) -> bool:
+        """Whether a job waits because it is held."""
+        return self.letter(job_id) == "H"
+
+    def waits(self, job_id: str) -> bool:
+        """Whether a job waits because it is held, or for another."""
+        return self.held(job_id)
+
+    def running(self, job_id: str) -> bool:
+        return self.letter(job_id) == "R"
+
+    def letter(self, job_id: str) -> str:
+        """The letter that the batch system shows for a job."""
+        lines = [line.split() for line in self.client("qstat", job_id).stdout.splitlines()]
+        return next(fields[4] for fields in lines if fields[:1] == [job_id])
 
     def delete_all(self) -> None:
         """Delete every job, and wait until the nodes are clean."""
@@ -240,10 +330,40 @@ def eventually(condition: Callable[[], object], what: object, limit_s: float = P
 
 
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
-    """vTorque installed by its own installer under a prefix of the tests, its batch system running."""
+def local() -> Iterator[Site]:
+    """vTorque installed by its own installer under a prefix of the tests, the embedded batch system running."""
     with installed(CONFIG) as here:
         yield here
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Site]:
+    """The same with a real Slurm, where that is installed."""
+    from .slurmcluster import found_programs, slurm_site  # which needs this module
+
+    if found_programs() is not None:
+        pytest.skip(f"needs Slurm: {found_programs()} is missing")
+    with slurm_site() as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def torque() -> Iterator[Site]:
+    """The same for a TORQUE that is there."""
+    from .torquesite import MISSING, torque_site
+
+    if MISSING:
+        pytest.skip(MISSING)
+    with torque_site() as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def site(request: pytest.FixtureRequest) -> Site:
+    """The installation that a test is about: by the engine that it runs on."""
+    here = request.getfixturevalue(getattr(request, "param", "local"))
+    assert isinstance(here, Site)
+    return here
 
 
 @contextmanager

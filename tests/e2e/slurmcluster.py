@@ -19,16 +19,24 @@ from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
 from vsub.engines.local.machine import Layout
 
-from .conftest import PATIENCE_S, eventually, installed
+from .conftest import PATIENCE_S, User, eventually, installed
+from .terminal import Terminal
 from .test_several_nodes import EVERYWHERE, Cluster
 
 NODES = ("n1", "n2", "n3", "n4")
 """Three to run jobs on, and one that can be lost."""
-SITE = (
-    EVERYWHERE.replace("engine: local", "engine: slurm")
-    .replace("nodes: 3, ", f"nodes: {len(NODES)}, ")
-    .replace("boot: 200", "boot: 400")
-)
+
+
+def for_slurm(text: str) -> str:
+    """The configuration of a cluster of the embedded batch system, for one with Slurm."""
+    changes = {"engine: local": "engine: slurm", "nodes: 3, ": f"nodes: {len(NODES)}, ", "boot: 200": "boot: 400"}
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+SITE = for_slurm(EVERYWHERE)
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 CONF = """\
@@ -68,6 +76,9 @@ class Slurm(Cluster):
     """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
 
     engine = "slurm"
+    limits = ()
+    umask, file_kib = 0o022, "unlimited"
+    session_end = ""
 
     def __init__(self, prefix: Path, root: Path) -> None:
         super().__init__(prefix, root, NODES)
@@ -175,6 +186,21 @@ class Slurm(Cluster):
             self.control(job, program="scancel")
         eventually(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", limit_s=60)
 
+    @contextmanager
+    def offline(self, node: str) -> Iterator[None]:
+        assert self.control("update", f"nodename={node}", "state=drain", "reason=tests").returncode == 0
+        try:
+            yield
+        finally:
+            assert self.control("update", f"nodename={node}", "state=resume").returncode == 0
+
+    def held(self, job_id: str) -> bool:
+        facts = self.facts(job_id)
+        return (facts["JobState"], facts["Reason"]) == ("PENDING", "JobHeldUser")
+
+    def running(self, job_id: str) -> bool:
+        return self.facts(job_id)["JobState"] == "RUNNING"
+
     def enter(self, node: str, *command: str) -> str:
         done = subprocess.run(
             ["nsenter", f"--target={self._first(node)}", "--mount", "--uts", "--net", "--pid", "--", *command],
@@ -199,10 +225,33 @@ class Slurm(Cluster):
     def whole(self, job_id: str) -> str:
         return f"{job_id.partition('.')[0]}.ref"
 
-    def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Slurm's counterpart of `qdel` and `qrls`."""
-        program, words = {"qdel": ("scancel", ()), "qrls": ("scontrol", ("release",))}[name]
-        return self.control(*words, *(job.partition(".")[0] for job in arguments), program=program)
+    def own_errors(self, text: str) -> str:
+        return re.sub(r"^slurmstepd-\S+: error: \*\*\* JOB .* \*\*\*\n", "", text, flags=re.MULTILINE)
+
+    def plain_output(self, name: str, job_id: str) -> str:
+        return f"slurm-{job_id}.out"
+
+    def plain_status(self, status: int) -> int:
+        return status
+
+    def session(self, tty: Terminal, user: User) -> str:
+        """`srun` shows nothing of its job."""
+        words = ("--noheader", "--format=%i", "--states=PENDING,RUNNING", f"--user={user.name}")
+        found: list[str] = []
+
+        def there() -> bool:
+            found[:] = self.control(*words, program="squeue").stdout.split()
+            return len(found) == 1
+
+        eventually(there, lambda: f"one job: {found}\n{tty.seen}")
+        return found[0]
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        words = {"qdel": ["scancel"], "qrls": ["scontrol", "release"], "qrerun": ["scontrol", "requeue"]}[name]
+        return [f"/usr/bin/{words[0]}", *words[1:], *(job.partition(".")[0] for job in arguments)]
+
+    def waits(self, job_id: str) -> bool:
+        return self.facts(job_id)["JobState"] == "PENDING"
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from .conftest import Site, User, eventually
 
+ENGINES = ("local", "slurm", "torque")
 LOOK = """#!/bin/bash
 echo "id=$(id -u):$(id -g):$(id -un)"
 echo "host=$(hostname)"
@@ -48,20 +48,20 @@ def test_job_runs_as_the_user_in_the_guest(user: User, site: Site, image: str) -
         "-vm", f"img={image},vcpus=2,ram=600M",
         "-vm", f"vm_prologue={pro}", "-vm", f"vm_epilogue={epi}",
         "-v", "FIRST=a b,SECOND=c=d", "-V",
-        "-W", "umask=027", "-l", "file=100mb",
+        *site.limits,
         "-o", f"{user.home}/", "-e", f"{user.home}/",
         cwd=work, env={"FROM_V": "kept\nwhole", "TMPDIR": "/nowhere"},
     )  # fmt: skip
     assert done.status == 3, done.progress
     seen = facts(done.out)
     assert seen["id"] == f"{user.uid}:{user.gid}:{user.name}"
-    guest = "v" + os.uname().nodename.partition(".")[0] + "-1"
+    guest = site.guest
     assert seen["host"] == guest
     assert seen["pwd"] == str(work)
     assert seen["cpus"] == "2"
     assert 480 <= int(seen["ram"]) <= 600
-    assert int(seen["umask"], 8) == 0o027
-    assert int(seen["fsize"]) == 100 * 1024
+    assert int(seen["umask"], 8) == site.umask
+    assert seen["fsize"] == site.file_kib
     assert seen["nodefile"].split() == [guest, guest]
     assert seen["opt"] == "of the cluster"
     assert "Read-only file system" in seen["opt-write"]
@@ -69,7 +69,7 @@ def test_job_runs_as_the_user_in_the_guest(user: User, site: Site, image: str) -
     for name, value in {
         "DISTRO": "SLG", "VTORQUE_IMAGE": image, "VTORQUE_RANK": "0", "VTORQUE_GUESTS": guest, "VTORQUE_VCPUS": "2",
         "VTORQUE_RAM_MIB": "600", "FIRST": "a b", "SECOND": "c=d", "FROM_V": "kept", "PBS_O_WORKDIR": str(work),
-        "PBS_JOBID": done.job_id, "HOME": str(user.home), "PBS_ENVIRONMENT": "PBS_BATCH",
+        "PBS_JOBID": site.whole(done.job_id), "HOME": str(user.home), "PBS_ENVIRONMENT": "PBS_BATCH",
     }.items():  # fmt: skip
         assert seen[f"env:{name}"] == value, name
     assert "env:TMPDIR" not in seen
@@ -77,7 +77,7 @@ def test_job_runs_as_the_user_in_the_guest(user: User, site: Site, image: str) -
     made = work / "made here"
     assert made.read_text() == "made in the guest\n"
     assert (made.stat().st_uid, made.stat().st_gid) == (user.uid, user.gid)
-    assert made.stat().st_mode & 0o777 == 0o640
+    assert made.stat().st_mode & 0o777 == 0o666 & ~site.umask
     assert done.err == "on the error stream\n"
     assert (user.home / "hooks").read_text().splitlines() == [
         f"root-prologue 0 {guest}",
@@ -117,14 +117,14 @@ def test_output_goes_where_the_options_say(user: User) -> None:
     assert (user.output(f"other.o{number}"), user.output("errors")) == ("out\n", "err\n")
 
 
-def test_plain_vsub_is_a_guest_job_and_off_is_none(user: User) -> None:
+def test_plain_vsub_is_a_guest_job_and_off_is_none(user: User, site: Site) -> None:
     user.write("where.sh", "hostname\n")
     job = user.submit("hostname; pwd\n", name="where.sh", env={"VTORQUE": "1"})
-    assert user.site.wait(job) == 0
+    assert site.wait(job) == 0
     guest = user.finished(job, 0, "", "where.sh").out.splitlines()
-    assert guest == ["v" + os.uname().nodename.partition(".")[0] + "-1", str(user.home)]
-    bare = user.job("hostname\nexit 4\n", "-vm", "off", name="where.sh")
-    assert (bare.status, bare.out) == (4, os.uname().nodename + "\n")
+    assert guest == [site.guest, str(user.home)]
+    bare = user.job("#!/bin/sh\nhostname\nexit 4\n", "-vm", "off", name="where.sh")
+    assert (bare.status, user.output(site.plain_output("where.sh", bare.job_id))) == (4, f"{site.node}\n")
 
 
 def test_script_on_standard_input_with_directives(user: User, site: Site) -> None:
@@ -133,7 +133,7 @@ def test_script_on_standard_input_with_directives(user: User, site: Site) -> Non
     )  # fmt: skip
     out, err = child.communicate(timeout=240)
     assert child.returncode == 0, err
-    assert user.output(f"piped.o{out.partition('.')[0]}") == "2\n"
+    assert user.finished(out.strip(), 0, err, "piped").out == "2\n"
 
 
 def test_each_vcpu_has_a_cpu_of_its_own_and_ps_shows_the_guest(user: User, other: User, site: Site) -> None:
@@ -153,22 +153,19 @@ def test_each_vcpu_has_a_cpu_of_its_own_and_ps_shows_the_guest(user: User, other
     assert (qemu.uids().real, qemu.gids().real) == (user.uid, user.gid)
     status = Path(f"/proc/{qemu.pid}/status").read_text()
     assert "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status and "CapEff:\t0000000000000000" in status
-    [seed] = (site.root / "spool" / "jobs").glob("*/*/seed.1.iso")
+    [seed] = (site.node_root / "spool" / "jobs").glob("*/*/seed.1.iso")
     assert (seed.stat().st_uid, seed.stat().st_mode & 0o777) == (0, 0o600)
-    [held] = [fd.name for fd in Path(f"/proc/{qemu.pid}/fd").iterdir() if str(fd.readlink()) == str(seed)][:1]
+    [held] = [fd.name for fd in Path(f"/proc/{qemu.pid}/fd").iterdir() if fd.samefile(seed)][:1]
     flags = int(Path(f"/proc/{qemu.pid}/fdinfo/{held}").read_text().split("flags:")[1].split()[0], 8)
     assert flags & os.O_ACCMODE == os.O_RDONLY
-    own = user.run(str(site.vmgr), "ps", "--json")
-    [guest] = json.loads(own.stdout)
-    assert (guest["job"], guest["vcpus"], guest["state"]) == (job, 2, "running") and guest["image"].startswith("micro@")
-    assert json.loads(other.run(str(site.vmgr), "ps", "--json").stdout) == []
-    assert job in site_output(site, "ps")
+    words = str(site.vmgr), "ps", "--json"
+    [guest] = json.loads(site.on_node(*words, user=user))
+    assert (guest["job"], guest["vcpus"], guest["state"]) == (site.whole(job), 2, "running")
+    assert guest["image"].startswith("micro@")
+    assert json.loads(site.on_node(*words, user=other)) == []
+    assert site.whole(job) in site.on_node(str(site.vmgr), "ps")
     user.write("go", "")
     assert site.wait(job) == 0
-
-
-def site_output(site: Site, *words: str) -> str:
-    return subprocess.run([str(site.vmgr), *words], capture_output=True, text=True, check=True).stdout
 
 
 def test_refused_where_no_mount_shows_the_directory(user: User) -> None:

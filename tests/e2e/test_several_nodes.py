@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import psutil
 import pytest
@@ -34,6 +35,20 @@ class Cluster(Site):
     def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...] = NODES) -> None:
         super().__init__(prefix, root)
         self.nodes = nodes
+
+    @property
+    def node(self) -> str:
+        return self.nodes[0]
+
+    @property
+    def node_root(self) -> Path:
+        return self.own(self.node)
+
+    def on_node(self, *command: str, user: Optional[User] = None) -> str:
+        return self.enter(self.node, *(as_user(user, *command) if user else command))
+
+    def wait_for(self, job_id: str, stage: str) -> None:
+        eventually(lambda: any(self.reached(node, job_id, stage) for node in self.nodes), f"{job_id}: {stage}")
 
     def address(self, node: str) -> str:
         """A node's address."""
@@ -97,6 +112,13 @@ class Cluster(Site):
 
     def reached(self, node: str, job_id: str, stage: str) -> bool:
         return f"job {self.whole(job_id)}: {stage} after" in self.log(node)
+
+
+def as_user(user: User, *command: str) -> list[str]:
+    """A command that root enters a node with, for the user to run: no SSH server leads to a simulated one."""
+    become = ("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups")
+    own = {"HOME": str(user.home), **user.site.environment}
+    return [*become, "env", *(f"{name}={value}" for name, value in own.items()), *command]
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.slow)])

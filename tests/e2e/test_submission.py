@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
+
 from .conftest import Site, User, eventually
+
+ENGINES = ("local", "slurm", "torque")
+ARRAY = pytest.mark.only("local", reason="ids and ends of arrays are each batch system's own; it has a test of them")
+OWN_HOOKS = pytest.mark.only("local", "torque", reason="prologues of the user's own are refused on Slurm")
 
 
 def members(site: Site, job_id: str, count: int) -> list[str]:
@@ -14,6 +20,7 @@ def members(site: Site, job_id: str, count: int) -> list[str]:
     return [f"{head}[{index}]{tail}" for index in range(1, count + 1)]
 
 
+@ARRAY
 def test_each_member_of_an_array_has_a_guest(site: Site, user: User) -> None:
     script = (
         '#!/bin/sh\necho "index $PBS_ARRAYID in $(hostname) as $VTORQUE_JOBID"\n[ "$PBS_ARRAYID" != 2 ] || exit 9\n'
@@ -31,6 +38,7 @@ def test_each_member_of_an_array_has_a_guest(site: Site, user: User) -> None:
     eventually(lambda: not list((user.home / ".vtorque").glob("*/*")), "the last member takes the files away", 10)
 
 
+@ARRAY
 def test_an_array_that_is_deleted(site: Site, user: User) -> None:
     job_id = user.submit("#!/bin/sh\nsleep 300\n", "-t", "1-3")
     site.wait_for(members(site, job_id, 1)[0], "job started")
@@ -43,6 +51,7 @@ def test_arguments_of_the_script(user: User) -> None:
     assert (done.status, done.out) == (0, f"<one>\n<two  three>\n<{user.home}>\n<a b>\n"), done.err
 
 
+@OWN_HOOKS
 def test_prologue_and_epilogue_of_the_users_own(site: Site, user: User) -> None:
     user.write("before", '#!/bin/sh\necho "prologue of $1 on $(hostname) with $# arguments"\n', 0o755)
     user.write("after", '#!/bin/sh\necho "epilogue of $1 on $(hostname)"\n', 0o755)
@@ -55,6 +64,7 @@ def test_prologue_and_epilogue_of_the_users_own(site: Site, user: User) -> None:
     assert lines[2] == f"epilogue of {done.job_id} on {node}"
 
 
+@OWN_HOOKS
 def test_a_prologue_of_the_users_own_that_aborts(site: Site, user: User) -> None:
     user.write("before", "#!/bin/sh\nexit 1\n", 0o755)
     job_id = user.submit("#!/bin/sh\necho never\n", "-l", "prologue=before")
@@ -64,9 +74,8 @@ def test_a_prologue_of_the_users_own_that_aborts(site: Site, user: User) -> None
 def test_a_held_job_and_one_that_depends_on_it(site: Site, user: User) -> None:
     held = user.submit("#!/bin/sh\nsleep 1; : >first\n", "-h", name="first.sh")
     after = user.submit("#!/bin/sh\nsleep 1; : >second\n", "-W", f"depend=afterok:{held}", name="second.sh")
-    shown = site.client("qstat", "-f", held, after).stdout
-    assert shown.count("job_state = H") == 2
-    done = user.run(str(site.prefix / "libexec" / "local" / "qrls"), held)
+    assert site.held(held) and site.waits(after)
+    done = user.run(*site.command("qrls", held))
     assert done.returncode == 0, done.stderr
     assert (site.wait(held), site.wait(after)) == (0, 0)
     for job, script in ((held, "first.sh"), (after, "second.sh")):
@@ -127,7 +136,7 @@ def test_root_checks_the_policy_of_the_user_again(site: Site, user: User) -> Non
     text = config.read_text()
     try:
         config.write_text(text.replace("policy:\n", f"policy:\n  users: {{{user.name}: {{vcpus: {{max: 1}}}}}}\n"))
-        user.run(str(site.prefix / "libexec" / "local" / "qrls"), job_id)
+        user.run(*site.command("qrls", job_id))
         assert site.wait(job_id) == 71
     finally:
         config.write_text(text)

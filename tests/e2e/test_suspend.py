@@ -1,4 +1,7 @@
-"""Jobs that give their nodes back and go on later, elsewhere: one installation, simulated nodes, real guests."""
+"""Jobs that give their nodes back and go on later, elsewhere: one installation, simulated nodes, real guests.
+
+The batch system is the embedded one, or a real Slurm.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from .conftest import CONFIG, PATIENCE_S, Site, User, eventually, installed
-from .test_several_nodes import EVERYWHERE, Cluster
+from .slurmcluster import for_slurm, found_programs, slurm_site
+from .test_several_nodes import EVERYWHERE, Cluster, as_user
 
 SUSPENDABLE = EVERYWHERE.replace(
     "policy:\n", "suspended: {{folder: {root}/suspended}}\npolicy:\n  suspend: {{enabled: true}}\n"
@@ -32,13 +37,29 @@ exit 3
 assert SUSPENDABLE != EVERYWHERE != CONFIG
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with installed(SUSPENDABLE) as site:
-        folder = site.root / "suspended"
+SLURM = pytest.param("slurm", id="slurm", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+
+
+@pytest.fixture(scope="module", params=[pytest.param("local", id=pytest.HIDDEN_PARAM), SLURM])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with started(request.param) as here:
+        folder = here.root / "suspended"
         folder.mkdir()
         folder.chmod(0o1777)
-        yield Cluster(site.prefix, site.root)
+        yield here
+
+
+@contextmanager
+def started(engine: str) -> Iterator[Cluster]:
+    """The installation, with this batch system."""
+    if engine == "local":
+        with installed(SUSPENDABLE) as site:
+            yield Cluster(site.prefix, site.root)
+        return
+    if found_programs() is not None:
+        pytest.skip(f"needs Slurm: {found_programs()} is missing")
+    with slurm_site(for_slurm(SUSPENDABLE)) as here:
+        yield here
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +76,9 @@ def begun(cluster: Cluster, user: User, *options: str) -> str:
 
 
 def words_on(cluster: Cluster, node: str, user: User, *words: str) -> list[str]:
-    """`vmgr` on a node, as the user: no SSH server leads to a simulated one."""
+    """`vmgr` on a node, as the user."""
     local = str(cluster.prefix / "libexec" / "vtorque-local")
-    as_user = ("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "env", f"HOME={user.home}")
-    return [local, "enter", node, *as_user, str(cluster.vmgr), *words]
+    return [local, "enter", node, *as_user(user, str(cluster.vmgr), *words)]
 
 
 def vmgr(cluster: Cluster, user: User, *words: str) -> str:
@@ -68,19 +88,18 @@ def vmgr(cluster: Cluster, user: User, *words: str) -> str:
     return done.stdout
 
 
-def state(cluster: Cluster, job: str) -> str:
-    """The letter that the batch system shows for a job."""
-    lines = [line.split() for line in cluster.client("qstat", job).stdout.splitlines()]
-    return next(fields[4] for fields in lines if fields[:1] == [job])
-
-
 def suspend(cluster: Cluster, user: User, job: str) -> None:
     """Suspend a job: nothing is left of it but what is stored, and it waits, held."""
-    assert f"job {job} is suspended" in vmgr(cluster, user, "suspend", job)
+    assert f"job {cluster.whole(job)} is suspended" in vmgr(cluster, user, "suspend", job)
     cluster.assert_clean()
-    eventually(lambda: state(cluster, job) == "H", "the job waits, held")
+    eventually(lambda: cluster.held(job), "the job waits, held")
     (found,) = json.loads(vmgr(cluster, user, "show", "suspended", "--json"))
-    assert (found["job_id"], found["user"]) == (job, user.name)
+    assert (found["job_id"], found["user"]) == (cluster.whole(job), user.name)
+
+
+def goes_on(cluster: Cluster, node: str, job: str) -> int:
+    """How often a job has begun or gone on on a node."""
+    return cluster.log(node).count(f"job {cluster.whole(job)}: job started after")
 
 
 def waiting(cluster: Cluster, user: User) -> str:
@@ -97,7 +116,7 @@ def check_counted(user: User, job: str, host: str, told: str = "") -> None:
     wrote = re.fullmatch(rf"{secret} wrote (\d+)", out[-1])
     assert wrote is not None and out[0] == f"{secret} began", out
     assert out[1:-1] == [f"line {line}" for line in range(1, int(wrote[1]) + 1)]
-    errors = user.output(f"job.sh.e{number}")
+    errors = user.errors("job.sh", number)
     assert errors.endswith(f"{host}\n") and errors.count("\n") == 1 + bool(told) and errors.startswith(told), errors
 
 
@@ -108,18 +127,18 @@ def store_of(cluster: Cluster, user: User) -> list[Path]:
 def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
     job = begun(cluster, user)
     suspend(cluster, user, job)
-    assert [path.name for path in store_of(cluster, user)] == [job]
+    assert [path.name for path in store_of(cluster, user)] == [cluster.whole(job)]
     assert "suspended" in vmgr(cluster, user, "ps")
     (part,) = store_of(cluster, user)[0].glob("node.*.json")
     text = part.read_text()
     part.write_text(re.sub(r'"qemu": "\d+', '"qemu": "1', text))
     vmgr(cluster, user, "resume", job)
     eventually(lambda: "QEMU 1." in waiting(cluster, user), "it could not go on, and waits again")
-    eventually(lambda: state(cluster, job) == "H", "the job waits again, held")
+    eventually(lambda: cluster.held(job), "the job waits again, held")
     cluster.assert_clean()
     part.write_text(text)
     vmgr(cluster, user, "resume", job)
-    eventually(lambda: cluster.log("n1").count(f"job {job}: job started after") == 2, "its script goes on")
+    eventually(lambda: goes_on(cluster, "n1", job) == 2, "its script goes on")
     suspend(cluster, user, job)
     with cluster.offline("n1"):
         vmgr(cluster, user, "resume", job)
@@ -140,12 +159,12 @@ def test_a_job_of_two_nodes_goes_on_elsewhere(cluster: Cluster, user: User) -> N
         assert holding.stdout is not None and holding.stdout.readline() == "there\n"
         refused = subprocess.run(words_on(cluster, "n1", user, "suspend", job), capture_output=True, text=True)
         assert refused.returncode == 2 and "n2: the guest vn2-1 cannot let go of its shares" in refused.stderr
-        assert state(cluster, job) == "R" and store_of(cluster, user) == []
+        assert cluster.running(job) and store_of(cluster, user) == []
         assert holding.communicate("still there\n")[0] == "still there\n"
     suspend(cluster, user, job)
     with cluster.offline("n1"):
         vmgr(cluster, user, "resume", job)
-        eventually(lambda: cluster.log("n2").count(f"job {job}: job started after") == 1, "its script goes on")
+        eventually(lambda: goes_on(cluster, "n2", job) == 1, "its script goes on")
         (user.home / "go").touch()
         assert cluster.wait(job) == 3
     check_counted(user, job, "vn1-1")

@@ -1,82 +1,27 @@
 """Guest jobs on a node of a real TORQUE: vsub, the hooks in its `mom_priv`, real guests.
 
-VTORQUE_TEST_QSUB names its qsub, VTORQUE_TEST_TORQUE_HOME its server's home (PBS_HOME) on this machine, where a mom
-with an empty `mom_priv` (no hooks) serves one node. Skipped elsewhere.
+Skipped where there is none; `torquesite.py` says how one is named.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from vmgr.deploy.hookfiles import WRAP, hook_files
-
-from .conftest import CONFIG, PATIENCE_S, POOL, REPOSITORY, Site, User, eventually
+from .conftest import PATIENCE_S, Site, User, eventually
 from .terminal import SHELL, check_size_and_keys, terminal
+from .torquesite import MISSING, TorqueSite
 
-QSUB, HOME = os.environ.get("VTORQUE_TEST_QSUB"), os.environ.get("VTORQUE_TEST_TORQUE_HOME")
-pytestmark = pytest.mark.skipif(
-    not (QSUB and HOME), reason="no TORQUE: VTORQUE_TEST_QSUB and VTORQUE_TEST_TORQUE_HOME are not set"
-)
-HOOKS = {hook.target: hook.source for hook in hook_files(WRAP) if hook.always}
-
-
-class TorqueSite(Site):
-    """An installation for the TORQUE that is there."""
-
-    def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        program = Path(str(QSUB)).with_name(name)
-        return subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
-
-    def state(self, job_id: str) -> dict[str, str]:
-        shown = self.client("qstat", "-f", "-1", job_id).stdout
-        return dict(
-            re.findall(r"^ {4}(job_state|Hold_Types|exit_status|resources_used\.walltime) = (.*)$", shown, re.MULTILINE)
-        )
-
-    def wait(self, job_id: str) -> int:
-        eventually(lambda: self.state(job_id).get("job_state") == "C", f"the end of {job_id}")
-        return int(self.state(job_id)["exit_status"])
-
-    def left_behind(self) -> list[str]:
-        return [line for line in super().left_behind() if "mom_priv" not in line]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    """vTorque installed with the engine torque, its hooks in the mom's folder."""
-    word = secrets.token_hex(3)
-    prefix, root = Path(f"/opt/vtorque-test-{word}"), Path(f"/var/lib/vtorque-test-{word}")
-    here = TorqueSite(prefix, root)
-    mom_priv = Path(str(HOME)) / "mom_priv"
-    there = [name for name in HOOKS if (mom_priv / name).exists()]
-    assert not there, f"{mom_priv} has hooks of its own: {there}"
-    try:
-        for folder in (root, root / "opt", root / "vm", root / "log"):
-            folder.mkdir(mode=0o755)
-        text = CONFIG.format(root=root, run=here.run, pool=POOL).replace("engine: local", "engine: torque")
-        names = ("qsub", "qstat", "qhold", "qrls", "qrerun", "pbsnodes")
-        programs = ", ".join(f"{name}: {Path(str(QSUB)).with_name(name)}" for name in names)
-        text = text.replace("submit: {without_vm: guest}", f"submit: {{{programs}}}")
-        (root / "site.yaml").write_text(text)
-        install = [str(REPOSITORY / "install.sh"), "--prefix", str(prefix), "--config", str(root / "site.yaml")]
-        install.append("--no-links")
-        subprocess.run(install, check=True, timeout=PATIENCE_S)
-        for name, source in HOOKS.items():
-            shutil.copy(prefix / "share" / "vtorque" / "mom_priv_hooks" / source, mom_priv / name)
-        yield here
-    finally:
-        for name in set(HOOKS) - set(there):
-            (mom_priv / name).unlink(missing_ok=True)
-        for folder in (prefix, root, here.run):
-            shutil.rmtree(folder, ignore_errors=True)
+def site(torque: TorqueSite) -> TorqueSite:
+    """The installation whose users the tests are."""
+    return torque
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ class SlurmSite:
         self.configure()
         site.answer(stdout="12\n")
 
-    def configure(self, submit: str = "") -> None:
-        text = "policy: {img: {default: micro}, vcpus: {max: 8}, ram: {max: 4G}, nodes: {max: 8}}\n"
-        self.site.configure(text, submit=submit)
+    def configure(self, submit: str = "", policy: str = "", more: str = "") -> None:
+        text = f"policy: {{img: {{default: micro}}, vcpus: {{max: 8}}, ram: {{max: 4G}}, nodes: {{max: 8}}{policy}}}\n"
+        self.site.configure(text + more, submit=submit)
         config = self.site.install.config
         config.write_text(f"engine: slurm\nslurm: {{bin: {self.bin}}}\n{config.read_text()}")
 

@@ -184,10 +184,16 @@ def test_what_a_guest_is_told_has_nothing_that_leads_an_mpi_to_the_nodes() -> No
     assert kept == ["PATH", "SLURMX", "SLURM_JOB_ID", "SLURM_SUBMIT_DIR"]
 
 
+@pytest.mark.parametrize(("conf", "known"), [("/etc/slurm/slurm.conf", True), ("", False), ("slurm.conf", False)])
+def test_commands_find_slurm_where_slurmd_does(conf: str, known: bool) -> None:
+    assert slurmfacts.for_commands({**PROLOG, "SLURM_CONF": conf}) == ({"SLURM_CONF": conf} if known else {})
+    assert batch.facts("torque").for_commands(PROLOG) == {}
+
+
 def test_each_batch_system_has_its_facts() -> None:
     for engine in ("torque", "local", "slurm"):
         found = batch.facts(engine)
-        for name in ("parse_prologue", "parse_epilogue", "leader", "own_job", "passed"):
+        for name in ("parse_prologue", "parse_epilogue", "leader", "own_job", "passed", "for_commands"):
             assert callable(getattr(found, name))
     assert batch.facts("slurm").own_job(PROLOG).job_id == "12.ref"
 

@@ -127,20 +127,24 @@ def test_a_result_that_cannot_be_written_is_said(
     assert "cannot write the result: [Errno 122] Disk quota exceeded" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("runs", [False, True])
 @pytest.mark.parametrize(
     ("may_come_back", "signalled", "stays"), [(True, True, True), (True, False, False), (False, True, False)]
 )
 def test_the_directory_of_a_job_that_may_come_back_stays(
-    tmp_path: Path, may_come_back: bool, signalled: bool, stays: bool
+    tmp_path: Path, may_come_back: bool, signalled: bool, stays: bool, runs: bool
 ) -> None:
-    """Slurm ends a job that it queues again as it ends one that is cancelled."""
+    """Slurm ends a job that it queues again as it ends one that is cancelled, also while its script runs."""
     config: Any = None
+    session: Any = SimpleNamespace(signal=lambda sig: None)
     directory = tmp_path / ".vtorque" / ("0" * 16) / ("0" * 64)
     directory.mkdir(parents=True)
 
     async def leave() -> None:
         own = OwnJob("12.ref", may_come_back=may_come_back)
         job = wrapper.JobWrapper(config, own, str(directory), {})
+        if runs:
+            job._session = session
         if signalled:
             job._signal(signal.SIGTERM)
         job._leave(0, None)

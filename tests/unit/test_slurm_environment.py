@@ -15,7 +15,7 @@ from vsub.options import Option, parse_line
 LOGIN = Login("carol", "/home/carol", "/bin/bash", "/home/carol/work", "front")
 HERE = {
     "HOME": "/elsewhere", "PATH": "/x", "LANG": "C", "A": "of here", "SLURM_JOB_ID": "5", "SBATCH_PARTITION": "x",
-    "SLURM_CONF": "/etc/slurm.conf",
+    "SLURM_CONF": "/etc/slurm.conf", "TMPDIR": "/of/here",
 }  # fmt: skip
 ALWAYS = {
     "HOME": "/home/carol", "LOGNAME": "carol", "USER": "carol", "SHELL": "/bin/bash", "PATH": PATH,
@@ -35,6 +35,7 @@ TAKEN = {"HOME": "/elsewhere", "PATH": "/x", "LANG": "C", "A": "of here"}
         (["-v", "A=1", "-v", "B=2"], [], {"B": "2"}),
         (["-V", "-v", "A=1"], [], {**TAKEN, "A": "1"}),
         (["-v", "PATH=/mine"], [], {"PATH": "/mine"}),
+        (["-v", "TMPDIR=/mine"], [], {}),
         (["-q", "long"], [], {"PBS_O_QUEUE": "long"}),
         ([], ["--export=ALL"], TAKEN),
         ([], ["--export=NONE"], {}),
@@ -47,6 +48,12 @@ TAKEN = {"HOME": "/elsewhere", "PATH": "/x", "LANG": "C", "A": "of here"}
 def test_what_a_guest_job_has(words: list[str], native: list[str], more: dict[str, str]) -> None:
     options = parse_line(words).options + parse_sbatch(native).options
     assert job_environment(options, HERE, LOGIN) == {**ALWAYS, **more}
+
+
+def test_a_session_has_the_terminal_of_here() -> None:
+    here = {**HERE, "TERM": "xterm"}
+    assert job_environment((), here, LOGIN) == ALWAYS
+    assert job_environment((), here, LOGIN, interactive=True) == {**ALWAYS, "TERM": "xterm"}
 
 
 def test_of_both_languages_the_last_one_counts() -> None:

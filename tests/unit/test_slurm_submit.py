@@ -407,6 +407,14 @@ def test_each_value_has_its_source(slurm: SlurmSite, vsub_run: Runner) -> None:
     assert not slurm.site.called
 
 
+def test_a_job_that_can_go_on_keeps_its_output(slurm: SlurmSite, vsub_run: Runner) -> None:
+    slurm.configure(policy=", suspend: {enabled: true}", more="suspended: {folder: /s}\n")
+    slurm.site.script()
+    assert changes(slurm, vsub_run, "-vm", "suspend=on", "job.sh")["open-mode"] == "append"
+    words = "-vm", "suspend=on", "job.sh", "--slurm", "--open-mode=truncate"
+    assert changes(slurm, vsub_run, *words)["open-mode"] == "truncate"
+
+
 def test_a_session_goes_to_srun(slurm: SlurmSite, vsub_run: Runner) -> None:
     """On each node one task: the first is the session, and no other is waited for."""
     slurm.site.script()

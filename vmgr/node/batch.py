@@ -20,6 +20,9 @@ class Facts(Protocol):
     def parse_epilogue(self, argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
         """The call of a hook that runs after a job, on each of its nodes. Raises ValueError when it is not one."""
 
+    def for_commands(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables of a hook's environment without which the batch system's commands do not find it."""
+
     def leader(self) -> int:
         """The first process of the hook that the caller belongs to."""
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Optional
 
 from vmgr.config import Config, load_config
@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> NoReturn:
         batch = facts(config.engine)
         start = record.hook_start(batch.leader())
         if argv[0] == "prologue":
-            _prologue(batch.parse_prologue(argv[1:], os.environ), start, config, install)
+            environment = {**AGENT_ENVIRONMENT, **batch.for_commands(os.environ)}
+            _prologue(batch.parse_prologue(argv[1:], os.environ), start, config, install, environment)
         else:
             _epilogue(batch.parse_epilogue(argv[1:], os.environ), start, config)
     except Exception as err:
@@ -47,17 +48,21 @@ def main(argv: Sequence[str]) -> NoReturn:
         os._exit(0)  # the batch system waits, and taking the interpreter apart is a tenth of the hook
 
 
-def _prologue(call: HookCall, start: int, config: Config, install: Installation) -> None:
+def _prologue(
+    call: HookCall, start: int, config: Config, install: Installation, environment: Mapping[str, str]
+) -> None:
     if call.directory is None:
         return
     if record.has_begun(config.paths, call.job_id, start, call.key):
         return  # the site's own hook has called ours already
     place = record.new_place(config.paths, call.job_id, start)
     lock, listener = record.create(place, {**call._asdict(), "directory": list(call.directory)})
-    _start_agent(install, place, lock, listener.fileno())
+    _start_agent(install, place, lock, listener.fileno(), environment)
 
 
-def _start_agent(install: Installation, place: record.Place, lock: int, listener: int) -> None:
+def _start_agent(
+    install: Installation, place: record.Place, lock: int, listener: int, environment: Mapping[str, str]
+) -> None:
     """Start the node agent in a session of its own, with nothing of the batch system's but the lock and the socket.
 
     It has that session when this returns: slurmd kills what is left in a hook's own.
@@ -80,7 +85,7 @@ def _start_agent(install: Installation, place: record.Place, lock: int, listener
             os.dup2(fd, kept)
         os.closerange(5, 4096)
         program = install.libexec / "vtorque-agent"
-        os.execve(program, [str(program), str(place.folder)], AGENT_ENVIRONMENT)
+        os.execve(program, [str(program), str(place.folder)], environment)
     finally:
         os._exit(127)
 

@@ -80,6 +80,11 @@ def leader() -> int:
     return os.getsid(0)
 
 
+def for_commands(environ: Mapping[str, str]) -> dict[str, str]:
+    """The commands of TORQUE's find their server by its configuration alone."""
+    return {}
+
+
 def own_job(environ: Mapping[str, str]) -> OwnJob:
     """The job that the calling process belongs to; one without an id where it belongs to none."""
     job_id = environ.get("PBS_JOBID", "")

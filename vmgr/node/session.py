@@ -10,7 +10,7 @@ import re
 import resource
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -79,13 +79,13 @@ class GuestSession:
             stdin=asyncio.subprocess.PIPE,
             # a session of its own: the batch system signals the job's, and the guest is told by us
             start_new_session=True,
-            preexec_fn=dies_with(os.getpid()),
+            preexec_fn=_deaf(dies_with(os.getpid())),
         )
         try:
             return self._ended(await child.wait())
         finally:
             self._child = None
-            await end_ssh(child)
+            await end_ssh(child, (signal.SIGKILL,))
 
     async def run_on_terminal(self, described: str, script: Optional[Path], arguments: str, terminal: Terminal) -> int:
         """Run `script`, or a login shell, on `terminal`; gives its exit status.
@@ -180,9 +180,24 @@ class GuestSession:
         ]  # fmt: skip
 
 
-async def end_ssh(child: asyncio.subprocess.Process) -> None:
+def _deaf(prepare: Callable[[], None]) -> Callable[[], None]:
+    """What a child does before its program that SIGTERM is not to end: Slurm tells all processes of a job, whatever
+    their session, and `ssh` has to stay until the script in the guest has been told. It leaves a signal ignored that it
+    finds ignored (OpenSSH's clientloop.c).
+    """
+
+    def deaf() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        prepare()
+
+    return deaf
+
+
+async def end_ssh(
+    child: asyncio.subprocess.Process, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGKILL)
+) -> None:
     """End `ssh` if it is still there: gently, so that it leaves its terminal in order, then surely."""
-    for sig in (signal.SIGTERM, signal.SIGKILL):
+    for sig in signals:
         if child.returncode is not None:
             return
         _tell(child, sig)

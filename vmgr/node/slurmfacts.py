@@ -41,6 +41,15 @@ _PASSED = frozenset(
 """Variables of Slurm's that say something true in the guest too."""
 
 
+_CONF = re.compile(r"/[ -~]{1,1023}")
+
+
+def for_commands(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where slurmd has its configuration, which is not always where Slurm's commands look for it."""
+    conf = environ.get("SLURM_CONF", "")
+    return {"SLURM_CONF": conf} if _CONF.fullmatch(conf) else {}
+
+
 def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     """The call of a Prolog. Raises ValueError when it is not one."""
     node, cluster = environ.get("SLURMD_NODENAME", ""), _cluster(environ)

@@ -36,7 +36,7 @@ PASSED_ON = tuple(
     getattr(signal, f"SIG{name}") for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP", "CONT")
 )
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""What ends a session on a terminal; all other signals are keys there."""
+"""What ends a job, and a session on a terminal; all other signals are keys there."""
 
 MAX_SCRIPT_BYTES = 1 << 27
 
@@ -101,6 +101,7 @@ class JobWrapper:
         self._changed = asyncio.Event()
         self._session: Optional[GuestSession] = None
         self._signalled: Optional[signal.Signals] = None
+        self._told_to_end = False
         self._on_terminal = False
         self._kept: Optional[KeptJob] = None
         self._suspended = False
@@ -340,6 +341,7 @@ class JobWrapper:
             raise VTorqueError(f"{path} was altered after submission", code=Code.SPEC, hint="submit again by vsub")
 
     def _signal(self, sig: signal.Signals) -> None:
+        self._told_to_end = self._told_to_end or sig in ENDING
         if self._session is None or self._suspended:
             if sig not in (signal.SIGTSTP, signal.SIGCONT):
                 self._signalled = sig
@@ -355,7 +357,7 @@ class JobWrapper:
 
         One that may come back keeps its directory: where it does not, a later `vsub` takes that away.
         """
-        returns = self._own.may_come_back and self._signalled is not None
+        returns = self._own.may_come_back and (self._told_to_end or self._signalled is not None)
         if self._files is not None and not returns:
             try:
                 self._files.leave(status, code)

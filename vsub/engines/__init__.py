@@ -75,7 +75,7 @@ class GuestJob(NamedTuple):
     nodes. `directory` is the job directory, whose path must reach root on every node; `program` stands for the job's
     shell. `job_name` is the name of a job whose user gives none; `node_access` is who may share the nodes, None for
     whoever the batch system lets; `job_type` is the type that makes the batch system call our hooks, None where it
-    calls them for all jobs.
+    calls them for all jobs. A job that is `suspendable` may be queued again and go on.
     """
 
     options: tuple[Option, ...]
@@ -86,6 +86,7 @@ class GuestJob(NamedTuple):
     interactive: bool
     node_access: Optional[str]
     job_type: Optional[str]
+    suspendable: bool
 
 
 class Plain(NamedTuple):

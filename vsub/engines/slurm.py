@@ -140,7 +140,7 @@ class Slurm:
 
         user = _user()
         login = Login(user.pw_name, user.pw_dir, user.pw_shell, _folder(job.options), host_name())
-        return job_environment(job.options, os.environ, login)
+        return job_environment(job.options, os.environ, login, interactive=job.interactive)
 
     def explain(self, job: GuestJob) -> Optional[tuple[Said, ...]]:
         """sbatch's options, each with the place that it comes from."""
@@ -159,6 +159,8 @@ class Slurm:
             found.update(output_options(job.options, around, found))
             if "requeue" not in found and "no-requeue" not in found:
                 found["requeue"] = Value(None, "as of qsub")
+            if job.suspendable and "open-mode" not in found:
+                found["open-mode"] = Value("append", "so that a job that goes on keeps its output")
         asked = read_request(job.options)
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source

@@ -20,6 +20,9 @@ SLURMS = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SCONTR
 """Variables that belong to Slurm: those of another job, and options of its programs."""
 PATH = "/usr/local/bin:/usr/bin:/bin"
 """Where a job finds programs when it brings no path."""
+FOLDER = "TMPDIR"
+"""A node makes the folder of this name, or complains in the job's errors; a guest has one of its own."""
+TERMINAL = "TERM"
 _ORIGIN = ("HOME", "LANG", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ")
 
 
@@ -33,15 +36,23 @@ class Login(NamedTuple):
     host: str
 
 
-def job_environment(options: tuple[Option, ...], environ: Mapping[str, str], login: Login) -> dict[str, str]:
-    """The environment with which a guest job is submitted. Raises VTorqueError (VT-USAGE, VT-OPTION)."""
+def job_environment(
+    options: tuple[Option, ...], environ: Mapping[str, str], login: Login, *, interactive: bool = False
+) -> dict[str, str]:
+    """The environment with which a guest job is submitted; a session takes the kind of its terminal along, as of qsub.
+
+    Raises VTorqueError (VT-USAGE, VT-OPTION).
+    """
     everything, listed = _asked(options)
     found = {
         "HOME": login.home, "LOGNAME": login.name, "USER": login.name, "SHELL": login.shell, "PATH": PATH,
     }  # fmt: skip
+    if interactive and environ.get(TERMINAL):
+        found[TERMINAL] = environ[TERMINAL]
     if everything:
         found.update((name, value) for name, value in environ.items() if not name.startswith(SLURMS))
     found.update(_values(listed, environ))
+    found.pop(FOLDER, None)
     origin = {name: environ[name] for name in _ORIGIN if environ.get(name)}
     found.update({f"PBS_O_{name}": value for name, value in {"HOME": login.home, **origin}.items()})
     found.update(PBS_O_WORKDIR=login.folder, PBS_O_HOST=login.host, PBS_O_SERVER=login.host)
