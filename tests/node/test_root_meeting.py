@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, a_user
+from settled import run_settled
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import meeting
@@ -65,14 +66,7 @@ def directory(user: User) -> Iterator[str]:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    async def settled() -> Any:
-        try:
-            return await asyncio.wait_for(work, PATIENCE_S)
-        finally:
-            while psutil.Process().children():  # those that wrote are collected a moment after their last word
-                await asyncio.sleep(0.01)
-
-    return asyncio.run(settled())
+    return run_settled(work, PATIENCE_S)
 
 
 async def say(user: User, directory: str, kind: str, node: int, key: str = KEY, **data: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from settled import run_settled
 
 from vmgr.errors import VTorqueError
 from vmgr.node.allocation import Allocation
@@ -90,7 +91,7 @@ def machines(base: Path, user: User) -> Iterator[Machines]:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, PATIENCE_S))
+    return run_settled(work, PATIENCE_S)
 
 
 async def seconds(work: Coroutine[Any, Any, Any]) -> float:

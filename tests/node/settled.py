@@ -1,0 +1,28 @@
+"""Running a coroutine until the children that it started are collected too: that happens just after their last word,
+by the loop, which would be closed by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import psutil
+
+SETTLE_S = 10.0
+
+
+def run_settled(work: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
+    """The result of `work`, which may take `timeout_s`. A child that does not end is left for the test to fail over."""
+    before = set(psutil.Process().children())  # those of fixtures
+
+    async def settled() -> Any:
+        try:
+            return await asyncio.wait_for(work, timeout_s)
+        finally:
+            deadline = asyncio.get_running_loop().time() + SETTLE_S
+            while set(psutil.Process().children()) - before and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.01)
+
+    return asyncio.run(settled())
