@@ -15,9 +15,11 @@ TOGETHER = {
     "tests/e2e/test_mpi.py": "networks of jobs",
     "tests/e2e/test_disks.py": "networks of jobs",
     "tests/e2e/test_placement.py": "networks of jobs",
+    "tests/e2e/test_debian_package.py": "the system's own folders",
+    "tests/e2e/test_quickstart.py": "the system's own folders",
 }
 """Files whose tests do not run at the same time: installations that know nothing of each other give the same network to
-jobs of the same number."""
+jobs of the same number; what installs into the system itself changes it below the other."""
 if os.environ.get("VTORQUE_TEST_QSUB"):  # whose node has the hooks of one installation at a time
     on_it = ("torque", "guest_job", "interactive", "nothing_is_left", "submission")
     TOGETHER.update(dict.fromkeys((f"tests/e2e/test_{name}.py" for name in on_it), "torque"))

@@ -38,6 +38,7 @@ for folder in $OVER; do
 done
 mount -t tmpfs -o mode=755 tmpfs /run
 rm -rf /etc/vtorque /var/log/vtorque /var/spool/vtorque /var/spool/vtorque-local
+rm -f /usr/local/bin/vsub /usr/local/bin/vmgr /etc/profile.d/vtorque.sh  # of an installation in /opt
 dpkg --no-triggers -i "$DEB" >&2
 vmgr --version
 vmgr config check
@@ -52,7 +53,7 @@ dpkg --verify vtorque
 printf '%s\n' "$CONFIG" >/etc/vtorque/vtorque.yaml
 vmgr config compile >&2
 mkdir -p /var/spool/vtorque-local/mom_priv
-cp /usr/share/vtorque/mom_priv_hooks/* /var/spool/vtorque-local/mom_priv/
+cp /usr/share/vtorque/mom_priv_hooks/prologue /usr/share/vtorque/mom_priv_hooks/epilogue /var/spool/vtorque-local/mom_priv/
 /usr/lib/vtorque/libexec/vtorque-local start >&2
 useradd -m vtdeb
 printf '#!/bin/sh\n#PBS -N hello\necho "$(id -un) in a guest: $(hostname)"\n' >/home/vtdeb/hello.sh
