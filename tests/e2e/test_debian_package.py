@@ -53,7 +53,7 @@ dpkg --verify vtorque
 printf '%s\n' "$CONFIG" >/etc/vtorque/vtorque.yaml
 vmgr config compile >&2
 mkdir -p /var/spool/vtorque-local/mom_priv
-cp /usr/share/vtorque/mom_priv_hooks/prologue /usr/share/vtorque/mom_priv_hooks/epilogue /var/spool/vtorque-local/mom_priv/
+cp /usr/share/vtorque/mom_priv_hooks/*logue /var/spool/vtorque-local/mom_priv/
 /usr/lib/vtorque/libexec/vtorque-local start >&2
 useradd -m vtdeb
 printf '#!/bin/sh\n#PBS -N hello\necho "$(id -un) in a guest: $(hostname)"\n' >/home/vtdeb/hello.sh
