@@ -24,6 +24,7 @@ SUSPENDABLE = EVERYWHERE.replace(
 COUNTING = """\
 secret=$RANDOM$RANDOM
 echo "$secret began"
+touch "$HOME/counting" # the login shell around has read its own files, which lie on a share
 lines=0
 until [ -e "$HOME/go" ]; do
     lines=$((lines + 1))
@@ -72,6 +73,7 @@ def begun(cluster: Cluster, user: User, *options: str) -> str:
     """A job whose script counts."""
     job = user.submit(COUNTING, "-vm", "suspend=on", *options)
     cluster.wait_on("n1", job, "job started")
+    eventually((user.home / "counting").exists, "the script counts")
     return job
 
 
