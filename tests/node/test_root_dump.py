@@ -18,7 +18,7 @@ from nodesite import Node, make_node, wait_gone
 from test_root_staging import mounted
 
 from vmgr.images.pool import Image, Pool
-from vmgr.node import record
+from vmgr.node import record, resuming
 from vmgr.node.orders import dump
 from vmgr.node.undo import undo
 from vmgr.node.userio import User
@@ -143,7 +143,7 @@ def test_more_than_there_can_be_and_disks_that_are_full(
 ) -> None:
     async def work(small: Path) -> None:
         async with GuestSite(node, user, image) as site:
-            monkeypatch.setattr(dump, "DEVICES_BYTES", -544 * MIB + 4096)
+            monkeypatch.setattr(resuming, "DEVICES_BYTES", -544 * MIB + 4096)
             assert "QEMU sends more than 4096 bytes" in await site.refused("dump", file=f"{base}/node/dump")
             monkeypatch.undo()
             os.chown(small, user.uid, user.gid)

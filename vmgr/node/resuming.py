@@ -140,7 +140,7 @@ def check_machines(part: NodePart, ask: Ask, *, disk_bytes: Optional[int]) -> No
 
 
 def state_bound(ram_mib: int) -> int:
-    """Bytes that the saved state of a guest can have: its RAM with the tables of its pages, and its devices."""
+    """Bytes that the state of a guest, or a dump of it, can have: RAM, the tables of its pages, memory of devices."""
     return ram_mib * MIB + ram_mib * MIB // 16 + DEVICES_BYTES
 
 

@@ -23,6 +23,7 @@ from vmgr.node.monitor import Monitor
 from vmgr.node.orders.telling import Telling, as_answer, telling
 from vmgr.node.orders.which import guest_of
 from vmgr.node.piping import copy_pipe
+from vmgr.node.resuming import state_bound
 from vmgr.node.staging.child import Channel, Outcome, in_child
 from vmgr.node.staging.copying import percent
 from vmgr.node.staging.overlay import MIB
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 FORMATS = ("kdump-zlib", "elf")
 """As QEMU calls them; the first one is compressed."""
 NAME = "dump"
-DEVICES_BYTES = 256 * MIB
-"""What a dump may have beside the guest's RAM: memory of devices and firmware, tables."""
 
 
 def order(crew: CrewNow, job: JobNow, config: Config) -> Order:
@@ -111,7 +110,7 @@ class _Dumper:
     async def written(self, monitor: Monitor, kind: str, fd: int) -> AsyncIterator[Telling]:
         """QEMU at work, and what the child says that writes what comes from it, until the last byte is there."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        most = self.ram_bytes + self.ram_bytes // 16 + DEVICES_BYTES
+        most = state_bound(self._job.group.ram_mib)
         file = self._file
 
         def copy(channel: Channel) -> None:
