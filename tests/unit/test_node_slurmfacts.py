@@ -42,7 +42,9 @@ def test_a_real_prolog() -> None:
 
 
 def test_a_real_epilog() -> None:
-    assert slurmfacts.parse_epilogue([], EPILOG) == HookCall("12.ref", "carol", DIRECTORY, 0, None)
+    assert slurmfacts.parse_epilogue([], EPILOG) == HookCall("12.ref", "carol", None, 0, None), (
+        "whatever its comment is"
+    )
     for name in ("SLURM_NODELIST", "SLURMD_NODENAME", "SLURM_JOB_RESTART_COUNT", "SLURM_JOB_PARTITION"):
         assert slurmfacts.parse_epilogue([], {**EPILOG, name: "?"}).job_id == "12.ref", "it ends a job all the same"
 
