@@ -18,6 +18,10 @@ OWN = ("--explain", DRY_RUN, "--json", "--debug")
 """Our own words that no option of sbatch is called by."""
 
 
+USAGE = "options of sbatch stand behind --slurm, those of qsub and vsub before it; see man sbatch, vsub --help"
+"""What to do about an option that is not known."""
+
+
 class ForSbatch(str):
     """The source of an option that was written for sbatch, whatever letter it has now."""
 
@@ -250,6 +254,14 @@ def as_option(name: str, value: Optional[str], source: str) -> Option:
     return Option(letter, value, ForSbatch(f"{written}, {source}"))
 
 
+def _meant(name: str) -> str:
+    """The option that a wrong name is probably meant for."""
+    from difflib import get_close_matches  # for errors only
+
+    found = get_close_matches(name, [*TABLE, "vm"], 1)
+    return "".join(f", {'-' if name == 'vm' else '--'}{name} is" for name in found)
+
+
 def split_option(option: Option) -> tuple[str, Optional[str]]:
     """Name and value of an option that is sbatch's."""
     name, equals, value = (option.value or "")[2:].partition("=")
@@ -311,7 +323,7 @@ class _Reader:
         name, equals, value = word[2:].partition("=")
         name = _OTHER_NAMES.get(name, name)
         if name not in TABLE:
-            self.problem = f"sbatch's option {word.partition('=')[0]} is not known ({self.source})"
+            self.problem = f"sbatch's option --{name} is not known ({self.source}){_meant(name)}"
         elif equals and TABLE[name].takes is Takes.NOTHING:
             self.problem = f"sbatch's option --{name} has no value ({self.source})"
         else:

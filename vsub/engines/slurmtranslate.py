@@ -150,9 +150,32 @@ def layout_options(lies: Layout, found: Translated, source: str, mem_source: str
         wanted["mem"] = Value(f"{lies.mib}M", mem_source)
     if lies.hosts:
         wanted["nodelist"] = Value(",".join(lies.hosts), source)
+    elif "nodelist" in found:
+        _check_nodelist(found["nodelist"], lies.nodes)
     if lies.features:
         wanted["constraint"] = Value("&".join((*lies.features, *_plain_features(found))), source)
     return wanted
+
+
+def _check_nodelist(asked: Value, nodes: int) -> None:
+    """Refuse a list of more nodes than the job has, whose refusal by sbatch tells of neither. Raises VTorqueError."""
+    from vmgr.node.nodelist import expand  # few jobs name their nodes
+
+    text = asked.text or ""
+    if "/" in text:
+        return  # a file of names, which sbatch reads
+    try:
+        number = len(expand(text))
+    except ValueError:
+        raise VTorqueError(
+            f"--nodelist={text[:80]} ({asked.source}) is no list of nodes", code=Code.USAGE, hint="such as n1,n[3-5]"
+        ) from None
+    if number > nodes:
+        raise VTorqueError(
+            f"--nodelist={text[:80]} ({asked.source}) names {number} nodes, and the job has {nodes}",
+            code=Code.OPTION,
+            hint=f"say --nodes={number}",
+        )
 
 
 def _plain_features(found: Translated) -> list[str]:
