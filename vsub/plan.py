@@ -179,7 +179,9 @@ def _check_usage(line: Line, directives: Line, options: tuple[Option, ...], engi
         raise VTorqueError(problem, code=Code.USAGE, hint=engine.usage)
     if len(line.operands) > 1:
         raise VTorqueError(
-            f"one script can be submitted, not also {line.operands[1]!r}", code=Code.USAGE, hint="quote its path"
+            f"one script can be submitted, not also {line.operands[1]!r}",
+            code=Code.USAGE,
+            hint="quote its path; its arguments stand in -F, or behind it after --slurm",
         )
     command = last(options, "x")
     if command is not None and not line.operands:

@@ -14,7 +14,8 @@ from slurmsite import SlurmSite, explained
 from vsubsite import Runner, Site
 
 from vmgr.jobspec import GuestGroup
-from vsub.engines.slurmoptions import TABLE
+from vsub.engines.slurmoptions import _VARIABLES, TABLE, from_environment, split_option
+from vsub.options import SBATCH
 
 W = "WORK"
 BASE: dict[str, str] = {
@@ -486,3 +487,16 @@ def test_no_word_behind_slurm_becomes_another_option(slurm: SlurmSite, vsub_run:
         names = [word[2:].partition("=")[0] for word in slurm.site.argv[:-1]]
         assert not any(TABLE[name].refused for name in names if name != "ignore-pbs")
         assert slurm.site.argv[-1] == "DIR/job"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"SBATCH_{name}" for name in (*_VARIABLES, "REQ_SWITCH", "WAIT4SWITCH", "NO_SUCH")]),
+        st.text(max_size=20) | st.text(st.sampled_from("+-012\u00b2\u0663"), max_size=4),
+    )
+)
+def test_whatever_stands_in_the_variables_of_sbatch(environ: dict[str, str]) -> None:
+    """Each becomes an option that is known, or nothing."""
+    for option in from_environment(environ):
+        assert option.source.partition("SBATCH_")[2]
+        assert option.letter != SBATCH or split_option(option)[0] in TABLE

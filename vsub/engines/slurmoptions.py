@@ -240,7 +240,7 @@ def _switches(environ: Mapping[str, str]) -> list[Option]:
 
 def _is_set(value: str) -> bool:
     number = value.strip().lstrip("+-")
-    return value == "" or value.lower() == "yes" or (number.isdigit() and int(number[:9]) != 0)
+    return value == "" or value.lower() == "yes" or (number.isdecimal() and int(number[:9]) != 0)
 
 
 def as_option(name: str, value: Optional[str], source: str) -> Option:
