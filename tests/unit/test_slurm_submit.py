@@ -309,6 +309,7 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("-o '$PBS_NODENUM'", "OPTION", "the variable PBS_NODENUM is not known before the job runs"),
         ("-N a/b", "USAGE", "is no name for a job"),
         ("-N 'a b'", "USAGE", "is no name for a job"),
+        (f"-N {'ä' * 101}", "USAGE", "the job's name (the command line) has 202 bytes: none of its"),
         ("-W depend=on:2", "OPTION", "on: say afterok"),
         ("-W depend=beforeok:2", "OPTION", "beforeok: say afterok"),
         ("-W depend=afterok", "USAGE", "the dependency 'afterok'"),

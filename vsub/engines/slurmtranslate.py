@@ -23,6 +23,8 @@ from vsub.resources import Resource, read_resources
 MAX_COMMENT_BYTES = 1024
 """What reaches a Prolog of a job's comment."""
 COMMENT = "vtorque:"
+MAX_NAME_BYTES = 200
+"""A job's name with `.o`, the number and the index behind it is the name of a file, which may have 255."""
 
 _ELSEWHERE = frozenset("cCdFISTuvVxz")
 """Options that vsub takes care of, or that are part of the job's environment."""
@@ -376,6 +378,12 @@ def _check_name(name: Value) -> None:
         raise VTorqueError(
             f"{text[:80]!r} ({name.source}) is no name for a job", code=Code.USAGE,
             hint="no blanks, slashes and backslashes; give one by -N",
+        )  # fmt: skip
+    size = len(text.encode("utf-8", "surrogateescape"))
+    if size > MAX_NAME_BYTES:
+        raise VTorqueError(
+            f"the job's name ({name.source}) has {size} bytes: none of its output could be kept", code=Code.USAGE,
+            hint=f"{MAX_NAME_BYTES} are allowed; give another by -N",
         )  # fmt: skip
 
 
