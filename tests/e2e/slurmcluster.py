@@ -64,7 +64,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=batch_sched_delay=0,sched_interval=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=1
 EnforcePartLimits=ALL
 KillWait=5
 PrologEpilogTimeout=120
@@ -74,7 +74,7 @@ SlurmdParameters=config_overrides
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-# cred_expire: for so long a job that is queued again waits
+# cred_expire: for so long a job that is queued again waits; bf_interval: 23.11 leaves members of arrays to backfill
 
 
 class Slurm(Cluster):
