@@ -26,7 +26,7 @@ from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
 COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
-_PASSED = ("SLURM_CONF",)
+_PASSED = ("SLURM_CONF", "SLURM_CONF_SERVER")
 _OF_HOOKS = re.compile(r"(?:^|:)\s*(prolog|epilog)", re.IGNORECASE)
 _EPILOG_TIMES = ("EpilogTimeout", "PrologEpilogTimeout")
 
