@@ -6,7 +6,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
+
+from slurmprograms import BIN, PATH, lacking
 
 from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
@@ -29,7 +30,11 @@ NODES = ("n1", "n2", "n3", "n4")
 
 def for_slurm(text: str) -> str:
     """The configuration of a cluster of the embedded batch system, for one with Slurm."""
-    changes = {"engine: local": "engine: slurm", "nodes: 3, ": f"nodes: {len(NODES)}, ", "boot: 200": "boot: 400"}
+    changes = {
+        "engine: local": f"engine: slurm\nslurm: {{{{bin: {BIN}}}}}",
+        "nodes: 3, ": f"nodes: {len(NODES)}, ",
+        "boot: 200": "boot: 400",
+    }
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
@@ -59,7 +64,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=batch_sched_delay=0,sched_interval=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=1
 EnforcePartLimits=ALL
 KillWait=5
 PrologEpilogTimeout=120
@@ -69,7 +74,7 @@ SlurmdParameters=config_overrides
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-# cred_expire: for so long a job that is queued again waits
+# cred_expire: for so long a job that is queued again waits; bf_interval: 23.11 leaves members of arrays to backfill
 
 
 class Slurm(Cluster):
@@ -85,7 +90,7 @@ class Slurm(Cluster):
         self.folder = root / "slurm"
         self.conf = self.folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(self.conf)}
-        self._own = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **self.environment}
+        self._own = {"PATH": PATH, "LANG": "C.UTF-8", **self.environment}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -153,7 +158,7 @@ class Slurm(Cluster):
     def control(self, *arguments: str, program: str = "scontrol") -> subprocess.CompletedProcess[str]:
         """A command of Slurm's, as root."""
         return subprocess.run(
-            [f"/usr/bin/{program}", *arguments], env=self._own, capture_output=True, text=True,
+            [str(BIN / program), *arguments], env=self._own, capture_output=True, text=True,
             timeout=PATIENCE_S,
         )  # fmt: skip
 
@@ -248,7 +253,7 @@ class Slurm(Cluster):
 
     def command(self, name: str, *arguments: str) -> list[str]:
         words = {"qdel": ["scancel"], "qrls": ["scontrol", "release"], "qrerun": ["scontrol", "requeue"]}[name]
-        return [f"/usr/bin/{words[0]}", *words[1:], *(job.partition(".")[0] for job in arguments)]
+        return [str(BIN / words[0]), *words[1:], *(job.partition(".")[0] for job in arguments)]
 
     def waits(self, job_id: str) -> bool:
         return self.facts(job_id)["JobState"] == "PENDING"
@@ -268,7 +273,4 @@ def slurm_site(text: str = SITE) -> Iterator[Slurm]:
 
 def found_programs() -> Optional[str]:
     """A program of Slurm's that is not installed."""
-    path = "/usr/sbin:/usr/bin"
-    return next(
-        (name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None
-    )
+    return lacking(("munged", "slurmctld", "slurmd", "sbatch"))

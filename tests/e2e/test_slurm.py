@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from slurmprograms import BIN
 
 from .conftest import User, eventually
 from .slurmcluster import Slurm, found_programs, slurm_site
@@ -187,7 +188,7 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     """The Epilog knows a guest job by its record; a comment that names somebody else's directory brings no guests."""
     job = user.submit(STAYS)
     eventually((user.home / "runs").exists, "the script runs")
-    done = user.run("/usr/bin/scontrol", "update", f"job={job.partition('.')[0]}", "comment=mine")
+    done = user.run(str(BIN / "scontrol"), "update", f"job={job.partition('.')[0]}", "comment=mine")
     assert done.returncode == 0 and cluster.facts(job)["Comment"] == "mine"
     (shown,) = json.loads(cluster.enter("n1", str(cluster.vmgr), "ps", "--json"))
     assert (shown["job"], shown["node"], shown["user"]) == (cluster.whole(job), "n1", user.name), shown
@@ -197,7 +198,7 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
     path = user.write("plain.sh", "#!/bin/sh\nhostname\n")
     foreign = f"--comment=vtorque:/root/.vtorque/{'a' * 16}/{'0' * 64}"
-    done = user.run("/usr/bin/sbatch", "--parsable", foreign, "-o", "plain.o", str(path))
+    done = user.run(str(BIN / "sbatch"), "--parsable", foreign, "-o", "plain.o", str(path))
     assert cluster.wait(done.stdout.strip()) == 0 and user.output("plain.o") == "n1\n"
 
 

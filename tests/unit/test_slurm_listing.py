@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read strictly. Outputs recorded from Slurm 22.05.8."""
+"""What Slurm's commands print, read strictly. Outputs recorded from Slurm 22.05.8 and 25.11.7."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def test_states(job: str, phase: str, status: int) -> None:
         ("12 CANCELLED 0 None\n", JobState("completed", None)),
         ("12 TIMEOUT 0 TimeLimit\n", JobState("completed", None)),
         ("12 COMPLETING 0 None\n", JobState("exiting")),
+        ("12 PENDING 0:0 JobHoldMaxRequeue\n", JobState("held")),
+        ("12 EXPEDITING 0:0 None\n", JobState("queued")),
+        ("12 CANCELLED 0:0 None\n", JobState("completed", None)),
+        ("12 CANCELLED 0:15 None\n", JobState("completed", 143)),
+        ("12 COMPLETED 0:0 None\n", JobState("completed", 0)),
+        ("12 FAILED 3:0 NonZeroExitCode\n", JobState("completed", 3)),
+        ("12 FAILED 3:x NonZeroExitCode\n", JobState("completed", None)),
         ("12 REQUEUE_HOLD 0 JobHeldUser\n", JobState("held")),
         (LINES["14"] + LINES["353"], JobState("running")),
         (LINES["345"] + LINES["14"], JobState("completed", 3)),
