@@ -152,6 +152,7 @@ class Agent:
             user = look_up(self.call.user)
         except VTorqueError as err:
             LOGGER.error("%s", err)
+            record.note_end(self.config.paths, self.call.job_id, self.place)
             undo(self.place)
             return
         leftovers = self._leftovers(user)

@@ -19,7 +19,8 @@ PLACED_FORM = "%A|%u|%N"
 PLACED_STATES = "RUNNING,COMPLETING,SUSPENDED,CONFIGURING,STOPPED,RESIZING,SIGNALING,STAGE_OUT"
 MAX_JOBS = 100_000
 
-_HELD = ("JobHeld", "JobHoldMaxRequeue")
+_HELD = ("JobHeld", "JobHoldMaxRequeue", "job requeued in held state")
+"""How the reason of a job that is held begins; the last is of `scontrol requeuehold`."""
 _PHASES = {
     "RUNNING": "running", "CONFIGURING": "running", "SUSPENDED": "running", "STOPPED": "running", "RESIZING": "running",
     "SIGNALING": "running", "STAGE_OUT": "exiting", "COMPLETING": "exiting", "PENDING": "queued", "REQUEUED": "queued",
@@ -48,7 +49,7 @@ def _state(line: str) -> Optional[JobState]:
     if len(words) < 3 or not words[0].isdigit():
         return None
     phase = _PHASES.get(words[1], "unknown")
-    reason = words[3] if len(words) > 3 else ""
+    reason = " ".join(words[3:])
     if phase == "queued" and reason.startswith(_HELD):
         phase = "held"
     elif phase == "queued" and reason in _WAITS:
@@ -84,7 +85,7 @@ def is_on_hold(text: str) -> bool:
 
 
 def _reasons(text: str) -> list[str]:
-    return [words[3] for words in map(str.split, text.splitlines()) if len(words) > 3]
+    return [" ".join(words[3:]) for words in map(str.split, text.splitlines())]
 
 
 def runs(text: str) -> bool:
