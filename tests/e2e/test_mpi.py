@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import REPOSITORY, Done, Site, User, installed
+from .conftest import REPOSITORY, Done, Site, User, on_engine
 from .test_several_nodes import EVERYWHERE, Cluster
 
+ENGINES = ("local", "slurm")
 RING = REPOSITORY / "examples" / "ring.c"
 ELEMENTS = 200_000
 """How many numbers the program reduces."""
@@ -90,15 +91,9 @@ HPL.out      output file name (if any)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with installed(EVERYWHERE) as site:
-        yield Cluster(site.prefix, site.root)
-
-
-@pytest.fixture(scope="module")
-def site(cluster: Cluster) -> Site:
-    """The installation whose users the tests are."""
-    return cluster
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with on_engine(request.param, EVERYWHERE) as here:
+        yield here
 
 
 def libraries(*programs: Path) -> list[Path]:
