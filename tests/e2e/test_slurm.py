@@ -1,4 +1,7 @@
-"""Guest jobs on a real Slurm: its daemons on simulated nodes, real guests."""
+"""Guest jobs on a real Slurm: its daemons on simulated nodes, real guests.
+
+What is true of all batch systems, MPI for instance, the other modules test on Slurm too.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from slurmprograms import BIN
 from .conftest import User, eventually
 from .slurmcluster import Slurm, found_programs, slurm_site
 from .terminal import SHELL, check_size_and_keys, terminal
-from .test_mpi import PATIENCE_S as MPI_PATIENCE_S
-from .test_mpi import compiled, ring
 from .test_several_nodes import hanging
 
 pytestmark = pytest.mark.skipif(found_programs() is not None, reason=f"needs Slurm: {found_programs()} is missing")
@@ -83,18 +84,6 @@ def test_a_job_without_guests_finds_the_variables_of_pbs_too(cluster: Slurm, use
     done = user.job(script, "-vm", "off", "-l", "nodes=1")
     assert done.status == 0, done
     assert user.output(f"slurm-{done.job_id}.out") == f"{done.job_id}.ref job.sh n1\n{user.home}\n"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_mpi_over_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
-    compiled(user, "openmpi")
-    path = user.write("mpi.sh", "#!/bin/bash\nmpirun ./ring.openmpi\n")
-    waiting = user.start(str(cluster.vsub), "--wait", *SIX, "-vm", "img=debian-12,ram=640M,network=job", str(path))
-    job, progress = waiting.communicate(timeout=MPI_PATIENCE_S)
-    done = user.finished(job.strip(), waiting.returncode, progress, "mpi.sh")
-    assert (done.status, done.err) == (0, ""), done
-    assert done.out.splitlines() == ring(GUESTS)
 
 
 def test_an_array(cluster: Slurm, user: User) -> None:
