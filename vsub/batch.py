@@ -7,6 +7,7 @@ them in what it prints.
 
 `hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
 `{"new": BOOL}`: whether its user had not held the job before. `check-requeue` fails where the caller may requeue none.
+`give-back` takes what leads to the job directory out of what the user has said of a job that runs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
-USAGE = "usage: vtorque-batch server | nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | check-requeue"
+USAGE = (
+    "usage: vtorque-batch server | nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | give-back JOB | "
+    "check-requeue"
+)
+LAST_SECONDS = 3.0
+"""So long a command of the batch system may take where the end of a job waits for it."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +56,7 @@ def _answer(batch: Engine, argv: list[str], timeout_s: float) -> object:
     if argv == ["check-requeue"]:
         batch.check_requeue(timeout_s)
         return {}
-    if len(argv) == 2 and argv[0] in ("hold", "release", "requeue"):
+    if len(argv) == 2 and argv[0] in ("hold", "release", "requeue", "give-back"):
         return _change(batch, argv[0], _one_job(argv[1]), timeout_s)
     raise VTorqueError(USAGE, code=Code.USAGE)
 
@@ -70,6 +76,8 @@ def _change(batch: Engine, what: str, job_id: str, timeout_s: float) -> dict[str
         return {"new": batch.hold(job_id, timeout_s)}
     if what == "release":
         batch.release(job_id, timeout_s)
+    elif what == "give-back":
+        batch.give_back(job_id, min(timeout_s, LAST_SECONDS))
     else:
         batch.requeue(job_id, timeout_s)
     return {}

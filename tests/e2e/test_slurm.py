@@ -48,6 +48,7 @@ def output(user: User, job: str, stream: str = "o") -> str:
 
 def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     script = (
+        "#SBATCH --comment='my own = it'\n"
         "hostname; id -un; pwd\n"
         "echo $PBS_JOBID $PBS_JOBNAME $PBS_QUEUE $PBS_O_WORKDIR $PBS_ENVIRONMENT; cat $PBS_NODEFILE\n"
         "echo $SLURM_JOB_ID ${SLURM_NODELIST-none} ${SLURM_JOBID-none}; echo oops >&2; exit 3\n"
@@ -61,6 +62,7 @@ def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     ]  # fmt: skip
     assert cluster.reached("n1", job, "gone"), "its agent has ended by itself, not by the Epilog"
     assert not list((user.home / ".vtorque").iterdir())
+    assert cluster.control("-h", "-t", "all", "-o", "%k", "-j", job, program="squeue").stdout == "my own = it\n"
 
 
 def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:

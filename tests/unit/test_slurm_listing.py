@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,6 +180,40 @@ def test_what_slurm_refuses(said: str, code: Code, text: str, engine: Slurm, slu
     assert problem.value.code is code
 
 
+MARKED = f"vtorque:/home/carol/.vtorque/abcd1234efgh/{'0123456789abcdef' * 4}"
+
+
+@pytest.mark.parametrize(
+    ("comment", "own"),
+    [
+        (MARKED, ""), (f"{MARKED} mine", "mine"), (f"{MARKED}  a=b\n\nc ", " a=b\n\nc "), ("mine", None), ("", None),
+        ("(null)", None), ("vtorque:mine", None),
+    ],
+)  # fmt: skip
+def test_giving_a_comment_back(comment: str, own: Optional[str], engine: Slurm, slurm: SlurmSite) -> None:
+    """What its user has changed meanwhile stays as it is."""
+    (slurm.site.base / "comment").write_text(f"{comment}\n")
+    slurm.program("squeue", f"cat {slurm.site.base}/comment")
+    slurm.program("scontrol", f'printf %s. "$3" >{slurm.site.base}/given')
+    engine.give_back("13_3", 5)
+    assert slurm.calls("squeue") == ["-h -t all -o %k -j 13_3"]
+    if own is None:
+        assert slurm.calls("scontrol") == []
+    else:
+        assert slurm.calls("scontrol")[0].startswith("update JobId=13_3 Comment=")
+        assert (slurm.site.base / "given").read_text() == f"Comment={own}."
+
+
+def test_the_end_of_a_job_does_not_wait_long_for_slurm(
+    slurm: SlurmSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vsub.batch.installation", lambda: slurm.site.install)
+    monkeypatch.setattr("vsub.batch.LAST_SECONDS", 0.2)
+    slurm.program("squeue", "exec sleep 600")
+    assert batch_main(["give-back", "12"]) == Code.ENGINE.status
+    assert "squeue has not answered within 0.2 s" in capsys.readouterr().err
+
+
 def test_a_job_that_slurm_does_not_know(engine: Slurm, slurm: SlurmSite) -> None:
     slurm.program("squeue", UNKNOWN)
     for change in (engine.hold, engine.release, engine.requeue):
@@ -195,6 +231,7 @@ def test_a_job_that_slurm_does_not_know(engine: Slurm, slurm: SlurmSite) -> None
         (["hold", "347.ref"], '{"new": false}\n'),
         (["release", "347"], "{}\n"),
         (["requeue", "347_1"], "{}\n"),
+        (["give-back", "347_1"], "{}\n"),
     ],
 )
 def test_vtorque_batch(

@@ -93,6 +93,7 @@ def _start_agent(
 def _epilogue(call: HookCall, start: int, config: Config) -> None:
     here = record.places(config.paths, call.job_id)
     if call.directory is None and not here:
+        record.take_end(config.paths, call.job_id)  # a job that is over, and whose user has the comment back
         return
     end_job(config, call.job_id, start)
 

@@ -56,6 +56,14 @@ def requeue(config: Config, job_id: str) -> None:
     ask(config, "requeue", job_id)
 
 
+def give_back(config: Config, job: str) -> None:
+    """Have what leads to the job directory taken out of what the user has said of the job, which goes on until its end.
+
+    The batch system gets a few seconds for it. Raises VTorqueError as `hold`.
+    """
+    ask(config, "give-back", job)
+
+
 def ask(config: Config, *words: str) -> object:
     """What the program answers to these words. Raises VTorqueError with its code, VT-ENGINE for no answer."""
     limit = 2 * config.timeouts.reach + MORE_SECONDS

@@ -199,6 +199,13 @@ class Engine(Protocol):
     def check_requeue(self, timeout_s: float) -> None:
         """Raise VTorqueError, VT-ACCESS, when the caller may requeue no jobs, VT-ENGINE when that is not known."""
 
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """Take the job directory's path out of what the user has said of a job, which does not start again.
+
+        Nothing is done where it is in nothing of the user's, or the user has taken it out. Raises as `hold`; each of
+        the commands may take `timeout_s`.
+        """
+
 
 def engine(config: Config, install: Installation) -> Engine:
     """The batch system of this site."""

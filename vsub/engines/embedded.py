@@ -107,6 +107,9 @@ class Embedded(QsubDialect):
         if os.geteuid() != 0:
             raise VTorqueError("the embedded batch system lets only root requeue jobs", code=Code.ACCESS)
 
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """It is in the resource list, of which it is an item of its own."""
+
     def _change(self, operation: str, job_id: str, timeout_s: float) -> dict[str, Any]:
         """The daemon's answer. Raises VTorqueError."""
         answer = self._ask({"op": operation, "job": job_id}, timeout_s)

@@ -270,6 +270,20 @@ class Slurm:
         if os.geteuid() not in (0, int(owner[1]) if owner else 0):
             raise VTorqueError("only root and SlurmUser requeue jobs of others on Slurm", code=Code.ACCESS)
 
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """Leave of a job's comment what is its user's own. Slurm lets nobody change that of a job that has ended.
+
+        Of an array the member has to be named by its index: the number of one of them is that of the whole array.
+        """
+        from vmgr.node.slurmfacts import own_comment
+        from vsub.engines.slurmlisting import slurm_id
+
+        job = slurm_id(job_id)
+        told = self._ask(["squeue", "-h", "-t", "all", "-o", "%k", "-j", job], timeout_s, errors="surrogateescape")
+        own = own_comment((told or "").removesuffix("\n"))
+        if own is not None:
+            self._change(["scontrol", "update", f"JobId={job}", f"Comment={own}"], timeout_s)
+
     def _job_fields(self, job: str, timeout_s: float) -> Optional[str]:
         """State and so on of a job, None when Slurm does not know it. Raises VTorqueError (VT-ENGINE)."""
         from vsub.engines.slurmlisting import STATE_FIELDS
@@ -282,7 +296,7 @@ class Slurm:
             raise VTorqueError(f"job {job} is not known to Slurm", code=Code.ENGINE, hint="see squeue")
         return text
 
-    def _ask(self, argv: list[str], timeout_s: float) -> Optional[str]:
+    def _ask(self, argv: list[str], timeout_s: float, *, errors: str = "replace") -> Optional[str]:
         """What a command prints; None for a job that Slurm does not know. Raises VTorqueError (VT-ENGINE)."""
         from vsub.engines.listing import ask
 
@@ -292,6 +306,7 @@ class Slurm:
             timeout_s,
             unknown=_NO_STATUS,
             unknown_words=b"Invalid job id",
+            errors=errors,
         )
 
     def _change(self, argv: list[str], timeout_s: float) -> None:

@@ -137,6 +137,9 @@ class Torque(QsubDialect):
                 f"{user}@{host_name()} is neither operator nor manager", code=Code.ACCESS, hint=_operator_hint(user)
             )
 
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """It is in the resource list, of which it is an item of its own."""
+
 
 def _own_name() -> str:
     import os  # as above
