@@ -1,7 +1,8 @@
 """`vtorque-batch`: what `vmgr` and node agents want of the batch system, one line of JSON as the answer.
 
 `server` prints the name in the ids of jobs, `nodes` a list of names, `jobs` the jobs that have nodes and that the
-caller may see, `job` one of them as a list of none or one. A job is `{"job": id, "owner": name, "nodes": [...]}`, the
+caller may see, `job` those that are meant by a name, which may be that of an array. `whole` prints the whole id of the
+one job that is meant by a name. A job is `{"job": id, "owner": name, "nodes": [...]}`, the
 mother superior first. Of the nodes of jobs only those are told that the batch system has: users' text stands beside
 them in what it prints.
 
@@ -22,8 +23,8 @@ from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
 USAGE = (
-    "usage: vtorque-batch server | nodes | jobs | job ID | hold JOB | release JOB | requeue JOB | give-back JOB | "
-    "check-requeue"
+    "usage: vtorque-batch server | nodes | jobs | job ID | whole JOB | hold JOB | release JOB | requeue JOB | "
+    "give-back JOB | check-requeue"
 )
 LAST_SECONDS = 3.0
 """So long a command of the batch system may take where the end of a job waits for it."""
@@ -53,6 +54,8 @@ def _answer(batch: Engine, argv: list[str], timeout_s: float) -> object:
         ]
     if argv == ["server"]:
         return batch.server(timeout_s)
+    if len(argv) == 2 and argv[0] == "whole":
+        return batch.whole(_one_job(argv[1]), timeout_s)
     if argv == ["check-requeue"]:
         batch.check_requeue(timeout_s)
         return {}

@@ -238,6 +238,13 @@ def test_the_comment_of_one_member_is_given_back(here: Here) -> None:
     assert [comment(here, f"{array}_{index}") for index in (1, 2, 3)] == ["mine", marked, marked]
     here.run("scancel", f"{array}_1")
     here.noted(array)
+    assert here.engine.whole(f"{array}[3]", 20) == f"{array}.ref" != here.engine.whole(f"{array}_2", 20)
+    with pytest.raises(VTorqueError, match=f"job {array} is a job array"):
+        here.engine.hold(array, 20)
+    here.engine.requeue(f"{array}.ref", 20)
+    eventually(lambda: here.engine.state(f"{array}_3").phase in ("waiting", "queued", "held"))
+    assert here.engine.state(f"{array}_2").phase == "running", "it is requeued alone"
+    assert here.engine.whole(f"{array}_3", 20) == f"{array}.ref"
     here.engine.give_back(f"{array}_3", 20)
     assert [comment(here, f"{array}_{index}") for index in (2, 3)] == [marked, "mine"]
     here.run("scancel", array)

@@ -129,7 +129,9 @@ def test_a_report_from_a_front_end(
 
 def test_a_job_that_is_over_by_its_number(vmgr_run: Vmgr, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch system has forgotten the job, and knows how its ids go on."""
-    monkeypatch.setattr(vmgr.reach.batch, "ask", lambda config, *words: "host" if words == ("server",) else [])
+    monkeypatch.setattr(
+        vmgr.reach.batch, "ask", lambda config, *words: f"{words[1]}.host" if words[0] == "whole" else []
+    )
     kept.report(an_attempt(nodes=["n1"]))
     Elsewhere(monkeypatch, [], {"m1": file_of(an_attempt("m1", nodes=["m1"]))})
     for words in (["12"], ["12", "--here"]):

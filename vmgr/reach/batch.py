@@ -30,6 +30,14 @@ class Commands(NamedTuple):
 _COMMANDS = {"slurm": Commands("squeue", "scancel", "scontrol release")}
 
 
+_NUMBERING = frozenset({"slurm"})
+
+
+def numbers_members(config: Config) -> bool:
+    """Whether each member of a job array has a number of its own, beside that of the array and its index."""
+    return config.engine in _NUMBERING
+
+
 def commands(config: Config) -> Commands:
     """Those of the site's batch system."""
     return _COMMANDS.get(config.engine, Commands("qstat", "qdel", "qrls"))

@@ -12,7 +12,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import jobs_folder
 from vmgr.reach.agents import job_here
 from vmgr.reach.shell import is_here, run_on
-from vmgr.reach.where import nodes_of_job, whole_id
+from vmgr.reach.where import meant, nodes_of_job, whole_id
 from vmgr.report.gather import found_here, gather
 from vmgr.report.parts import Part
 from vmgr.report.timeline import newest
@@ -73,10 +73,16 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
 
 
 def whole(config: Config, job: str) -> str:
-    """The whole id of a job, which may be over; what was given where nobody here knows."""
+    """The whole id of a job, which may be over; what was given where nobody here knows.
+
+    Raises VTorqueError (VT-VALUE) for an array, where it is not a job of its own.
+    """
     try:
+        job = meant(config, job)
         return job_here(config.paths, job) or whole_id(config, job)
-    except VTorqueError:
+    except VTorqueError as err:
+        if err.code is Code.VALUE:
+            raise
         return job
 
 

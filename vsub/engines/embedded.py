@@ -82,6 +82,10 @@ class Embedded(QsubDialect):
         """The server's name, from the daemon."""
         return str((self._ask({"op": "nodes"}, timeout_s) or {}).get("server"))
 
+    def whole(self, job_id: str, timeout_s: float) -> str:
+        """With the server's name."""
+        return job_id if "." in job_id else f"{job_id}.{self.server(timeout_s)}"
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from the daemon."""
         from vsub.engines.listing import placed_job  # as above
