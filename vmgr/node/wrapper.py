@@ -273,7 +273,8 @@ class JobWrapper:
 
     async def _watch(self, link: AgentLink) -> None:
         try:
-            async for snapshot in link.follow("attach"):
+            named = {} if self._own.member is None or self._own.marked is None else {"member": self._own.marked}
+            async for snapshot in link.follow("attach", **named):
                 self._snapshot = snapshot
                 if self._terminal is not None:
                     self._terminal.progress(snapshot)

@@ -33,12 +33,20 @@ def whole_id(config: Config, job: str) -> str:
 
     Raises VTorqueError: VT-ENGINE, VT-VALUE for an array whose members have ids of their own.
     """
-    if "." in job and not _by_index(config, job):
+    if "." in job and not by_index(config, job):
         return job
     whole = batch.ask(config, "whole", job)
     if not isinstance(whole, str):
         raise batch.senseless()
     return whole
+
+
+def server(config: Config) -> str:
+    """The name in the ids of jobs, `12.NAME`. Raises VTorqueError (VT-ENGINE)."""
+    name = batch.ask(config, "server")
+    if not isinstance(name, str):
+        raise batch.senseless()
+    return name
 
 
 def meant(config: Config, job: str) -> str:
@@ -47,17 +55,17 @@ def meant(config: Config, job: str) -> str:
     Elsewhere it is what the user says, as is a job that nothing is known of. Raises VTorqueError as `whole_id` for an
     array, and for what is named by its index there.
     """
-    if not batch.numbers_members(config) or ("." in job and not _by_index(config, job)):
+    if not batch.numbers_members(config) or ("." in job and not by_index(config, job)):
         return job
     try:
         return whole_id(config, job)
     except VTorqueError as err:
-        if err.code is Code.VALUE or _by_index(config, job):
+        if err.code is Code.VALUE or by_index(config, job):
             raise
         return job
 
 
-def _by_index(config: Config, job: str) -> bool:
+def by_index(config: Config, job: str) -> bool:
     """Whether a member of an array is named by its index, which is no part of its id."""
     return batch.numbers_members(config) and not job.partition(".")[0].isdigit()
 
