@@ -22,7 +22,7 @@ _WHOLE = re.compile(rf"[0-9]{{1,20}}\.{_CLUSTER}")
 
 
 class Named(NamedTuple):
-    """A member as a user names it, `16_3`: by the array's number and its place, the index, with the cluster's name or without."""
+    """A member as a user names it: the array, its place in it (the index), the name of the cluster or none."""
 
     array: str
     place: str
