@@ -322,9 +322,9 @@ class Site:
     def left_behind(self) -> list[str]:
         """What jobs have left on the node; empty when all is gone."""
         left = [f"process {process.cmdline()}" for process in self.processes("") if not self._belongs(process)]
-        for place in ("spool/jobs", "overlays", "local/mom_priv/jobs"):
+        for place in ("spool/jobs", "spool/ended", "overlays", "local/mom_priv/jobs"):
             left += [str(path) for path in (self.root / place).glob("*")]
-        for place in ("jobs", "tombstones", "ended"):
+        for place in ("jobs", "tombstones"):
             left += [str(path) for path in (self.run / place).glob("*")]
         left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
         return left

@@ -81,10 +81,10 @@ class Cluster(Site):
             if not self._belongs(process)
         ]
         for node in self.nodes:
-            for place in ("spool/jobs", "overlays"):
+            for place in ("spool/jobs", "spool/ended", "overlays"):
                 left += [str(path) for path in (self.own(node) / place).glob("*")]
             left += [str(path) for path in (self.root / "local" / "nodes" / node / "mom_priv" / "jobs").glob("*")]
-            looks = f"find {self.run}/jobs {self.run}/tombstones {self.run}/ended -mindepth 1 -maxdepth 1 2>/dev/null"
+            looks = f"find {self.run}/jobs {self.run}/tombstones -mindepth 1 -maxdepth 1 2>/dev/null"
             seen = self.enter(node, "sh", "-c", f"{looks}; ip -o link; nft list tables")
             found = re.findall(rf"^{self.run}/.*|^\d+: (?:vt[^:@]+)|^table .*vtorque-.*", seen, re.MULTILINE)
             left += [f"{node} {what}" for what in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from slurmprograms import BIN
@@ -50,6 +51,7 @@ def output(user: User, job: str, stream: str = "o") -> str:
 
 def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     script = (
+        "#SBATCH --comment='my own = it'\n"
         "hostname; id -un; pwd\n"
         "echo $PBS_JOBID $PBS_JOBNAME $PBS_QUEUE $PBS_O_WORKDIR $PBS_ENVIRONMENT; cat $PBS_NODEFILE\n"
         "echo $SLURM_JOB_ID ${SLURM_NODELIST-none} ${SLURM_JOBID-none}; echo oops >&2; exit 3\n"
@@ -63,6 +65,7 @@ def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     ]  # fmt: skip
     assert cluster.reached("n1", job, "gone"), "its agent has ended by itself, not by the Epilog"
     assert not list((user.home / ".vtorque").iterdir())
+    assert cluster.control("-h", "-t", "all", "-o", "%k", "-j", job, program="squeue").stdout == "my own = it\n"
 
 
 def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
@@ -162,6 +165,85 @@ def test_a_script_that_does_not_end_is_killed(cluster: Slurm, user: User) -> Non
     job = user.submit("trap '' TERM\ntouch runs\nfor i in $(seq 3000); do sleep 0.1; done\n")
     eventually((user.home / "runs").exists, "the script runs")
     cancelled(cluster, job)
+
+
+TOLD = """\
+trap 'echo told; exit 4' TERM
+echo run on $(hostname)
+touch runs
+for i in $(seq 6000); do sleep 0.1; done
+"""
+
+
+@contextmanager
+def patient(cluster: Slurm) -> Iterator[None]:
+    """Slurm gives jobs that it ends a minute to end by themselves, as much as emulated guests may need."""
+    text = cluster.conf.read_text()
+    cluster.conf.write_text(text.replace("KillWait=5\n", "KillWait=60\n"))
+    try:
+        assert cluster.control("reconfigure").returncode == 0
+        yield
+    finally:
+        cluster.conf.write_text(text)
+        assert cluster.control("reconfigure").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_that_reaches_its_time_limit(cluster: Slurm, user: User) -> None:
+    """Its script is told, its VM epilogues run, its guests go."""
+    epilogue = user.write("my-epilogue", "#!/bin/sh\necho my epilogue\n")
+    with patient(cluster):
+        job = user.submit(TOLD, *TWO, "-vm", f"vm_epilogue={epilogue}", "-l", "walltime=1:00:00")
+        number = job.partition(".")[0]
+        eventually((user.home / "runs").exists, "the script runs")
+        assert cluster.control("update", f"JobId={number}", "TimeLimit=1").returncode == 0
+        cluster.wait(job)
+    assert cluster.facts(job)["JobState"] == "TIMEOUT"
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=60)
+    assert output(user, job).splitlines() == ["run on vn1-1", "told", "my epilogue"], output(user, job, "e")
+    hooks = (user.home / "hooks").read_text().splitlines()
+    assert [hook.split()[0] for hook in hooks if "-epilogue" in hook] != [], hooks
+    for node in ("n1", "n2"):
+        assert cluster.reached(node, job, "gone"), "its agent has ended by itself, not by the Epilog"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("partition", "state"), [("batch", "PENDING"), ("spare", "PREEMPTED")])
+def test_a_job_that_is_preempted(cluster: Slurm, user: User, partition: str, state: str) -> None:
+    """Its script is told; it is queued again and starts anew, or has ended, as its partition has it."""
+    with patient(cluster):
+        job = user.submit(TOLD, "-q", partition, "-l", "nodes=n1:ppn=4", "-vm", "vcpus=1")
+        eventually((user.home / "runs").exists, "the script runs")
+        first = output(user, job)
+        (user.home / "runs").unlink()
+        words = ("--parsable", "-p", "urgent", "-w", "n1", "-n", "4", "-D", "/", "-o", "/dev/null", "--wrap", "sleep 5")
+        urgent = cluster.control(*words, program="sbatch").stdout.strip()
+        eventually(lambda: cluster.facts(urgent)["JobState"] == "RUNNING", lambda: str(cluster.facts(urgent)))
+        assert cluster.facts(job)["JobState"] == state
+        if state == "PENDING":
+            assert cluster.facts(job)["Restarts"] == "1" and cluster.facts(job)["Comment"].startswith("vtorque:/")
+            eventually((user.home / "runs").exists, "the script runs again")
+            cancelled(cluster, job)
+        assert first == "run on vn1-1\n" and output(user, job) == f"{first}told\n"
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=60)
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_suspends_goes_on(cluster: Slurm, user: User) -> None:
+    """Slurm stops the job wrapper, and what is between it and the guest."""
+    job = user.submit("trap 'echo stop' TSTP; touch runs; until [ -e go ]; do sleep 0.1; done; echo done\n")
+    number = job.partition(".")[0]
+    eventually((user.home / "runs").exists, "the script runs")
+    assert cluster.control("suspend", number).returncode == 0
+    assert cluster.facts(job)["JobState"] == "SUSPENDED"
+    wrappers = cluster.processes("libexec/vtorque-job")
+    eventually(lambda: any(each.status() == "stopped" for each in wrappers), "its wrapper is stopped")
+    assert cluster.control("resume", number).returncode == 0
+    user.write("go", "")
+    assert cluster.wait(job) == 0 and output(user, job) == "stop\ndone\n"
+    assert cluster.reached("n1", job, "gone"), "its agent has ended by itself"
 
 
 def cancelled(cluster: Slurm, job: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slurmdaemons import missing, slurm
 from slurmprograms import BIN, PATH
@@ -196,6 +196,72 @@ def test_a_job_in_hand(here: Here) -> None:
     assert here.engine.placed(None, 20) == ()
     here.engine.check_requeue(20)
     assert here.engine.state("999999").phase == "gone"
+
+
+def comment(here: Here, job: str) -> str:
+    """The comment as it is: as text a carriage return would become a newline."""
+    argv = ["squeue", "-h", "-t", "all", "-o", "%k", "-j", job]
+    told = subprocess.run(argv, env={"PATH": PATH, "SLURM_CONF": str(here.conf)}, capture_output=True, timeout=60)
+    return told.stdout.decode().removesuffix("\n")
+
+
+def test_a_comment_is_given_back(here: Here) -> None:
+    """To a job that runs, exactly as it was given; Slurm changes nothing of one that has ended."""
+    here.site.script()
+    (here.site.record / "stay").touch()
+    own = 'it\'s "mine" a=b \\ $(id) \u00fc\n\n  x=y= '
+    job = here.submit("job.sh", "--slurm", f"--comment={own}")
+    here.noted(job)
+    assert comment(here, job) == f"vtorque:{here.site.directory} {own}"
+    here.engine.give_back(job, 20)
+    assert comment(here, job) == own
+    here.engine.give_back(job, 20)
+    assert comment(here, job) == own
+
+    longest = 1024 - len(f"vtorque:{here.site.directory} ")
+
+    @settings(max_examples=25, deadline=None)
+    @example(text="\u00fc" * (longest // 2))
+    @example(text="x" * longest)
+    @given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60))
+    def is_given_back(text: str) -> None:
+        done = here.run("scontrol", "update", f"JobId={job}", f"Comment=vtorque:{here.site.directory} {text}")
+        assert done.returncode == 0
+        here.engine.give_back(job, 20)
+        assert comment(here, job) == text
+
+    is_given_back()
+    marked = f"vtorque:{here.site.directory} mine"
+    assert here.run("scontrol", "update", f"JobId={job}", f"Comment={marked}").returncode == 0
+    here.run("scancel", job)
+    eventually(lambda: here.engine.state(job).ended)
+    with pytest.raises(VTorqueError, match="Job has already finished"):
+        here.engine.give_back(job, 20)
+    assert comment(here, job) == marked
+
+
+def test_the_comment_of_one_member_is_given_back(here: Here) -> None:
+    """Also that of the one whose number is the array's."""
+    here.site.script()
+    (here.site.record / "stay").touch()
+    array = here.submit("-t", "1-3%2", "job.sh", "--slurm", "--comment=mine")
+    eventually(lambda: len(list(here.site.record.glob("job.*"))) == 2)
+    marked = f"vtorque:{here.site.directory} mine"
+    here.engine.give_back(f"{array}_1", 20)
+    assert [comment(here, f"{array}_{index}") for index in (1, 2, 3)] == ["mine", marked, marked]
+    here.run("scancel", f"{array}_1")
+    here.noted(array)
+    assert here.engine.whole(f"{array}[3]", 20) == f"{array}.ref" != here.engine.whole(f"{array}_2", 20)
+    with pytest.raises(VTorqueError, match=f"job {array} is a job array"):
+        here.engine.hold(array, 20)
+    here.engine.requeue(f"{array}.ref", 20)
+    eventually(lambda: here.engine.state(f"{array}_3").phase in ("waiting", "queued", "held"))
+    assert here.engine.state(f"{array}_2").phase == "running", "it is requeued alone"
+    assert here.engine.whole(f"{array}_3", 20) == f"{array}.ref"
+    here.engine.give_back(f"{array}_3", 20)
+    assert [comment(here, f"{array}_{index}") for index in (2, 3)] == [marked, "mine"]
+    here.run("scancel", array)
+    eventually(lambda: here.engine.state(array).ended)
 
 
 @pytest.mark.parametrize(

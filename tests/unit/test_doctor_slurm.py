@@ -159,10 +159,12 @@ def test_flags(site: Site, flags: str, level: Level) -> None:
     ("timeout", "well"), [("65534", True), ("300", True), ("31", True), ("30", False), ("1", False)]
 )
 def test_the_time_of_hooks(site: Site, timeout: str, well: bool) -> None:
-    timeouts = site.node.config.timeouts._replace(disk=30)
-    for name in ("PrologEpilogTimeout", "EpilogTimeout"):  # the second one since Slurm 25.05
-        (found,) = slurm.judge_timeout({name: (timeout,), "PrologTimeout": ("1",)}, timeouts)
-        assert (found.level is Level.OK) == well and (well or f" {name} above 30" in str(found.remedy))
+    for key, other in (("disk", "sisters"), ("sisters", "disk")):
+        timeouts = site.node.config.timeouts._replace(**{key: 30, other: 20})
+        for name in ("PrologEpilogTimeout", "EpilogTimeout"):  # the second one since Slurm 25.05
+            (found,) = slurm.judge_timeout({name: (timeout,), "PrologTimeout": ("1",)}, timeouts)
+            assert (found.level is Level.OK) == well and (well or f" {name} above 30" in str(found.remedy))
+            assert f"timeouts.{key}" in str(found.remedy) + found.what or timeout == "65534"
 
 
 @pytest.mark.parametrize(
