@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,9 +39,9 @@ def node() -> Iterator[Node]:
         yield make_node(base)
 
 
-def made(node: Node, place: record.Place) -> tuple[int, list[Path]]:
+def made(node: Node, place: record.Place, **facts: Any) -> tuple[int, list[Path]]:
     """An attempt with an overlay, held; gives its lock and what it made."""
-    lock, listener = record.create(place, FACTS)
+    lock, listener = record.create(place, {**FACTS, **facts})
     listener.close()
     overlay = node.config.images.overlays / f"{place.folder.parent.name}.{place.attempt}.g.qcow2"
     record.make_folder(overlay.parent, 0o700)
@@ -338,6 +339,37 @@ def test_an_epilogue_ends_what_lives_and_leaves_no_tombstone(node: Node) -> None
     assert agent.wait() == -9
     assert node.left() == []
     assert list((node.config.paths.run / "tombstones").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "guests", "waits"),
+    [
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, True, True),
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, False, False),
+        ({"node_index": 0, "nodes": ["n1", "n2"]}, True, False),
+        ({"node_index": 1, "nodes": None}, True, False),
+    ],
+)
+def test_an_epilog_of_slurm_lets_a_sister_end_with_its_job(
+    node: Node, facts: dict[str, Any], guests: bool, waits: bool
+) -> None:
+    """Where the mother superior does not call it over in time, it is ended."""
+    config = node.install.config
+    config.write_text(f"{config.read_text()}\ntimeouts: {{sisters: 1, disk: 0}}\n")
+    for ends in (True, False):
+        place = node.place(start=LONG_AGO)
+        lock, _ = made(node, place, **facts)
+        agent = subprocess.Popen(["sleep", "0.4" if ends else "60"])
+        note_process(place, agent.pid, "agent")
+        if guests:
+            note_process(place, sleeper().pid, "qemu")
+        os.close(lock)
+        begun = time.monotonic()
+        hooks(node, "end_job(config, '12.host')")
+        assert agent.wait() == (0 if waits and ends else -9)
+        if waits and not ends:
+            assert time.monotonic() - begun > 1
+        assert node.left() == []
 
 
 def test_an_epilogue_before_the_agents_first_line_leaves_the_tombstone_for_it(node: Node) -> None:

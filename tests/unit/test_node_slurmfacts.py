@@ -190,10 +190,21 @@ def test_numbers_are_as_wide_as_they_are_written(numbers: list[int], width: int)
 
 def test_a_jobs_own_process() -> None:
     inside = {"SLURM_JOB_ID": "14", "SLURM_CLUSTER_NAME": "ref", "SLURM_ARRAY_JOB_ID": "13", "SLURM_ARRAY_TASK_ID": "3"}
-    assert slurmfacts.own_job(inside) == OwnJob("14.ref", 3, may_come_back=True)
-    assert slurmfacts.own_job({**inside, "SLURM_ARRAY_TASK_ID": ""}).member is None
-    with pytest.raises(ValueError):
-        slurmfacts.own_job({})
+    assert slurmfacts.own_job(inside) == OwnJob("14.ref", 3, may_come_back=True, marked="13_3")
+    alone = slurmfacts.own_job({**inside, "SLURM_ARRAY_TASK_ID": ""})
+    assert (alone.member, alone.marked) == (None, "14")
+    for environment in ({}, {**inside, "SLURM_ARRAY_JOB_ID": "-a"}):
+        with pytest.raises(ValueError):
+            slurmfacts.own_job(environment)
+
+
+@FUZZ
+@given(st.text(max_size=40))
+def test_a_users_own_comment_is_what_stands_behind_the_mark(own: str) -> None:
+    assert slurmfacts.own_comment(f"{COMMENT} {own}") == own
+    for whole in (own, f"vtorque:{own}", f" {COMMENT} {own}", f"vtorque:/home/carol/.vtorque/x {own}"):
+        assert slurmfacts.own_comment(whole) is None
+    assert slurmfacts.own_comment(COMMENT) == ""
 
 
 def test_what_a_guest_is_told_has_nothing_that_leads_an_mpi_to_the_nodes() -> None:

@@ -28,7 +28,7 @@ from vmgr.node.boot import ConsoleLogs, boot
 from vmgr.node.checkedjob import Call, allocation_of, checked_job
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
-from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.fellows import Fellows, check_image, parse_ssh_ports
 from vmgr.node.gate import Gate
 from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
@@ -133,6 +133,7 @@ class Agent:
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
         self.is_stored: Optional[bool] = None
+        self.is_noted = False
         self.progress.private["user"] = call.user
         self.progress.now = self._now
 
@@ -159,6 +160,7 @@ class Agent:
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
             joined=leftovers.join if leftovers else None, detached=self._detached,
+            named=lambda member: self._note_member(member, user),
             orders=orders_of(
                 lambda: self.crew, lambda: self.job, self.config, self.progress.fail,
                 suspension=lambda: self.suspension, gate=self.gate,
@@ -187,6 +189,15 @@ class Agent:
     def _detached(self, number: object, error: object) -> None:
         if self.suspension is not None:
             self.suspension.detached(number, error)
+
+    def _note_member(self, name: object, user: User) -> None:
+        """Note which member of a job array this is, once, where it has a number of its own."""
+        if name is None or self.log is None or self.is_noted:
+            return
+        from vmgr.report.members import note  # few jobs are members
+
+        self.is_noted = True
+        note(self.log.parent, name, self.call.job_id, user.uid)
 
     def _leftovers(self, user: User) -> Optional[Leftovers]:
         """Where the site ends what a job leaves running on the node: what ends it."""
@@ -447,7 +458,10 @@ class Agent:
         self.ssh_ports = await crew.open_ssh()
         self.progress.private["ssh"] = {"port": self.ssh_ports[0], "host_key": crew.host_key.public}
         self.progress.facts["ssh_ports"] = crew.ssh_ports()
-        await fellows.tell(READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption)})
+        image = job.image.reference
+        await fellows.tell(
+            READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption), "image": image}
+        )  # fmt: skip
         if len(job.allocation.nodes) > 1:
             self.progress.stage("guests ready")
             try:
@@ -456,6 +470,7 @@ class Agent:
                 raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
             names, per_node = job.names, len(crew.guests)
             for node, data in enumerate(all_said):
+                check_image(image, job.allocation.nodes[node], data.get("image"))
                 check_alike(job.resumption, job.allocation.nodes[node], data.get("resumed"))
                 own = names[node * per_node : (node + 1) * per_node]
                 self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, own))

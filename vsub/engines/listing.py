@@ -37,11 +37,13 @@ def ask(
     *,
     unknown: Optional[int] = None,
     unknown_words: bytes = b"Unknown Job Id",
+    errors: str = "replace",
 ) -> Optional[str]:
     """What a command of the batch system prints, bounded.
 
     None when it fails because it does not know the job: with the status `unknown`, or, where that is given, with these
-    words. `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
+    words. `key` is the setting that names the command, `errors` what becomes of bytes that are no UTF-8. Raises
+    VTorqueError (VT-ENGINE).
     """
     done = _run(argv, key, timeout_s)
     if done.returncode and unknown is not None and (done.returncode == unknown or unknown_words in done.stderr):
@@ -51,7 +53,7 @@ def ask(
         raise VTorqueError(
             f"{argv[0]} ended with status {done.returncode}{': ' + said if said else ''}", code=Code.ENGINE
         )
-    return done.stdout[:MAX_TEXT_BYTES].decode(errors="replace")
+    return done.stdout[:MAX_TEXT_BYTES].decode(errors=errors)
 
 
 def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[str] = None) -> None:

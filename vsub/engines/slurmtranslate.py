@@ -34,6 +34,7 @@ _NOTHING = {
     "K": "the time between TERM and KILL is the site's KillWait",
 }
 _REQUEUE = ("requeue", "no-requeue")
+_OPPOSITE = {"exclusive": ("oversubscribe",), "oversubscribe": ("exclusive",), "requeue": ("no-requeue",)}
 _ACCESS = {"singlejob": "", "singleuser": "user", "uniqueuser": "user", "shared": None}
 _MAIL = {"a": "FAIL", "f": "FAIL", "b": "BEGIN", "e": "END"}
 _ADDRESSES = "Slurm bounds memory, not addresses; say mem="
@@ -184,7 +185,7 @@ class _Walk:
         name, text = split_option(option)
         if name in SLURM_NODES | SLURM_MEMORY or name in ("output", "error", "export", "parsable", "quiet"):
             return
-        opposite = {"exclusive": ("oversubscribe",), "oversubscribe": ("exclusive",)}.get(name, ())
+        opposite = _OPPOSITE.get(name, ())
         self._set(name, text, option.source, *opposite)
 
     def _unknown(self, option: Option) -> None:
