@@ -17,6 +17,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
+from vsub.engines.slurmlayout import check_nodelist, comment_option, layout_options
 from vsub.engines.slurmoptions import USAGE, from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
@@ -25,9 +26,7 @@ from vsub.engines.slurmtranslate import (
     Value,
     access_option,
     check_refused,
-    comment_option,
     for_session,
-    layout_options,
     output_options,
     translate,
     words,
@@ -170,6 +169,7 @@ class Slurm:
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source
         mem_source = _OF_GUESTS if job.fitted.memory else "; ".join(given.text for given in asked.memory.values())
+        check_nodelist(found, lies.nodes)
         found.update(layout_options(lies, found, source, mem_source, one_task=job.interactive))
         origin = self._config.origin("submit.node_access")
         return {**found, **access_option(job.node_access, found, origin)}
