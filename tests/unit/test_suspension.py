@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import a_user
 
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.node import suspension
 from vmgr.node.gate import Gate
 from vmgr.node.meeting import ORDERS, TRIES, of_try
@@ -183,21 +183,21 @@ def test_what_fails_is_called_off_and_may_be_tried_again(step: str, done: list[s
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["the job ends", "the job goes on"])
-@pytest.mark.parametrize("code", [Code.ENGINE, Code.ACCESS])
-def test_a_requeue_whose_answer_is_lost(ends: bool, code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [Unanswered, VTorqueError])
+def test_a_requeue_whose_answer_is_lost(ends: bool, kind: type[VTorqueError], monkeypatch: pytest.MonkeyPatch) -> None:
     """The job may be queued again all the same: what it goes on from is not taken away as long as that may be."""
     monkeypatch.setattr(suspension, "LATE_SECONDS", 20 if ends else 0.1)
 
     async def work() -> None:
         here = Doubles()
         leader = here.leader()
-        here.does["requeue 12.host"] = VTorqueError("the batch system has not answered", code=code)
+        here.does["requeue 12.host"] = kind("the batch system has not answered", code=Code.ENGINE)
         suspending = asyncio.ensure_future(leader.suspend(len))
         await here.reach("requeue 12.host").wait()
         for _ in range(20):
             await asyncio.sleep(0)
-        assert suspending.done() is (code is Code.ACCESS)
-        settled = asyncio.ensure_future(leader.settle()) if ends and code is Code.ENGINE else None
+        assert suspending.done() is (kind is VTorqueError)
+        settled = asyncio.ensure_future(leader.settle()) if ends and kind is Unanswered else None
         await asyncio.wait([suspending])
         if settled is None:
             with pytest.raises(VTorqueError, match="has not answered"):

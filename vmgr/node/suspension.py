@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Callable, NamedTuple, Optional, Protocol, TypeVar
 
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node.fellows import Fellows
 from vmgr.node.gate import Gate
@@ -33,7 +33,7 @@ MEETING_SECONDS = 60.0
 """What a step on all nodes may take beside its own time, for orders and answers to be seen."""
 REQUEUE_SECONDS = 120.0
 LATE_SECONDS = 10.0
-"""So long after a requeue that seems to have failed the job may still end by it."""
+"""So long after a requeue without an answer the job may still end by it."""
 MAX_WHY = 1000
 MAX_TRIES = 100
 """So often may it be tried in one attempt: each try leaves a line in the attempt's record."""
@@ -214,19 +214,19 @@ class Leader:
         try:
             await within(REQUEUE_SECONDS, self._means.requeue(self._means.job.job_id))
         except asyncio.TimeoutError:
-            err = VTorqueError(
+            err: VTorqueError = Unanswered(
                 f"the batch system has not requeued the job within {REQUEUE_SECONDS:g} s", code=Code.ENGINE
             )
         except VTorqueError as problem:
             err = problem
         else:
             return
-        if err.code is not Code.ENGINE or not await self._ends_all_the_same():
+        if not isinstance(err, Unanswered) or not await self._ends_all_the_same():
             raise err
         LOGGER.warning("the job has ended, so it has been requeued all the same: %s", err)
 
     async def _ends_all_the_same(self) -> bool:
-        """Whether the job ends although the batch system, whose answer may be lost, seems to have refused that.
+        """Whether the job ends, although the batch system has not said that it will.
 
         What is stored of it stays then: where it has been ended for another reason, nobody misses that.
         """
