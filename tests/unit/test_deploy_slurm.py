@@ -141,6 +141,19 @@ def test_a_site_that_calls_ours() -> None:
     assert told[3] == "PrologFlags=Alloc,DeferBatch is missing"
 
 
+def test_two_lines_of_a_kind() -> None:
+    """All of them run on newer versions, only the last one on others."""
+    ours, other = Value(f"{FOLDER}/prolog", "f line 1"), Value("/site/prolog", "f line 2")
+    for values, why in (
+        ((ours, other), "before Slurm 24.05 /site/prolog (f line 2) would run alone"),
+        ((other, ours), ""),
+    ):
+        first = slurmconf.judge(FOLDER, {"prolog": values}, lambda pattern, _: False)[0]
+        assert (first.state, first.bad, first.why) == (THERE, False, why)
+    told = slurmconf.told(f"Prolog[0] = {FOLDER}/prolog\nProlog[1] = /site/prolog\n")
+    assert slurmconf.judge(FOLDER, told, lambda pattern, _: False)[0].why == ""
+
+
 def test_which_programs_call_ours(tmp_path: Path) -> None:
     hook = tmp_path / "hook"
     hook.write_text("#!/bin/sh\n")
@@ -169,7 +182,8 @@ def test_a_file() -> None:
     more = "epilog = /b # theirs\nPROLOG=/c\n"
     text = '# x\nClusterName=a Prolog=/a\\\n  TaskProlog="/t p"\n\nInclude more\r\nNodeName=n[1-3] CPUs=4 X=a\\#b\n'
     found = reader(main=text, more=more)
-    assert found["prolog"] == [Value("/c", "/etc/slurm/more line 2")], "the last one holds"
+    assert found["prolog"] == [Value("/a", "/etc/slurm/main line 2"), Value("/c", "/etc/slurm/more line 2")]
+    assert reader(main="TaskProlog=/a\nTaskProlog=/b\n")["taskprolog"][0].text == "/b", "the last one holds"
     assert found["epilog"] == [Value("/b", "/etc/slurm/more line 1")]
     assert found["taskprolog"] == [Value("/t p", "/etc/slurm/main line 2")]
     assert found["x"][0].text == "a\\#b"

@@ -133,6 +133,7 @@ class Agent:
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
         self.is_stored: Optional[bool] = None
+        self.is_noted = False
         self.progress.private["user"] = call.user
         self.progress.now = self._now
 
@@ -152,12 +153,14 @@ class Agent:
             user = look_up(self.call.user)
         except VTorqueError as err:
             LOGGER.error("%s", err)
+            record.note_end(self.config.paths, self.call.job_id, self.place)
             undo(self.place)
             return
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
             joined=leftovers.join if leftovers else None, detached=self._detached,
+            named=lambda member: self._note_member(member, user),
             orders=orders_of(
                 lambda: self.crew, lambda: self.job, self.config, self.progress.fail,
                 suspension=lambda: self.suspension, gate=self.gate,
@@ -186,6 +189,15 @@ class Agent:
     def _detached(self, number: object, error: object) -> None:
         if self.suspension is not None:
             self.suspension.detached(number, error)
+
+    def _note_member(self, name: object, user: User) -> None:
+        """Note which member of a job array this is, once, where it has a number of its own."""
+        if name is None or self.log is None or self.is_noted:
+            return
+        from vmgr.report.members import note  # few jobs are members
+
+        self.is_noted = True
+        note(self.log.parent, name, self.call.job_id, user.uid)
 
     def _leftovers(self, user: User) -> Optional[Leftovers]:
         """Where the site ends what a job leaves running on the node: what ends it."""
