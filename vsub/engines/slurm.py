@@ -263,12 +263,12 @@ class Slurm:
 
     def hold(self, job_id: str, timeout_s: float) -> bool:
         """Hold a job by `scontrol uhold`."""
+        from vsub.engines.listing import hold_by
         from vsub.engines.slurmlisting import is_held
 
         job = self._alone(job_id, timeout_s)
-        text = self._known(job, timeout_s)
-        self._change(["scontrol", "uhold", job], timeout_s)
-        return not is_held(text)
+        is_new = not is_held(self._known(job, timeout_s))
+        return hold_by([self._program("scontrol"), "uhold", job], "slurm.bin", timeout_s, is_new=is_new)
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `scontrol release`, which is content with one that nobody holds."""
