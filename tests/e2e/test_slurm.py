@@ -1,4 +1,7 @@
-"""Guest jobs on a real Slurm: its daemons on simulated nodes, real guests."""
+"""Guest jobs on a real Slurm: its daemons on simulated nodes, real guests.
+
+What is true of all batch systems, MPI for instance, the other modules test on Slurm too.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from slurmprograms import BIN
 
 from .conftest import User, eventually
 from .slurmcluster import Slurm, found_programs, slurm_site
 from .terminal import SHELL, check_size_and_keys, terminal
-from .test_mpi import PATIENCE_S as MPI_PATIENCE_S
-from .test_mpi import compiled, ring
 from .test_several_nodes import hanging
 
 pytestmark = pytest.mark.skipif(found_programs() is not None, reason=f"needs Slurm: {found_programs()} is missing")
@@ -85,18 +87,6 @@ def test_a_job_without_guests_finds_the_variables_of_pbs_too(cluster: Slurm, use
     done = user.job(script, "-vm", "off", "-l", "nodes=1")
     assert done.status == 0, done
     assert user.output(f"slurm-{done.job_id}.out") == f"{done.job_id}.ref job.sh n1\n{user.home}\n"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_mpi_over_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
-    compiled(user, "openmpi")
-    path = user.write("mpi.sh", "#!/bin/bash\nmpirun ./ring.openmpi\n")
-    waiting = user.start(str(cluster.vsub), "--wait", *SIX, "-vm", "img=debian-12,ram=640M,network=job", str(path))
-    job, progress = waiting.communicate(timeout=MPI_PATIENCE_S)
-    done = user.finished(job.strip(), waiting.returncode, progress, "mpi.sh")
-    assert (done.status, done.err) == (0, ""), done
-    assert done.out.splitlines() == ring(GUESTS)
 
 
 def test_an_array(cluster: Slurm, user: User) -> None:
@@ -271,7 +261,7 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     """The Epilog knows a guest job by its record; a comment that names somebody else's directory brings no guests."""
     job = user.submit(STAYS)
     eventually((user.home / "runs").exists, "the script runs")
-    done = user.run("/usr/bin/scontrol", "update", f"job={job.partition('.')[0]}", "comment=mine")
+    done = user.run(str(BIN / "scontrol"), "update", f"job={job.partition('.')[0]}", "comment=mine")
     assert done.returncode == 0 and cluster.facts(job)["Comment"] == "mine"
     (shown,) = json.loads(cluster.enter("n1", str(cluster.vmgr), "ps", "--json"))
     assert (shown["job"], shown["node"], shown["user"]) == (cluster.whole(job), "n1", user.name), shown
@@ -281,7 +271,7 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
     path = user.write("plain.sh", "#!/bin/sh\nhostname\n")
     foreign = f"--comment=vtorque:/root/.vtorque/{'a' * 16}/{'0' * 64}"
-    done = user.run("/usr/bin/sbatch", "--parsable", foreign, "-o", "plain.o", str(path))
+    done = user.run(str(BIN / "sbatch"), "--parsable", foreign, "-o", "plain.o", str(path))
     assert cluster.wait(done.stdout.strip()) == 0 and user.output("plain.o") == "n1\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -18,8 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, REPOSITORY, Node, in_session, make_node, note_process, short_folder, sleeper
 
-from vmgr.node import process, record
+from vmgr.jobspec import SpecPath
+from vmgr.node import hook, process, record, slurmfacts
+from vmgr.node.agent import Agent
+from vmgr.node.checkedjob import Call
 from vmgr.node.hook import end_job
+from vmgr.node.hookcall import HookCall
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
 
@@ -401,6 +406,34 @@ def test_an_epilogue_that_cannot_undo_says_so_and_keeps_the_tombstone(
     end_job(node.config, "12.host")
     assert "vtorque: epilogue: overlay:" in capsys.readouterr().err
     assert record.is_buried(node.config.paths, "12.host", place) and place.folder.exists()
+
+
+def test_an_epilog_of_a_job_that_has_no_record_leaves_no_tombstone(node: Node) -> None:
+    """On Slurm its user can give any job the comment of a guest job."""
+    environment = {
+        "SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "ref", "SLURM_JOB_USER": "carol",
+        "SLURM_JOB_COMMENT": f"vtorque:/home/carol/.vtorque/abcd1234/{'0' * 64}",
+    }  # fmt: skip
+    hook._epilogue(slurmfacts.parse_epilogue([], environment), IN_FUTURE, node.config)
+    assert not (node.config.paths.run / "tombstones").exists()
+
+
+@pytest.mark.parametrize("user", ["root", "no-such-user-here"])
+def test_an_attempt_of_nobody_who_may_have_guests_leaves_nothing(node: Node, user: str) -> None:
+    """Its agent has ended before the epilogue comes."""
+    place = node.place("12.ref", start=LONG_AGO)
+    lock, listener = record.create(place, {**FACTS, "user": user})
+    call = Call("12.ref", user, SpecPath("/home/carol", "abcd1234", "0" * 64), 0, None)
+
+    async def live() -> None:
+        await Agent(node.config, node.base, place, call, None).run(listener)
+
+    asyncio.run(live())
+    os.close(lock)
+    listener.close()
+    hook._epilogue(HookCall("12.ref", user, call.directory, 0, None), IN_FUTURE, node.config)
+    marks = [path for name in ("tombstones", "ended") for path in node.base.rglob(f"{name}/*")]
+    assert node.left() == marks == []
 
 
 # the janitor

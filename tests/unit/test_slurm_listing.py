@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read strictly. Outputs recorded from Slurm 22.05.8."""
+"""What Slurm's commands print, read strictly. Outputs recorded from Slurm 22.05.8 and 25.11.7."""
 
 from __future__ import annotations
 
@@ -54,7 +54,15 @@ def test_states(job: str, phase: str, status: int) -> None:
         ("12 CANCELLED 0 None\n", JobState("completed", None)),
         ("12 TIMEOUT 0 TimeLimit\n", JobState("completed", None)),
         ("12 COMPLETING 0 None\n", JobState("exiting")),
+        ("12 PENDING 0:0 JobHoldMaxRequeue\n", JobState("held")),
+        ("12 EXPEDITING 0:0 None\n", JobState("queued")),
+        ("12 CANCELLED 0:0 None\n", JobState("completed", None)),
+        ("12 CANCELLED 0:15 None\n", JobState("completed", 143)),
+        ("12 COMPLETED 0:0 None\n", JobState("completed", 0)),
+        ("12 FAILED 3:0 NonZeroExitCode\n", JobState("completed", 3)),
+        ("12 FAILED 3:x NonZeroExitCode\n", JobState("completed", None)),
         ("12 REQUEUE_HOLD 0 JobHeldUser\n", JobState("held")),
+        ("12    PENDING   0   job requeued in held state   \n", JobState("held")),
         (LINES["14"] + LINES["353"], JobState("running")),
         (LINES["345"] + LINES["14"], JobState("completed", 3)),
     ],
@@ -130,6 +138,19 @@ def test_state_from_squeue(engine: Slurm, slurm: SlurmSite) -> None:
     assert engine.state("345; rm") == JobState("unknown")
 
 
+def test_a_users_view_of_the_queue_hides_no_job(
+    engine: Slurm, slurm: SlurmSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SQUEUE_PARTITION` and its like are as options of squeue are: files of a job that is gone are taken away."""
+    for name in ("SQUEUE_PARTITION", "SQUEUE_USERS", "SQUEUE_FORMAT", "SINFO_PARTITION", "SLURM_CLUSTERS"):
+        monkeypatch.setenv(name, "other")
+    monkeypatch.setenv("SLURM_CONF", "/site/slurm.conf")
+    slurm.program(
+        "squeue", f"case $(env) in *SQUEUE_*|*SINFO_*|*CLUSTERS*) exit 0 ;; *SLURM_CONF=/site*) {says('347')} ;; esac"
+    )
+    assert engine.state("347.ref").phase == "running"
+
+
 def test_a_squeue_that_is_missing(engine: Slurm) -> None:
     with pytest.raises(VTorqueError, match="/squeue to wait for the job"):
         engine.check_state()
@@ -147,7 +168,9 @@ def test_releasing(engine: Slurm, slurm: SlurmSite) -> None:
     slurm.program("scontrol", "exit 0")
     slurm.program("squeue", says("348"))
     engine.release("348", 5)
-    assert slurm.calls("scontrol") == ["release 348"]
+    slurm.program("squeue", "echo '347 PENDING 0 job requeued in held state'")  # by scontrol requeuehold
+    engine.release("347", 5)
+    assert slurm.calls("scontrol") == ["release 348", "release 347"]
     slurm.program("squeue", says("353"))
     with pytest.raises(VTorqueError, match="job 353 is not held"):
         engine.release("353", 5)

@@ -417,7 +417,7 @@ def _why(path: str, wants: Sequence[Want]) -> str:
     if want.kind == FOLDER or (want.kind == FILE and seen.digest == want.digest):
         uid, gid = want.owner
         return f"has owner {seen.uid}:{seen.gid} and mode {seen.mode:04o}, not {uid}:{gid} and {want.mode:04o}"
-    return "is not the one of this version"
+    return "is not what this version makes of the configuration: run ./install.sh again"
 
 
 def untrusted(paths: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from vmgr.node.boot import ConsoleLogs, boot
 from vmgr.node.checkedjob import Call, allocation_of, checked_job
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
-from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.fellows import Fellows, check_image, parse_ssh_ports
 from vmgr.node.gate import Gate
 from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
@@ -153,6 +153,7 @@ class Agent:
             user = look_up(self.call.user)
         except VTorqueError as err:
             LOGGER.error("%s", err)
+            record.note_end(self.config.paths, self.call.job_id, self.place)
             undo(self.place)
             return
         leftovers = self._leftovers(user)
@@ -457,7 +458,10 @@ class Agent:
         self.ssh_ports = await crew.open_ssh()
         self.progress.private["ssh"] = {"port": self.ssh_ports[0], "host_key": crew.host_key.public}
         self.progress.facts["ssh_ports"] = crew.ssh_ports()
-        await fellows.tell(READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption)})
+        image = job.image.reference
+        await fellows.tell(
+            READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption), "image": image}
+        )  # fmt: skip
         if len(job.allocation.nodes) > 1:
             self.progress.stage("guests ready")
             try:
@@ -466,6 +470,7 @@ class Agent:
                 raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
             names, per_node = job.names, len(crew.guests)
             for node, data in enumerate(all_said):
+                check_image(image, job.allocation.nodes[node], data.get("image"))
                 check_alike(job.resumption, job.allocation.nodes[node], data.get("resumed"))
                 own = names[node * per_node : (node + 1) * per_node]
                 self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, own))

@@ -74,11 +74,15 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
 
 
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
-    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one."""
+    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one.
+
+    Only its record tells a guest job here, never the comment, which its user may have changed to that of one: a node's
+    Epilog waits for its Prolog, so there is a record before it, or there will be none.
+    """
     return HookCall(
         job_id=_job_id(environ),
         user=_required(environ, "SLURM_JOB_USER", _USER),
-        directory=guest_job(environ.get("SLURM_JOB_COMMENT", "")),
+        directory=None,
         node_index=0,
         queue=None,
     )

@@ -123,6 +123,10 @@ class Engine(Protocol):
     def commands(self) -> tuple[str, str]:
         """The commands with which a user looks after a job, and deletes it."""
 
+    @property
+    def usage(self) -> str:
+        """What to do about an option that is not known."""
+
     def whole_line(self, line: Line) -> Line:
         """A command line with what stands in the batch system's own language behind `--slurm` read too.
 

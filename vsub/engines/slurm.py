@@ -17,7 +17,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
-from vsub.engines.slurmoptions import from_environment, parse_sbatch
+from vsub.engines.slurmoptions import USAGE, from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
     Circumstances,
@@ -70,6 +70,10 @@ class Slurm:
     @property
     def commands(self) -> tuple[str, str]:
         return "squeue -j", "scancel"
+
+    @property
+    def usage(self) -> str:
+        return USAGE
 
     def _program(self, name: str) -> str:
         return f"{for_this_host(self._config.slurm_bin, 'slurm.bin').rstrip('/')}/{name}"

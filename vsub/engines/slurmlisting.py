@@ -1,7 +1,7 @@
 """What Slurm says of its nodes and jobs, read strictly.
 
 Only fields are asked for that hold no text of a user's: ids, states, names of users and nodes. Forms: squeue(1),
-sinfo(1), scontrol(1) of Slurm 22.05.
+sinfo(1), scontrol(1) of Slurm 22.05, and seen on 23.11 to 26.05 too.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ MAX_JOBS = 100_000
 _MANY = 3
 """So many members of an array are named."""
 
-_HELD = "JobHeld"
+_HELD = ("JobHeld", "JobHoldMaxRequeue", "job requeued in held state")
+"""How the reason of a job that is held begins; the last is of `scontrol requeuehold`."""
 _PHASES = {
-    "RUNNING": "running", "CONFIGURING": "running", "SUSPENDED": "running", "STOPPED": "running",
-    "RESIZING": "running", "SIGNALING": "running", "STAGE_OUT": "exiting", "COMPLETING": "exiting",
-    "PENDING": "queued", "REQUEUED": "queued", "REQUEUE_FED": "queued", "REQUEUE_HOLD": "held", "SPECIAL_EXIT": "held",
+    "RUNNING": "running", "CONFIGURING": "running", "SUSPENDED": "running", "STOPPED": "running", "RESIZING": "running",
+    "SIGNALING": "running", "STAGE_OUT": "exiting", "COMPLETING": "exiting", "PENDING": "queued", "REQUEUED": "queued",
+    "REQUEUE_FED": "queued", "EXPEDITING": "queued", "REQUEUE_HOLD": "held", "SPECIAL_EXIT": "held",
     "RESV_DEL_HOLD": "held", "COMPLETED": "completed", "FAILED": "completed", "CANCELLED": "completed",
     "TIMEOUT": "completed", "NODE_FAIL": "completed", "PREEMPTED": "completed", "BOOT_FAIL": "completed",
     "DEADLINE": "completed", "OUT_OF_MEMORY": "completed", "REVOKED": "completed",
 }  # fmt: skip
 _WAITS = ("BeginTime", "Dependency")
+_STATUS = re.compile(r"([0-9]{1,9})(?::([0-9]{1,3}))?")
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"
 
 
@@ -85,7 +87,7 @@ def _state(line: str) -> Optional[JobState]:
     if len(words) < 3 or not words[0].isdigit():
         return None
     phase = _PHASES.get(words[1], "unknown")
-    reason = words[3] if len(words) > 3 else ""
+    reason = " ".join(words[3:])
     if phase == "queued" and reason.startswith(_HELD):
         phase = "held"
     elif phase == "queued" and reason in _WAITS:
@@ -95,13 +97,19 @@ def _state(line: str) -> Optional[JobState]:
 
 
 def _exit_status(state: str, text: str) -> Optional[int]:
-    """The status as a shell gives it, from that of wait(2); None where a job was ended and the status tells nothing."""
-    if not text.isdigit() or len(text) > 9:
+    """The status as a shell gives it; None where a job was ended and the status tells nothing.
+
+    Slurm 22.05 gives that of wait(2), newer ones `STATUS:SIGNAL`.
+    """
+    match = _STATUS.fullmatch(text)
+    if match is None:
         return None
-    status = int(text)
-    if status == 0:
+    status, signal = int(match[1]), int(match[2] or 0)
+    if match[2] is None:
+        status, signal = status >> 8 & 255, status & 127
+    if status == signal == 0:
         return 0 if state == "COMPLETED" else None
-    return 128 + (status & 127) if status & 127 else (status >> 8) & 255
+    return 128 + (signal & 127) if signal else status & 255
 
 
 def is_held(text: str) -> bool:
@@ -115,7 +123,7 @@ def is_on_hold(text: str) -> bool:
 
 
 def _reasons(text: str) -> list[str]:
-    return [words[3] for words in map(str.split, text.splitlines()) if len(words) > 3]
+    return [" ".join(words[3:]) for words in map(str.split, text.splitlines())]
 
 
 def runs(text: str) -> bool:

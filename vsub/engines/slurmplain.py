@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from vmgr.errors import Code, VTorqueError
 from vsub.engines import Plain
 from vsub.engines.slurmenvironment import plain_environment
-from vsub.engines.slurmoptions import ForSbatch, split_option
+from vsub.engines.slurmoptions import USAGE, ForSbatch, split_option
 from vsub.engines.slurmrequest import (
     PBS_MEMORY,
     PBS_NODES,
@@ -72,7 +72,7 @@ def plain_job(
         return Plain([sbatch, "--parsable", *ignored, *(line.native or ()), *_script(line, options)])
     problem = line.problem or directives.problem
     if problem is not None:
-        raise VTorqueError(problem, code=Code.USAGE, hint="see vsub --help, man qsub and man sbatch")
+        raise VTorqueError(problem, code=Code.USAGE, hint=USAGE)
     _check(options)
     interactive = last(options, "I") is not None
     found = _translated(options, around, _script_name(line), interactive=interactive)

@@ -23,6 +23,8 @@ from vsub.resources import Resource, read_resources
 MAX_COMMENT_BYTES = 1024
 """What reaches a Prolog of a job's comment."""
 COMMENT = "vtorque:"
+MAX_NAME_BYTES = 200
+"""A job's name with `.o`, the number and the index behind it is the name of a file, which may have 255."""
 
 _ELSEWHERE = frozenset("cCdFISTuvVxz")
 """Options that vsub takes care of, or that are part of the job's environment."""
@@ -33,6 +35,7 @@ _NOTHING = {
     "K": "the time between TERM and KILL is the site's KillWait",
 }
 _REQUEUE = ("requeue", "no-requeue")
+_OPPOSITE = {"exclusive": ("oversubscribe",), "oversubscribe": ("exclusive",), "requeue": ("no-requeue",)}
 _ACCESS = {"singlejob": "", "singleuser": "user", "uniqueuser": "user", "shared": None}
 _MAIL = {"a": "FAIL", "f": "FAIL", "b": "BEGIN", "e": "END"}
 _ADDRESSES = "Slurm bounds memory, not addresses; say mem="
@@ -150,9 +153,32 @@ def layout_options(lies: Layout, found: Translated, source: str, mem_source: str
         wanted["mem"] = Value(f"{lies.mib}M", mem_source)
     if lies.hosts:
         wanted["nodelist"] = Value(",".join(lies.hosts), source)
+    elif "nodelist" in found:
+        _check_nodelist(found["nodelist"], lies.nodes)
     if lies.features:
         wanted["constraint"] = Value("&".join((*lies.features, *_plain_features(found))), source)
     return wanted
+
+
+def _check_nodelist(asked: Value, nodes: int) -> None:
+    """Refuse a list of more nodes than the job has, whose refusal by sbatch tells of neither. Raises VTorqueError."""
+    from vmgr.node.nodelist import expand  # few jobs name their nodes
+
+    text = asked.text or ""
+    if "/" in text:
+        return  # a file of names, which sbatch reads
+    try:
+        number = len(expand(text))
+    except ValueError:
+        raise VTorqueError(
+            f"--nodelist={text[:80]} ({asked.source}) is no list of nodes", code=Code.USAGE, hint="such as n1,n[3-5]"
+        ) from None
+    if number > nodes:
+        raise VTorqueError(
+            f"--nodelist={text[:80]} ({asked.source}) names {number} nodes, and the job has {nodes}",
+            code=Code.OPTION,
+            hint=f"say --nodes={number}",
+        )
 
 
 def _plain_features(found: Translated) -> list[str]:
@@ -229,7 +255,7 @@ class _Walk:
         name, text = split_option(option)
         if name in SLURM_NODES | SLURM_MEMORY or name in ("output", "error", "export", "parsable", "quiet"):
             return
-        opposite = {"exclusive": ("oversubscribe",), "oversubscribe": ("exclusive",)}.get(name, ())
+        opposite = _OPPOSITE.get(name, ())
         self._set(name, text, option.source, *opposite)
 
     def _unknown(self, option: Option) -> None:
@@ -353,6 +379,12 @@ def _check_name(name: Value) -> None:
         raise VTorqueError(
             f"{text[:80]!r} ({name.source}) is no name for a job", code=Code.USAGE,
             hint="no blanks, slashes and backslashes; give one by -N",
+        )  # fmt: skip
+    size = len(text.encode("utf-8", "surrogateescape"))
+    if size > MAX_NAME_BYTES:
+        raise VTorqueError(
+            f"the job's name ({name.source}) has {size} bytes: none of its output could be kept", code=Code.USAGE,
+            hint=f"{MAX_NAME_BYTES} are allowed; give another by -N",
         )  # fmt: skip
 
 
