@@ -136,18 +136,16 @@ def judge_flags(values: Iterable[str]) -> Iterator[Finding]:
 
 def judge_timeout(settings: Mapping[str, tuple[str, ...]], timeouts: Timeouts) -> Iterator[Finding]:
     """Whether an Epilog may wait as long as it does where a guest has a persistent disk, or a job has other nodes."""
-    key, needed = max(
-        ("timeouts.disk", timeouts.disk), ("timeouts.sisters", timeouts.sisters), key=lambda each: each[1]
-    )
     name = next((name for name in _EPILOG_TIMES if settings.get(name)), _EPILOG_TIMES[-1])
     values = settings.get(name, ())
     seconds = next((int(match[1]) for value in values for match in [re.match(r"([0-9]{1,9})\b", value)] if match), None)
+    needed, key = max((timeouts.disk, "timeouts.disk"), (timeouts.sisters, "timeouts.sisters"))
     if seconds is None or seconds == NO_LIMIT:
         yield _find(Level.OK, f"{name} is not set: hooks have all the time that they take")
     elif seconds <= needed:
         yield _find(
-            Level.FAILURE, f"{key} is {needed} s, {name} {seconds} s: an Epilog that waits "
-            "so long is killed, and its node drained",
+            Level.FAILURE, f"{key} is {needed} s, {name} {seconds} s: an Epilog that waits so long is killed, and its "
+            "node drained",
             f"set {key} below {seconds}, or {name} above {needed}",
         )  # fmt: skip
     else:
