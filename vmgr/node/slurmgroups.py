@@ -33,9 +33,6 @@ WAIT_SECONDS = 60.0
 """How long the other Prologs of a node may take after ours, and Slurm to make the groups."""
 LOOK_AGAIN_SECONDS = 5.0
 """How often the groups are looked at beside the events that tell of them."""
-CONTAIN = ("contain", "x11", "runinjob")
-"""Prolog flags that bring the step `extern`, in lower case."""
-TRACKER = "proctrack/cgroup"
 
 
 def group_paths(node: str, uid: int, number: int, sluid: Optional[str]) -> tuple[GroupPath, ...]:
@@ -76,7 +73,7 @@ async def guests_group(paths: Sequence[GroupPath], place: Place, environ: Mappin
 
 def makes_groups(environ: Mapping[str, str]) -> bool:
     """Whether Slurm makes groups for a job on each node, by the slurm.conf that `SLURM_CONF` in `environ` names."""
-    from vmgr.deploy.slurmconf import parse_file
+    from vmgr.deploy.slurmconf import CONTAIN, flags_of, parse_file, tracks_groups
 
     path = environ.get("SLURM_CONF", CONF)
     try:
@@ -84,9 +81,8 @@ def makes_groups(environ: Mapping[str, str]) -> bool:
     except (OSError, ValueError) as err:
         LOGGER.warning("%s does not tell whether there are control groups: %s", path, err)
         return False
-    tracker = [value.text.lower() for value in settings.get("proctracktype", ())]
-    flags = {flag.strip().lower() for value in settings.get("prologflags", ()) for flag in value.text.split(",")}
-    return tracker == [TRACKER] and bool(flags & set(CONTAIN))
+    contains = bool(flags_of(settings.get("prologflags", ())) & set(CONTAIN))
+    return contains and tracks_groups(settings.get("proctracktype", ()))
 
 
 def _read(path: str) -> str:
