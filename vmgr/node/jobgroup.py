@@ -21,6 +21,7 @@ KINDS = ("cgroup", "cgroup2", "cpuset")
 MOUNTS = Path("/proc/self/mounts")
 TASKS = "tasks"
 """The list of the file system `cpuset`: of threads, not of processes."""
+_OOM_KILLS = re.compile(r"^oom_kill [1-9]", re.MULTILINE)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -65,6 +66,15 @@ class JobGroup(NamedTuple):
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def has_run_out(self) -> bool:
+        """Whether the kernel has ended a process in them because their bound on memory was reached (v2, v1)."""
+        for path in self.lists:
+            for name in ("memory.events", "memory.oom_control"):
+                with suppress(OSError):
+                    if _OOM_KILLS.search((path.parent / name).read_text()):
+                        return True
+        return False
 
     def add(self, pid: int) -> None:
         """Put a process in, with all its threads. Raises VTorqueError (VT-LAUNCH) when the kernel refuses."""
