@@ -12,7 +12,7 @@ from vmgr.errors import Code, VTorqueError
 from vsub.batch import main as batch_main
 from vsub.engines import JobState, PlacedJob
 from vsub.engines.slurm import Slurm
-from vsub.engines.slurmlisting import parse_cluster, parse_nodes, parse_placed, parse_state, slurm_id
+from vsub.engines.slurmlisting import parse_cluster, parse_nodes, parse_placed, parse_state, parse_version, slurm_id
 
 SQUEUE = """\
 352                             CANCELLED                       15              None
@@ -113,6 +113,12 @@ def test_no_ids(named: str) -> None:
     with pytest.raises(VTorqueError) as problem:
         slurm_id(named)
     assert problem.value.code is Code.VALUE
+
+
+def test_versions() -> None:
+    assert parse_version("slurm-wlm 22.05.8\n") == (22, 5) and parse_version("slurm 26.11.0-0rc1\n") == (26, 11)
+    with pytest.raises(VTorqueError, match="does not say its version"):
+        parse_version("slurm\n")
 
 
 @pytest.fixture
