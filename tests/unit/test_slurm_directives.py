@@ -1,4 +1,4 @@
-"""`#SBATCH` lines, read as sbatch reads them. The expected words were recorded from its 22.05.8 and 25.11.7 (`-vvv`)."""
+"""`#SBATCH` lines, read as sbatch reads them. The words were recorded from its 22.05.8 and 25.11.7 (`-vvv`)."""
 
 from __future__ import annotations
 
