@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodesite import FUZZ
 
 from vmgr.deploy import options, slurmconf, slurmsite
-from vmgr.deploy.front import engine_in, first_config, slurm_text
+from vmgr.deploy.front import engine_in, first_config, slurm_bin_in, slurm_text
 from vmgr.deploy.slurmconf import DIFFERENT, MISSING, THERE, Settings, Value
 from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.errors import Code, VTorqueError
@@ -71,6 +71,23 @@ def test_the_first_configuration_says_slurm(tmp_path: Path) -> None:
     assert engine_in("a:\n  engine: local\n# engine: torque\n") is None and engine_in("engine: 'slurm'\n") == "slurm"
 
 
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        ("slurm: {bin: /opt/slurm/bin}\n", "/opt/slurm/bin"),
+        ("slurm: {queues: [a], bin: '/opt/slurm/bin/'}  # ours\n", "/opt/slurm/bin"),
+        ('engine: slurm\nslurm:   # ours\n  # where\n\n  x: {y: 1}\n  bin: "/s"  # here\n', "/s"),
+        ("slurm:\n  bin: {n*: /s}\nother:\n  bin: /t\n", ""),
+        ("slurm:\nother:\n  bin: /t\n", ""),
+        ("# slurm: {bin: /s}\nnot_slurm: {bin: /t}\n", ""),
+        ("slurm: {cabin: /t}\n", ""),
+        ("slurm:\n  cabin: /t\n", ""),
+    ],
+)
+def test_where_a_configuration_has_slurms_commands(text: str, folder: str) -> None:
+    assert slurm_bin_in(text) == folder
+
+
 # --- slurm.conf
 
 
@@ -112,6 +129,23 @@ def test_what_slurm_tells() -> None:
 )
 def test_flags(flags: str, state: str, bad: bool) -> None:
     assert states({"prologflags": [Value(flags)]})[3] == ("PrologFlags", state, bad)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (None, "PrologFlags=Contain,DeferBatch is missing"),
+        (
+            "Alloc,DeferBatch",
+            "PrologFlags=Contain,DeferBatch is different: it is Alloc,DeferBatch, and guests are not in control groups",
+        ),
+        ("Contain,DeferBatch", "PrologFlags=Alloc,DeferBatch is there: it is Contain,DeferBatch"),
+        ("Alloc,Contain,DeferBatch", "PrologFlags=Alloc,DeferBatch is there"),
+    ],
+)  # fmt: skip
+def test_control_groups_need_a_flag_more(flags: Optional[str], said: str) -> None:
+    settings = {"proctracktype": [Value("proctrack/cgroup")], **({"prologflags": [Value(flags)]} if flags else {})}
+    assert str(slurmconf.judge(FOLDER, settings, lambda *_: True)[3]) == said
 
 
 def test_a_site_that_calls_ours() -> None:

@@ -14,7 +14,8 @@ from slurmsite import SlurmSite, explained
 from vsubsite import Runner, Site
 
 from vmgr.jobspec import GuestGroup
-from vsub.engines.slurmoptions import TABLE
+from vsub.engines.slurmoptions import _VARIABLES, TABLE, from_environment, split_option
+from vsub.options import SBATCH
 
 W = "WORK"
 BASE: dict[str, str] = {
@@ -318,6 +319,7 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("-o '$PBS_NODENUM'", "OPTION", "the variable PBS_NODENUM is not known before the job runs"),
         ("-N a/b", "USAGE", "is no name for a job"),
         ("-N 'a b'", "USAGE", "is no name for a job"),
+        (f"-N {'ä' * 101}", "USAGE", "the job's name (the command line) has 202 bytes: none of its"),
         ("-W depend=on:2", "OPTION", "on: say afterok"),
         ("-W depend=beforeok:2", "OPTION", "beforeok: say afterok"),
         ("-W depend=afterok", "USAGE", "the dependency 'afterok'"),
@@ -347,7 +349,15 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --wait", "OPTION", "say --wait before --slurm"),
         ("--slurm --uid=0", "OPTION", "its own user"),
         ("--slurm -i x", "OPTION", "standard input"),
-        ("--slurm --comm=x", "USAGE", "sbatch's option --comm is not known"),
+        ("--slurm --comm=x", "USAGE", "sbatch's option --comm is not known (the command line), --comment is;"),
+        ("--slurm --nodse 2", "USAGE", "sbatch's option --nodse is not known (the command line), --nodes is; options"),
+        ("--slurm --vm vcpus=2", "USAGE", "sbatch's option --vm is not known (the command line), -vm is; options of"),
+        ("--slurm --xyzzy=1", "USAGE", "sbatch's option --xyzzy is not known (the command line); options of"),
+        ("--nodes=2", "USAGE", "the option --nodes=2 is not known (the command line); options of sbatch stand behind"),
+        ("--slurm --nodelist=n[1-2],n9", "OPTION", "--nodelist=n[1-2],n9 (the command line) names 3 nodes, and the job "
+         "has 1; say --nodes=3"),
+        ("--slurm -w n1,n2 -N1", "OPTION", "--nodelist=n1,n2 (the command line) names 2 nodes, and the job has 1"),
+        ("--slurm -w n[1-", "USAGE", "--nodelist=n[1- (the command line) is no list of nodes"),
         ("--slurm --hold=1", "USAGE", "--hold has no value"),
         ("--slurm -y", "USAGE", "sbatch's option -y is not known"),
         ("--slurm --comment", "USAGE", "--comment needs a value"),
@@ -488,3 +498,16 @@ def test_no_word_behind_slurm_becomes_another_option(slurm: SlurmSite, vsub_run:
         names = [word[2:].partition("=")[0] for word in slurm.site.argv[:-1]]
         assert not any(TABLE[name].refused for name in names if name != "ignore-pbs")
         assert slurm.site.argv[-1] == "DIR/job"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"SBATCH_{name}" for name in (*_VARIABLES, "REQ_SWITCH", "WAIT4SWITCH", "NO_SUCH")]),
+        st.text(max_size=20) | st.text(st.sampled_from("+-012\u00b2\u0663"), max_size=4),
+    )
+)
+def test_whatever_stands_in_the_variables_of_sbatch(environ: dict[str, str]) -> None:
+    """Each becomes an option that is known, or nothing."""
+    for option in from_environment(environ):
+        assert option.source.partition("SBATCH_")[2]
+        assert option.letter != SBATCH or split_option(option)[0] in TABLE

@@ -22,6 +22,9 @@ OWN = ("--explain", DRY_RUN, "--json", "--debug")
 EXPEDITE = "expedite"
 """What `--requeue` may say beside nothing, since Slurm 25.11."""
 
+USAGE = "options of sbatch stand behind --slurm, those of qsub and vsub before it; see man sbatch, vsub --help"
+"""What to do about an option that is not known."""
+
 
 class ForSbatch(str):
     """The source of an option that was written for sbatch, whatever letter it has now."""
@@ -262,7 +265,7 @@ def _switches(environ: Mapping[str, str]) -> list[Option]:
 
 def _is_set(value: str) -> bool:
     number = value.strip().lstrip("+-")
-    return value == "" or value.lower() == "yes" or (number.isdigit() and int(number[:9]) != 0)
+    return value == "" or value.lower() == "yes" or (number.isdecimal() and int(number[:9]) != 0)
 
 
 def as_option(name: str, value: Optional[str], source: str) -> Option:
@@ -274,6 +277,14 @@ def as_option(name: str, value: Optional[str], source: str) -> Option:
     if letter is None:
         return Option(SBATCH, written, ForSbatch(source))
     return Option(letter, value, ForSbatch(f"{written}, {source}"))
+
+
+def _meant(name: str) -> str:
+    """The option that a wrong name is probably meant for."""
+    from difflib import get_close_matches  # for errors only
+
+    found = get_close_matches(name, [*TABLE, "vm"], 1)
+    return "".join(f", {'-' if name == 'vm' else '--'}{name} is" for name in found)
 
 
 def split_option(option: Option) -> tuple[str, Optional[str]]:
@@ -337,7 +348,7 @@ class _Reader:
         name, equals, value = word[2:].partition("=")
         name = _OTHER_NAMES.get(name, name)
         if name not in TABLE:
-            self.problem = f"sbatch's option {word.partition('=')[0]} is not known ({self.source})"
+            self.problem = f"sbatch's option --{name} is not known ({self.source}){_meant(name)}"
         elif equals and TABLE[name].takes is Takes.NOTHING:
             self.problem = f"sbatch's option --{name} has no value ({self.source})"
         else:
