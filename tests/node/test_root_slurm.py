@@ -80,7 +80,11 @@ class Here(NamedTuple):
     def facts(self, job: str) -> dict[str, str]:
         """What Slurm says of a job, but for what it is called and when it came."""
         told = self.run("scontrol", "-o", "show", "job", job).stdout
+        told = re.sub(r" SubmitLine=.*(?= WorkDir=)", "", told)
         found = dict(re.findall(r"(\S+?)=(.*?)(?= \S+=|\s*$)", told))
+        if found.get("Exclusive") == "USER":  # as 26.05 tells it
+            found["OverSubscribe"] = found.pop("Exclusive")
+        found["StdErr"] = found["StdErr"] or found["StdOut"]  # empty for one file for both since 24.05
         return {name: value for name, value in found.items() if name not in COMES}
 
     def ended(self, job: str) -> int:
@@ -153,7 +157,7 @@ def test_an_array_and_what_depends_on_it(here: Here) -> None:
     array = here.submit("-h", "-t", "3,5%1", "-j", "oe", "-o", "$PBS_ARRAYID.$PBS_JOBNAME", "job.sh")
     after = here.submit("-W", f"depend=afterany:{array}[].ref", "-N", "after", "job.sh")
     assert (here.engine.state(array).phase, here.engine.state(after).phase) == ("held", "waiting")
-    here.engine.release(array, 20)
+    here.run("scontrol", "release", array)
     assert here.ended(after) == 5
     assert here.ended(f"{array}[3]") == here.ended(f"{array}_5") == 5
     assert [(here.site.work / f"{index}.job.sh").read_text() for index in (3, 5)] == ["out 1\nerr\n"] * 2
