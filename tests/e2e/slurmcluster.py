@@ -72,6 +72,7 @@ class Slurm(Cluster):
     """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
 
     engine = "slurm"
+    patience_s = 480  # jobs may run beside each other, and guests have longer to boot
     limits = ()
     umask, file_kib = 0o022, "unlimited"
     session_end = ""
