@@ -6,8 +6,9 @@ mother superior first. Of the nodes of jobs only those are told that the batch s
 them in what it prints.
 
 `hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
-`{"new": BOOL}`: whether its user had not held the job before. Where the batch system does not
-say in time what has become of it, they print `{"answered": false, "new": BOOL or null}` and fail. `check-requeue` fails where the caller may requeue none.
+`{"new": BOOL}`: whether its user had not held the job before. Where the batch system does not say in time what has
+become of it, they print `{"answered": false, "new": BOOL or null}` and fail. `check-requeue` fails where the caller may
+requeue none.
 """
 
 from __future__ import annotations

@@ -100,9 +100,7 @@ class Torque(QsubDialect):
         if text is None:
             raise VTorqueError(f"job {job_id} is not known to the batch system", code=Code.ENGINE, hint="see qstat")
         program = for_this_host(self._submit.qhold, "submit.qhold")
-        return hold_by(
-            [program, "-h", "u", job_id], "submit.qhold", timeout_s, is_new="u" not in parse_holds(text)
-        )
+        return hold_by([program, "-h", "u", job_id], "submit.qhold", timeout_s, is_new="u" not in parse_holds(text))
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `qrls`."""
