@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from typing import Any
 
@@ -15,6 +16,7 @@ from vmgr.node import allocation, batch, nodelist, record, slurmfacts
 from vmgr.node.checkedjob import Call
 from vmgr.node.hookcall import HookCall, OwnJob
 from vmgr.node.nodelist import expand
+from vmgr.node.slurmgroups import group_paths
 
 SHA = "0123456789abcdef" * 4
 DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
@@ -26,6 +28,12 @@ PROLOG = {
     "SLURM_JOB_RESTART_COUNT": "1", "SLURM_JOB_WORK_DIR": "/home/carol", "SLURM_NODELIST": "n[1-3]",
     "SLURM_SCRIPT_CONTEXT": "prolog_slurmd",
 }  # fmt: skip
+INSIDE = {
+    "SLURM_JOB_ID": "14", "SLURM_CLUSTER_NAME": "ref", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_CPUS_ON_NODE": "4", "SLURM_NODELIST": "n[1-2]", "SLURM_PROCID": "0",
+}  # fmt: skip
+NUMBER = st.text(st.sampled_from("0123\u00b2\u0663"), max_size=12)
+"""Digits of all kinds: of some of them int() makes numbers, of others it does not."""
 EPILOG = {**PROLOG, "SLURM_SCRIPT_CONTEXT": "epilog_slurmd", "SLURM_JOB_EXIT_CODE": "0"}
 
 
@@ -33,16 +41,20 @@ def test_a_real_prolog() -> None:
     call = slurmfacts.parse_prologue([], PROLOG)
     key = slurmfacts.attempt_key("ref", 12, 1)
     assert call == HookCall(
-        "12.ref", "carol", DIRECTORY, 1, "batch", nodes=("n1", "n2", "n3"), key=key, tag="12"
+        "12.ref", "carol", DIRECTORY, 1, "batch", nodes=("n1", "n2", "n3"), key=key, tag="12",
+        groups=group_paths("n2", 4711, 12, None),
     )  # fmt: skip
-    found = Call.of({**call._asdict(), "directory": list(DIRECTORY), "nodes": ["n1", "n2", "n3"]})
+    found = Call.of(json.loads(json.dumps({**call._asdict(), "directory": list(DIRECTORY)})))
+    assert found.groups == call.groups
     assert found.nodes is not None and found.key is not None
     told = allocation.given(found.nodes, found.node_index, found.key)
     assert (told.name, told.key, len(key), int(key, 16) > 0) == ("n2", key, allocation.KEY_DIGITS, True)
 
 
 def test_a_real_epilog() -> None:
-    assert slurmfacts.parse_epilogue([], EPILOG) == HookCall("12.ref", "carol", DIRECTORY, 0, None)
+    assert slurmfacts.parse_epilogue([], EPILOG) == HookCall("12.ref", "carol", None, 0, None), (
+        "whatever its comment is"
+    )
     for name in ("SLURM_NODELIST", "SLURMD_NODENAME", "SLURM_JOB_RESTART_COUNT", "SLURM_JOB_PARTITION"):
         assert slurmfacts.parse_epilogue([], {**EPILOG, name: "?"}).job_id == "12.ref", "it ends a job all the same"
 
@@ -112,6 +124,20 @@ def test_whatever_stands_in_the_environment(changed: dict[str, str]) -> None:
     assert "/" not in call.job_id and "/" not in call.user and not call.job_id.startswith(".")
 
 
+@FUZZ
+@given(st.dictionaries(st.sampled_from((*INSIDE, "SLURM_CPUS_ON_NODE", "MINE")), st.text(max_size=20) | NUMBER))
+def test_whatever_a_job_has_made_of_its_own_variables(changed: dict[str, str]) -> None:
+    """The wrapper's environment is the user's."""
+    environment = {**INSIDE, **changed}
+    told = slurmfacts.passed(environment)
+    assert told.get("PBS_NP", "0").isdecimal() and "SLURM_NODELIST" not in told
+    try:
+        own = slurmfacts.own_job(environment)
+    except ValueError:
+        return
+    assert own.job_id == f"{environment['SLURM_JOB_ID']}.{environment['SLURM_CLUSTER_NAME']}" and "/" not in own.job_id
+
+
 @pytest.mark.parametrize(
     ("text", "nodes"),
     [
@@ -168,10 +194,21 @@ def test_numbers_are_as_wide_as_they_are_written(numbers: list[int], width: int)
 
 def test_a_jobs_own_process() -> None:
     inside = {"SLURM_JOB_ID": "14", "SLURM_CLUSTER_NAME": "ref", "SLURM_ARRAY_JOB_ID": "13", "SLURM_ARRAY_TASK_ID": "3"}
-    assert slurmfacts.own_job(inside) == OwnJob("14.ref", 3, may_come_back=True)
-    assert slurmfacts.own_job({**inside, "SLURM_ARRAY_TASK_ID": ""}).member is None
-    with pytest.raises(ValueError):
-        slurmfacts.own_job({})
+    assert slurmfacts.own_job(inside) == OwnJob("14.ref", 3, may_come_back=True, marked="13_3")
+    alone = slurmfacts.own_job({**inside, "SLURM_ARRAY_TASK_ID": ""})
+    assert (alone.member, alone.marked) == (None, "14")
+    for environment in ({}, {**inside, "SLURM_ARRAY_JOB_ID": "-a"}):
+        with pytest.raises(ValueError):
+            slurmfacts.own_job(environment)
+
+
+@FUZZ
+@given(st.text(max_size=40))
+def test_a_users_own_comment_is_what_stands_behind_the_mark(own: str) -> None:
+    assert slurmfacts.own_comment(f"{COMMENT} {own}") == own
+    for whole in (own, f"vtorque:{own}", f" {COMMENT} {own}", f"vtorque:/home/carol/.vtorque/x {own}"):
+        assert slurmfacts.own_comment(whole) is None
+    assert slurmfacts.own_comment(COMMENT) == ""
 
 
 def test_what_a_guest_is_told_has_nothing_that_leads_an_mpi_to_the_nodes() -> None:

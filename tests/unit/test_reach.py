@@ -404,6 +404,41 @@ def test_where_jobs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         where.nodes_of_job(config, "13")
 
 
+def test_an_array_has_no_nodes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    jobs = [{"job": f"{number}.ref", "owner": "carol", "nodes": ["n1"]} for number in (17, 18, 16)]
+    config = batch(monkeypatch, tmp_path, f"echo '{json.dumps(jobs)}'")
+    with pytest.raises(VTorqueError, match=r"VT-VALUE: 16 is a job array, and 3 .* such as 16\.ref, 17\.ref, 18\.ref"):
+        where.nodes_of_job(config, "16")
+
+
+@pytest.mark.parametrize(
+    ("engine", "named", "answer", "whole", "meant"),
+    [
+        ("slurm", "16_3", "echo '\"19.ref\"'", "19.ref", "19.ref"),
+        ("slurm", "16_3.ref", "echo '\"19.ref\"'", "19.ref", "19.ref"),
+        ("slurm", "16", "echo '\"16.ref\"'", "16.ref", "16.ref"),
+        ("slurm", "16.ref", "exit 9", "16.ref", "16.ref"),
+        ("slurm", "16", "echo 'VT-ENGINE: slurmctld is away' >&2; exit 2", "VT-ENGINE", "16"),
+        ("slurm", "16_3", "echo 'VT-ENGINE: slurmctld is away' >&2; exit 2", "VT-ENGINE", "VT-ENGINE"),
+        ("slurm", "16", "echo 'VT-VALUE: job 16 is a job array' >&2; exit 2", "VT-VALUE", "VT-VALUE"),
+        ("torque", "16[3]", "echo '\"16[3].server\"'", "16[3].server", "16[3]"),
+        ("torque", "16[3].server", "exit 9", "16[3].server", "16[3].server"),
+    ],
+)
+def test_the_job_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, named: str, answer: str, whole: str, meant: str
+) -> None:
+    config = batch(monkeypatch, tmp_path, answer)
+    monkeypatch.setattr(config, "engine", engine)
+    for ask, expected in ((where.whole_id, whole), (where.meant, meant)):
+        if expected.startswith("VT-"):
+            with pytest.raises(VTorqueError, match=expected):
+                ask(config, named)
+        else:
+            assert ask(config, named) == expected
+
+
 def test_another_users_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = {"job": "12.server", "owner": "nobody-else", "nodes": ["n1"]}
     config = batch(monkeypatch, tmp_path, f"echo '{json.dumps([job])}'")

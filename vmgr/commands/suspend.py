@@ -39,7 +39,7 @@ def suspend(job: str, as_json: bool) -> None:
 
     Example: vmgr suspend 12.server
     """
-    config, target = load_config(installation()), _the_job(job)
+    config, target = _the_job(job)
     _need_folder(config)
     suspension = _Suspension(config, target)
     with _signals_interrupt():
@@ -65,7 +65,7 @@ def resume(job: str, as_json: bool) -> None:
 
     Example: vmgr resume 12.server
     """
-    config, target = load_config(installation()), _the_job(job)
+    config, target = _the_job(job)
     _need_folder(config)
     job_id = _resumable(config, target)
     batch.release(config, job_id)
@@ -144,13 +144,17 @@ class _Suspension:
             print(f"vmgr: job {self.job_id} stays held, release it by {known.release}: {said}", file=sys.stderr)
 
 
-def _the_job(text: str) -> Target:
+def _the_job(text: str) -> tuple[Config, Target]:
+    """The configuration, and the job that is named. Raises VTorqueError."""
     target = parse_target(text)
     if target.rank is not None:
         raise VTorqueError(
             f"{text[:80]!r} names a guest", code=Code.VALUE, hint=f"say {target.job}: a job is suspended as a whole"
         )
-    return target
+    from vmgr.reach.where import meant
+
+    config = load_config(installation())
+    return config, Target(meant(config, target.job))
 
 
 def _need_folder(config: Config) -> None:

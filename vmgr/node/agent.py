@@ -28,7 +28,7 @@ from vmgr.node.boot import ConsoleLogs, boot
 from vmgr.node.checkedjob import Call, allocation_of, checked_job
 from vmgr.node.control import Control
 from vmgr.node.crew import Crew
-from vmgr.node.fellows import Fellows, parse_ssh_ports
+from vmgr.node.fellows import Fellows, check_image, parse_ssh_ports
 from vmgr.node.gate import Gate
 from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
@@ -135,6 +135,7 @@ class Agent:
         self.image_held: Optional[int] = None
         self.ssh_ports: list[int] = []
         self.is_stored: Optional[bool] = None
+        self.is_noted = False
         self.stand_in: Optional[StandIn] = None
         self.listener: Optional[socket.socket] = None
         self.script_reached: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -157,12 +158,14 @@ class Agent:
             user = look_up(self.call.user)
         except VTorqueError as err:
             LOGGER.error("%s", err)
+            record.note_end(self.config.paths, self.call.job_id, self.place)
             undo(self.place)
             return
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
             joined=leftovers.join if leftovers else None, detached=self._detached, started=self._started,
+            named=lambda member: self._note_member(member, user),
             orders=orders_of(
                 lambda: self.crew, lambda: self.job, self.config, self.progress.fail,
                 suspension=lambda: self.suspension, gate=self.gate,
@@ -193,6 +196,15 @@ class Agent:
     def _detached(self, number: object, error: object) -> None:
         if self.suspension is not None:
             self.suspension.detached(number, error)
+
+    def _note_member(self, name: object, user: User) -> None:
+        """Note which member of a job array this is, once, where it has a number of its own."""
+        if name is None or self.log is None or self.is_noted:
+            return
+        from vmgr.report.members import note  # few jobs are members
+
+        self.is_noted = True
+        note(self.log.parent, name, self.call.job_id, user.uid)
 
     def _started(self, error: object) -> None:
         """The job's wrapper has started the script; that of a suspended job it has within reach, or says why not."""
@@ -485,7 +497,10 @@ class Agent:
         self.ssh_ports = await crew.open_ssh()
         self.progress.private["ssh"] = {"port": self.ssh_ports[0], "host_key": crew.host_key.public}
         self.progress.facts["ssh_ports"] = crew.ssh_ports()
-        await fellows.tell(READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption)})
+        image = job.image.reference
+        await fellows.tell(
+            READY, {"ssh_ports": crew.ssh_ports(), "resumed": told(job.resumption), "image": image}
+        )  # fmt: skip
         if len(job.allocation.nodes) > 1:
             self.progress.stage("guests ready")
             try:
@@ -494,6 +509,7 @@ class Agent:
                 raise VTorqueError(f"not all nodes were ready {boot_s} s after this one", code=Code.BOOT) from None
             names, per_node = job.names, len(crew.guests)
             for node, data in enumerate(all_said):
+                check_image(image, job.allocation.nodes[node], data.get("image"))
                 check_alike(job.resumption, job.allocation.nodes[node], data.get("resumed"))
                 own = names[node * per_node : (node + 1) * per_node]
                 self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, own))

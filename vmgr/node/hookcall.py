@@ -7,6 +7,20 @@ from typing import NamedTuple, Optional
 from vmgr.jobspec import SpecPath
 
 
+class GroupPath(NamedTuple):
+    """Where a control group of a job is in a hierarchy that has one: `job`, in the batch system's own `root`.
+
+    Both are below the mount of the hierarchy, and may have several parts.
+    """
+
+    root: str
+    job: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/{self.job}"
+
+
 class HookCall(NamedTuple):
     """One call of a prologue or epilogue.
 
@@ -20,6 +34,8 @@ class HookCall(NamedTuple):
 
     `tag` tells the job from others with the same job directory, where the job's id does not: it goes into the names of
     what the agent writes there.
+
+    `groups` are the places where the control groups of the job may be on this node.
     """
 
     job_id: str
@@ -32,6 +48,7 @@ class HookCall(NamedTuple):
     nodes: Optional[tuple[str, ...]] = None
     key: Optional[str] = None
     tag: Optional[str] = None
+    groups: tuple[GroupPath, ...] = ()
 
 
 class OwnJob(NamedTuple):
@@ -39,10 +56,13 @@ class OwnJob(NamedTuple):
 
     `member` is the index of a member of a job array. `may_come_back` says whether a job that the batch system ends by a
     signal may have to start again, so that its directory has to stay. `leads` says whether the process stands for the
-    job: that of an interactive one may be started on each of its nodes.
+    job: that of an interactive one may be started on each of its nodes. `marked` is the job as the batch system's
+    commands take it, where what leads root to the job directory stands in something of the user's, who is to have that
+    back; None where it does not.
     """
 
     job_id: str
     member: Optional[int] = None
     may_come_back: bool = False
     leads: bool = True
+    marked: Optional[str] = None

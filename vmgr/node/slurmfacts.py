@@ -14,18 +14,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from vmgr.jobspec import SpecPath, parse_job_directory
-from vmgr.node.hookcall import HookCall, OwnJob
+from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
 from vmgr.node.nodelist import expand
 from vmgr.node.slurmenv import pbs_variables
+from vmgr.node.slurmgroups import group_paths
+
+if TYPE_CHECKING:
+    from vmgr.node.jobgroup import JobGroup
+    from vmgr.node.record import Place
 
 MARK = "vtorque:"
 """What a guest job's comment begins with."""
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _COUNT = re.compile(r"[0-9]{1,10}")
+_SLUID = re.compile(r"s[0-9A-Z]{13}")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
 _PARTITION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
@@ -70,15 +76,34 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
         nodes=nodes,
         key=attempt_key(cluster, int(number), int(restarts)),
         tag=number,
+        groups=_groups(environ, node, int(number)),
     )
 
 
+def _groups(environ: Mapping[str, str], node: str, number: int) -> tuple[GroupPath, ...]:
+    uid, sluid = environ.get("SLURM_JOB_UID", ""), environ.get("SLURM_JOB_SLUID", "")
+    if not _COUNT.fullmatch(uid):
+        return ()
+    return group_paths(node, int(uid), number, sluid if _SLUID.fullmatch(sluid) else None)
+
+
+async def guests_group(paths: Sequence[GroupPath], place: Place) -> JobGroup:
+    """Slurm makes a job's groups after its Prologs, and takes them away before its Epilogs: guests have their own."""
+    from vmgr.node import slurmgroups
+
+    return await slurmgroups.guests_group(paths, place, os.environ)
+
+
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
-    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one."""
+    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one.
+
+    Only its record tells a guest job here, never the comment, which its user may have changed to that of one: a node's
+    Epilog waits for its Prolog, so there is a record before it, or there will be none.
+    """
     return HookCall(
         job_id=_job_id(environ),
         user=_required(environ, "SLURM_JOB_USER", _USER),
-        directory=guest_job(environ.get("SLURM_JOB_COMMENT", "")),
+        directory=None,
         node_index=0,
         queue=None,
     )
@@ -96,7 +121,15 @@ def own_job(environ: Mapping[str, str]) -> OwnJob:
     """
     index = environ.get("SLURM_ARRAY_TASK_ID", "")
     member = int(index) if _COUNT.fullmatch(index) else None
-    return OwnJob(_job_id(environ), member, may_come_back=True, leads=environ.get("SLURM_PROCID", "0") == "0")
+    leads = environ.get("SLURM_PROCID", "0") == "0"
+    return OwnJob(_job_id(environ), member, may_come_back=True, leads=leads, marked=_for_commands(environ, member))
+
+
+def _for_commands(environ: Mapping[str, str], member: Optional[int]) -> str:
+    """The job alone, as Slurm's commands take it: the last member of an array to start has the number of the array."""
+    if member is None:
+        return _required(environ, "SLURM_JOB_ID", _NUMBER)
+    return f"{_required(environ, 'SLURM_ARRAY_JOB_ID', _NUMBER)}_{member}"
 
 
 def passed(environ: Mapping[str, str]) -> dict[str, str]:
@@ -117,6 +150,13 @@ def guest_job(comment: str) -> Optional[SpecPath]:
     if not comment.startswith(MARK):
         return None
     return parse_job_directory(re.split(r"\s", comment[len(MARK) :], maxsplit=1)[0])
+
+
+def own_comment(comment: str) -> Optional[str]:
+    """The user's own part of a guest job's comment, which may be empty; None for a comment that is the user's whole."""
+    if guest_job(comment) is None:
+        return None
+    return next(iter(re.split(r"\s", comment, maxsplit=1)[1:]), "")
 
 
 def attempt_key(cluster: str, number: int, restarts: int) -> str:

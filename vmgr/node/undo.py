@@ -99,6 +99,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.network.undo import undo_network  # few jobs have such a step
 
         undo_network(step)
+    elif kind == "group":
+        from vmgr.node.owngroup import undo_group  # as above
+
+        undo_group(step, patience_s)
     elif kind in ("workspace", "shared"):
         from vmgr.node.workspace import undo_workspace  # as above
 

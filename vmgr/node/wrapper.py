@@ -9,6 +9,7 @@ own error stream, with an exit status from 70 to 79.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -128,7 +129,7 @@ class JobWrapper:
         finally:
             if sizes is not None:
                 sizes.cancel()
-        self._leave(status, code)
+        await self._end(status, code)
         return status
 
     def _follow_sizes(self) -> Optional[asyncio.Task[None]]:
@@ -320,7 +321,8 @@ class JobWrapper:
         self._wake()
 
     async def _follow(self, link: AgentLink) -> None:
-        async for snapshot in link.follow("attach"):
+        named = {} if self._own.member is None or self._own.marked is None else {"member": self._own.marked}
+        async for snapshot in link.follow("attach", **named):
             self._snapshot = {**self._snapshot, **snapshot}
             if self._terminal is not None:
                 self._terminal.progress(snapshot)
@@ -407,14 +409,29 @@ class JobWrapper:
             self._signalled = sig
             self._session.hang_up()
 
-    def _leave(self, status: int, code: Optional[str]) -> None:
-        """Take the job directory away, or leave the result in it for the `vsub` that follows the job.
+    async def _end(self, status: int, code: Optional[str]) -> None:
+        """Leave nothing of the job but its result.
 
-        One that may come back keeps its directory: where it does not, a later `vsub` takes that away.
+        One that may start again needs its directory, and root the way to that. Where it does not, a later `vsub` takes
+        the directory away.
         """
-        returns = self._own.may_come_back and (self._told_to_end or self._signalled is not None)
-        if self._files is not None and not returns:
+        if not (self._own.may_come_back and (self._told_to_end or self._signalled is not None)):
+            self._leave(status, code)
+            await self._give_back()
+
+    def _leave(self, status: int, code: Optional[str]) -> None:
+        """Take the job directory away, or leave the result in it for the `vsub` that follows the job."""
+        if self._files is not None:
             try:
                 self._files.leave(status, code)
             except OSError as err:
                 _say(f"vtorque: cannot write the result: {err}")
+
+    async def _give_back(self) -> None:
+        """Give back to the user what the way to the job directory was in. No failure of that is the job's."""
+        if self._own.marked is None:
+            return
+        from vmgr.reach import batch  # of no other batch system's jobs
+
+        with contextlib.suppress(VTorqueError):
+            await asyncio.get_running_loop().run_in_executor(None, batch.give_back, self._config, self._own.marked)

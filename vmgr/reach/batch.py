@@ -30,6 +30,14 @@ class Commands(NamedTuple):
 _COMMANDS = {"slurm": Commands("squeue", "scancel", "scontrol release")}
 
 
+_NUMBERING = frozenset({"slurm"})
+
+
+def numbers_members(config: Config) -> bool:
+    """Whether each member of a job array has a number of its own, beside that of the array and its index."""
+    return config.engine in _NUMBERING
+
+
 def commands(config: Config) -> Commands:
     """Those of the site's batch system."""
     return _COMMANDS.get(config.engine, Commands("qstat", "qdel", "qrls"))
@@ -55,6 +63,14 @@ def release(config: Config, job_id: str) -> None:
 def requeue(config: Config, job_id: str) -> None:
     """End a running job and queue it again, which needs an operator. Raises VTorqueError as `hold`."""
     ask(config, "requeue", job_id)
+
+
+def give_back(config: Config, job: str) -> None:
+    """Have what leads to the job directory taken out of what the user has said of the job, which goes on until its end.
+
+    The batch system gets a few seconds for it. Raises VTorqueError as `hold`.
+    """
+    ask(config, "give-back", job)
 
 
 def ask(config: Config, *words: str) -> object:

@@ -24,6 +24,8 @@ _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9]
 _WANTED = ("Job_Owner", "exec_host", "job_state")
 _PERMISSION = 159
 """PBSE_PERM modulo 256."""
+_FILTERS = ("SQUEUE_", "SINFO_", "SLURM_CLUSTERS")
+"""What the names of variables begin with by which a user has Slurm's commands show something else."""
 _DENIED = (b"Unauthorized Request", b"Invalid user id", b"Access/permission denied")
 """What TORQUE's commands say, and Slurm's."""
 
@@ -35,11 +37,13 @@ def ask(
     *,
     unknown: Optional[int] = None,
     unknown_words: bytes = b"Unknown Job Id",
+    errors: str = "replace",
 ) -> Optional[str]:
     """What a command of the batch system prints, bounded.
 
     None when it fails because it does not know the job: with the status `unknown`, or, where that is given, with these
-    words. `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
+    words. `key` is the setting that names the command, `errors` what becomes of bytes that are no UTF-8. Raises
+    VTorqueError (VT-ENGINE).
     """
     done = _run(argv, key, timeout_s)
     if done.returncode and unknown is not None and (done.returncode == unknown or unknown_words in done.stderr):
@@ -49,7 +53,7 @@ def ask(
         raise VTorqueError(
             f"{argv[0]} ended with status {done.returncode}{': ' + said if said else ''}", code=Code.ENGINE
         )
-    return done.stdout[:MAX_TEXT_BYTES].decode(errors="replace")
+    return done.stdout[:MAX_TEXT_BYTES].decode(errors=errors)
 
 
 def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[str] = None) -> None:
@@ -78,7 +82,10 @@ def _run(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
-            env={**os.environ, "LC_ALL": "C"},
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith(_FILTERS)},
+                "LC_ALL": "C",
+            },
         )
     except subprocess.TimeoutExpired:
         raise late(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
