@@ -27,7 +27,7 @@ from vmgr.node.crew import Crew
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
 from vmgr.node.guestport import GuestPort
-from vmgr.node.jobgroup import find_group
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.launch import Files, start
 from vmgr.node.members import Member
 from vmgr.node.orders import orders_of
@@ -188,7 +188,7 @@ class GuestSite:
             parents=tuple(layer.fd for layer in disk.parents) if disk else (),
         )  # fmt: skip
         guest, qmp = start(
-            self.node.config.hypervisor.qemu, plan, files, self.user, kvm_gid=None, group=find_group("12.host"),
+            self.node.config.hypervisor.qemu, plan, files, self.user, kvm_gid=None, group=JobGroup(),
             started=lambda pid: None,
         )  # fmt: skip
         os.close(seed_fd)

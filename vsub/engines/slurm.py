@@ -17,6 +17,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
+from vsub.engines.slurmlayout import check_nodelist, comment_option, layout_options
 from vsub.engines.slurmoptions import USAGE, from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
@@ -25,9 +26,7 @@ from vsub.engines.slurmtranslate import (
     Value,
     access_option,
     check_refused,
-    comment_option,
     for_session,
-    layout_options,
     output_options,
     translate,
     words,
@@ -170,6 +169,7 @@ class Slurm:
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source
         mem_source = _OF_GUESTS if job.fitted.memory else "; ".join(given.text for given in asked.memory.values())
+        check_nodelist(found, lies.nodes)
         found.update(layout_options(lies, found, source, mem_source, one_task=job.interactive))
         origin = self._config.origin("submit.node_access")
         return {**found, **access_option(job.node_access, found, origin)}
@@ -263,12 +263,12 @@ class Slurm:
 
     def hold(self, job_id: str, timeout_s: float) -> bool:
         """Hold a job by `scontrol uhold`."""
+        from vsub.engines.listing import hold_by
         from vsub.engines.slurmlisting import is_held
 
         job = self._alone(job_id, timeout_s)
-        text = self._known(job, timeout_s)
-        self._change(["scontrol", "uhold", job], timeout_s)
-        return not is_held(text)
+        is_new = not is_held(self._known(job, timeout_s))
+        return hold_by([self._program("scontrol"), "uhold", job], "slurm.bin", timeout_s, is_new=is_new)
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `scontrol release`, which is content with one that nobody holds."""
