@@ -126,8 +126,8 @@ def forged(job: Job) -> dict[str, bytes]:
     me, other = job.members[0], job.members[1]
     own, foreign = str(me.address), str(other.address)
 
-    def packet(source: str, protocol: int = net.UDP, body: bytes = udp(9, 9, b"")) -> bytes:
-        return ipv4(source, "255.255.255.255", protocol, body)
+    def packet(source: str, body: bytes = udp(9, 9, b"")) -> bytes:
+        return ipv4(source, "255.255.255.255", net.UDP, body)
 
     frames = {
         "another's MAC": ethernet(other.mac, BROADCAST, net.IPV4, packet(own)),
