@@ -271,7 +271,7 @@ class Slurm(Cluster):
 
 def for_slurm(text: str) -> str:
     """The configuration for the embedded batch system, for Slurm: its nodes are simulated ones in any case."""
-    changes = {"engine: local": f"engine: slurm\nslurm: {{{{bin: {BIN}}}}}", "boot: 200": "boot: 400"}
+    changes = {"engine: local": f"engine: slurm\nslurm: {{{{bin: {BIN}}}}}", "boot: 200": "boot: 400, sisters: 25"}
     if not nodes_of(text):
         changes["local: {{"] = "local: {{nodes: 2, "
     for old, new in changes.items():
