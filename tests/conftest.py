@@ -21,8 +21,11 @@ TOGETHER = {
 """Files whose tests do not run at the same time: installations that know nothing of each other give the same network to
 jobs of the same number; what installs into the system itself changes it below the other."""
 if os.environ.get("VTORQUE_TEST_QSUB"):  # whose node has the hooks of one installation at a time
-    on_it = ("torque", "guest_job", "interactive", "nothing_is_left", "submission")
-    TOGETHER.update(dict.fromkeys((f"tests/e2e/test_{name}.py" for name in on_it), "torque"))
+    on_it = (
+        "torque", "guest_job", "interactive", "nothing_is_left", "submission", "data", "disks", "hostile_user", "kvm",
+        "leftovers", "placement", "shares",
+    )  # fmt: skip
+    TOGETHER.update(dict.fromkeys((f"tests/e2e/test_{name}.py" for name in on_it), "networks of jobs"))
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]

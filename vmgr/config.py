@@ -201,6 +201,7 @@ class Timeouts(NamedTuple):
     vm_epilogue: int
     shutdown: int
     disk: int
+    sisters: int
     wipe: int
     suspend: int
     reach: int

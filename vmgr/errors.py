@@ -99,6 +99,15 @@ class VTorqueError(Exception):
         return f"{self.code.text}: {self.detail}"
 
 
+class Unanswered(VTorqueError):
+    """A failure to hear what has become of something: it may have been done, or still be.
+
+    `is_new`: whether it was not so before, None where that is not known either.
+    """
+
+    is_new: Optional[bool] = None
+
+
 def printable(text: str) -> str:
     """`text` as one line that cannot move a terminal's cursor: control characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

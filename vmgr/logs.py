@@ -32,6 +32,8 @@ MAX_MESSAGES = 5000
 """So many messages one process logs of a job, beside errors: a job's owner can cause them, by orders for instance."""
 MAX_CHARS = 4000
 """So much of each."""
+MEMBERS = ".members-"
+"""Between a job array's id and its owner's uid: the file that says which jobs its members are."""
 
 
 def jobs_folder(config: Logging) -> Optional[Path]:
@@ -212,10 +214,16 @@ def rotate(log: Path, *, size: int, keep: int) -> None:
 def drop_oldest(folder: Path, *, keep: int, lives: Callable[[str], bool] = _nobody) -> None:
     """Remove the oldest logs of jobs, with what is kept beside each, so that with one more `keep` of them stay.
 
-    That of a job that `lives` stays, however long nothing was written to it: its agent would make half of it anew.
+    That of a job that `lives` stays, however long nothing was written to it: its agent would make half of it anew. What
+    says which jobs the members of an array are goes when it is older than all that stays.
     """
     logs = sorted((_modified(log), log) for log in folder.glob("*.log"))
-    for _, log in logs[: max(0, len(logs) - max(keep - 1, 0))]:
+    dropped = max(0, len(logs) - max(keep - 1, 0))
+    if dropped and logs[dropped:]:
+        for path in folder.glob(f"*{MEMBERS}*"):
+            if _modified(path) < logs[dropped][0]:
+                path.unlink(missing_ok=True)
+    for _, log in logs[:dropped]:
         if lives(log.stem):
             continue
         beside = [log.with_suffix(suffix) for suffix in (".console", ".report.json")]

@@ -86,11 +86,6 @@ def _no_set(nodes: str) -> VTorqueError:
     return VTorqueError(f"--nodes {nodes}: no set of nodes", code=Code.VALUE, hint=_HINT)
 
 
-def is_name(text: str) -> bool:
-    """Whether a text can be the name of a node."""
-    return _NAME.fullmatch(text) is not None
-
-
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A key by which n2 comes before n10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]

@@ -128,7 +128,7 @@ def check_policy(policy: dict[str, Any], shares: list[str]) -> None:
             where = (*at, word)
             if isinstance(leaves, dict):
                 _check_order(word, leaves, where, general=len(at) == 1)
-                _check_default(word, leaves, where)
+                _check_default(leaves, where)
         for leaf in ("allowed", "default"):
             unknown = sorted(set(tree["mounts"][leaf] or ()) - set(shares))
             if unknown:
@@ -156,7 +156,7 @@ def _check_order(word: str, leaves: dict[str, Any], where: Path_, *, general: bo
         raise Problem(where, f"min {show(low)}, default {show(default)}, max {show(high)} are not in this order")
 
 
-def _check_default(word: str, leaves: dict[str, Any], where: Path_) -> None:
+def _check_default(leaves: dict[str, Any], where: Path_) -> None:
     allowed, default = leaves.get("allowed"), leaves.get("default")
     if allowed is None or default is None:
         return

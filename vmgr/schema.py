@@ -220,6 +220,11 @@ SCHEMA: dict[str, Any] = {
             20,
             "seconds that an epilogue lets a guest with a persistent disk shut down, before it ends it",
         ),
+        "sisters": Key(
+            number(0, 240),
+            60,
+            "seconds that an Epilog of Slurm, on another node of a job than its first, lets the job end there first",
+        ),
         "wipe": Key(number(1, 3600), 120, "seconds for the wiping of a workspace at the end of its job"),
         "suspend": Key(number(1, 86400), 600, "seconds for a node to store its guests of a job, and to copy them back"),
         "reach": Key(number(1, 120), 10, "seconds that the batch system, or another node, may take to answer `vmgr`"),

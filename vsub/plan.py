@@ -34,7 +34,7 @@ from vsub.engines import Engine
 from vsub.fit import Fitted, fit
 from vsub.honour import check_options, check_resources, check_staging, job_shell
 from vsub.hostrequest import HostRequest
-from vsub.options import Line, Option, last
+from vsub.options import ONE_SCRIPT, Line, Option, last
 from vsub.resources import last_of, read_resources
 from vsub.script import Script, as_job_script, read_user_file
 from vsub.visible import below, is_visible, submission_directory
@@ -79,7 +79,7 @@ def make_plan(
     """The plan of a guest job. Raises VTorqueError for everything that cannot be."""
     options = directives.options + line.options
     attributes = read_attributes(options)
-    _check_usage(line, directives, options)
+    _check_usage(line, directives, options, engine)
     check_options(options, attributes, account.name, account.group)
     resources = last_of(read_resources(options))
     check_resources(resources)
@@ -172,14 +172,16 @@ def _queue(options: tuple[Option, ...], config: Config) -> Optional[str]:
     return named or config.submit.default_queue
 
 
-def _check_usage(line: Line, directives: Line, options: tuple[Option, ...]) -> None:
-    """Refuse what qsub would not understand. Raises VTorqueError (VT-USAGE)."""
+def _check_usage(line: Line, directives: Line, options: tuple[Option, ...], engine: Engine) -> None:
+    """Refuse what the batch system would not understand. Raises VTorqueError (VT-USAGE)."""
     problem = line.problem or directives.problem
     if problem:
-        raise VTorqueError(problem, code=Code.USAGE, hint="see vsub --help and man qsub")
+        raise VTorqueError(problem, code=Code.USAGE, hint=engine.usage)
     if len(line.operands) > 1:
         raise VTorqueError(
-            f"one script can be submitted, not also {line.operands[1]!r}", code=Code.USAGE, hint="quote its path"
+            f"one script can be submitted, not also {line.operands[1]!r}",
+            code=Code.USAGE,
+            hint=ONE_SCRIPT,
         )
     command = last(options, "x")
     if command is not None and not line.operands:

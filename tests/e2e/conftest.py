@@ -1,6 +1,7 @@
 """A whole installation of its own for the end-to-end tests: real users, a batch system, real guests.
 
-That is the embedded one, unless a module says otherwise: `ENGINES` of one names those that its tests run on.
+That is the embedded one, unless a module says otherwise: `ENGINES` of one names those that its tests run on. One with
+a configuration of its own has a fixture `site` that starts `on_engine(request.param, …)`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import subprocess
@@ -65,12 +67,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     only = metafunc.definition.get_closest_marker("only")
     cases = []
     for engine in engines:
-        marks = [] if engine == "local" else [pytest.mark.slow]
+        marks = [] if engine == "local" else [pytest.mark.slow, pytest.mark.timeout(900)]
         if only is not None and engine not in only.args:
             marks.append(pytest.mark.skip(reason=only.kwargs["reason"]))
         name = pytest.HIDDEN_PARAM if engine == "local" else engine
         cases.append(pytest.param(engine, id=name, marks=marks))
-    metafunc.parametrize("site", cases, indirect=True, scope="session")
+    metafunc.parametrize("site", cases, indirect=True)
 
 
 class Done(NamedTuple):
@@ -199,10 +201,19 @@ class Site:
         """Where the state of that node is."""
         return self.root
 
+    def entering(self, *command: str, user: Optional[User] = None) -> list[str]:
+        """The command line by which root runs a command on that node, as the user or as itself."""
+        return as_user(user, *command) if user else [*command]
+
     def on_node(self, *command: str, user: Optional[User] = None) -> str:
-        """What a command says on that node, of the user's or root's."""
-        who = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S, **who).stdout  # type: ignore[call-overload,no-any-return]
+        """What such a command says."""
+        words = self.entering(*command, user=user)
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
+
+    def log(self) -> str:
+        """The log of that node."""
+        path = self.node_root / "log" / "node.log"
+        return path.read_text() if path.exists() else ""
 
     def own_errors(self, text: str) -> str:
         """What is on a job's error stream, without what the batch system itself says there of a job's end."""
@@ -225,6 +236,15 @@ class Site:
     def command(self, name: str, *arguments: str) -> list[str]:
         """The command line of `qdel`, `qrls` or `qrerun`, or what the batch system has in its place."""
         return [str(self.prefix / "libexec" / "local" / name), *arguments]
+
+    def by_hand(self, folder: Path, script: Path) -> list[str]:
+        """The command line that submits a script as `vsub` would, with the guests of a job directory."""
+        return self.command("qsub", "-l", f"prologue={folder}/prologue", str(script))
+
+    def hook_times(self) -> list[float]:
+        """The seconds of each of root's prologues and epilogues so far, where the batch system tells of them."""
+        log = (self.root / "local" / "server_priv" / "log").read_text()
+        return [float(s) for s in re.findall(r"mom_priv/(?:pro|epi)logue: status 0 after ([0-9.]+) s", log)]
 
     def client(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """What root is told by such a command."""
@@ -273,8 +293,7 @@ class Site:
 
     def wait_for(self, job_id: str, stage: str) -> None:
         """Wait until the node's log says that a job has passed a stage."""
-        log = self.root / "log" / "node.log"
-        eventually(lambda: log.exists() and f"job {job_id}: {stage} after" in log.read_text(), f"{job_id}: {stage}")
+        eventually(lambda: f"job {job_id}: {stage} after" in self.log(), f"{job_id}: {stage}")
 
     def processes(self, what: str) -> list[psutil.Process]:
         """The processes of this installation whose command line holds `what`."""
@@ -303,9 +322,9 @@ class Site:
     def left_behind(self) -> list[str]:
         """What jobs have left on the node; empty when all is gone."""
         left = [f"process {process.cmdline()}" for process in self.processes("") if not self._belongs(process)]
-        for place in ("spool/jobs", "overlays", "local/mom_priv/jobs"):
+        for place in ("spool/jobs", "spool/ended", "overlays", "local/mom_priv/jobs"):
             left += [str(path) for path in (self.root / place).glob("*")]
-        for place in ("jobs", "tombstones", "ended"):
+        for place in ("jobs", "tombstones"):
             left += [str(path) for path in (self.run / place).glob("*")]
         left += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.root) in line]
         return left
@@ -321,6 +340,13 @@ class Site:
         eventually(lambda: not self.left_behind(), lambda: f"left behind: {self.left_behind()}", limit_s=15)
 
 
+def as_user(user: User, *command: str) -> list[str]:
+    """A command that root enters a node with, for the user to run: no SSH server leads to a simulated one."""
+    become = ("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups")
+    own = {"HOME": str(user.home), **user.site.environment}
+    return [*become, "env", *(f"{name}={value}" for name, value in own.items()), *command]
+
+
 def eventually(condition: Callable[[], object], what: object, limit_s: float = PATIENCE_S) -> None:
     """Wait for something that no event tells a test of."""
     deadline = time.monotonic() + limit_s
@@ -332,38 +358,62 @@ def eventually(condition: Callable[[], object], what: object, limit_s: float = P
 @pytest.fixture(scope="session")
 def local() -> Iterator[Site]:
     """vTorque installed by its own installer under a prefix of the tests, the embedded batch system running."""
-    with installed(CONFIG) as here:
+    with on_engine("local") as here:
         yield here
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Site]:
     """The same with a real Slurm, where that is installed."""
-    from .slurmcluster import found_programs, slurm_site  # which needs this module
-
-    if found_programs() is not None:
-        pytest.skip(f"needs Slurm: {found_programs()} is missing")
-    with slurm_site() as here:
+    with on_engine("slurm") as here:
         yield here
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def torque() -> Iterator[Site]:
-    """The same for a TORQUE that is there."""
-    from .torquesite import MISSING, torque_site
-
-    if MISSING:
-        pytest.skip(MISSING)
-    with torque_site() as here:
+    """The same for a TORQUE that is there, which has room for the hooks of one installation at a time."""
+    with on_engine("torque") as here:
         yield here
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest) -> Site:
     """The installation that a test is about: by the engine that it runs on."""
     here = request.getfixturevalue(getattr(request, "param", "local"))
     assert isinstance(here, Site)
     return here
+
+
+@pytest.fixture(scope="module")
+def cluster(site: Site) -> Site:
+    """The same, in modules whose nodes are simulated ones."""
+    return site
+
+
+@contextmanager
+def on_engine(engine: str, text: str = CONFIG) -> Iterator[Site]:
+    """An installation with the configuration `text`, for this batch system; skips what needs one that is not there.
+
+    `text` is that for the embedded one. Where that has simulated nodes, there is no such installation for TORQUE.
+    """
+    from .slurmcluster import found_programs, slurm_site  # these need this module
+    from .test_several_nodes import Cluster, nodes_of
+    from .torquesite import MISSING, torque_site
+
+    if engine == "slurm":
+        if found_programs() is not None:
+            pytest.skip(f"needs Slurm: {found_programs()} is missing")
+        with slurm_site(text) as here:
+            yield here
+    elif engine == "torque":
+        if MISSING:
+            pytest.skip(MISSING)
+        with torque_site(text) as here:
+            yield here
+    else:
+        with installed(text) as here:
+            nodes = nodes_of(text)
+            yield Cluster(here.prefix, here.root, nodes) if nodes else here
 
 
 @contextmanager
@@ -405,7 +455,7 @@ echo "root-{name} $(id -u) $(hostname)" >>"$VT_HOME/hooks"
 """
 
 
-@pytest.fixture(scope="module")  # a module may have a `site` of its own
+@pytest.fixture(scope="module")
 def _user(site: Site) -> Iterator[User]:
     with account(site) as user:
         yield user

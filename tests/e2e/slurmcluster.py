@@ -6,7 +6,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,28 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
+from slurmprograms import BIN, PATH, lacking
+
 from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
 from vsub.engines.local.machine import Layout
 
 from .conftest import PATIENCE_S, User, eventually, installed
 from .terminal import Terminal
-from .test_several_nodes import EVERYWHERE, Cluster
+from .test_several_nodes import EVERYWHERE, Cluster, nodes_of
 
-NODES = ("n1", "n2", "n3", "n4")
-"""Three to run jobs on, and one that can be lost."""
-
-
-def for_slurm(text: str) -> str:
-    """The configuration of a cluster of the embedded batch system, for one with Slurm."""
-    changes = {"engine: local": "engine: slurm", "nodes: 3, ": f"nodes: {len(NODES)}, ", "boot: 200": "boot: 400"}
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
-    return text
-
-
-SITE = for_slurm(EVERYWHERE)
+SITE = EVERYWHERE.replace("nodes: 3, ", "nodes: 4, ")
+"""Three nodes to run jobs on, and one that can be lost."""
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 CONF = """\
@@ -56,7 +45,7 @@ MailProg=/bin/true
 MpiDefault=none
 SelectType=select/cons_tres
 {tracking}
-SchedulerParameters=batch_sched_delay=0,sched_interval=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=1
 EnforcePartLimits=ALL
 KillWait=5
 PrologEpilogTimeout=120
@@ -64,9 +53,13 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 {hooks}
 {nodes}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=CANCEL
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
-# cred_expire: for so long a job that is queued again waits
+# cred_expire: for so long a job that is queued again waits; bf_interval: 23.11 leaves members of arrays to backfill
 
 TRACKING = """\
 ProctrackType=proctrack/linuxproc
@@ -89,12 +82,12 @@ class Slurm(Cluster):
     more: tuple[str, ...] = ()
     """Lines of slurm.conf; of a key that is there before it is the last value that holds."""
 
-    def __init__(self, prefix: Path, root: Path) -> None:
-        super().__init__(prefix, root, NODES)
+    def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...]) -> None:
+        super().__init__(prefix, root, nodes)
         self.folder = root / "slurm"
         self.conf = self.folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(self.conf)}
-        self._own = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **self.environment}
+        self._own = {"PATH": PATH, "LANG": "C.UTF-8", **self.environment}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -163,7 +156,7 @@ class Slurm(Cluster):
     def control(self, *arguments: str, program: str = "scontrol") -> subprocess.CompletedProcess[str]:
         """A command of Slurm's, as root."""
         return subprocess.run(
-            [f"/usr/bin/{program}", *arguments], env=self._own, capture_output=True, text=True,
+            [str(BIN / program), *arguments], env=self._own, capture_output=True, text=True,
             timeout=PATIENCE_S,
         )  # fmt: skip
 
@@ -210,6 +203,10 @@ class Slurm(Cluster):
 
     def running(self, job_id: str) -> bool:
         return self.facts(job_id)["JobState"] == "RUNNING"
+
+    def entering(self, *command: str, user: Optional[User] = None) -> list[str]:
+        own = (f"{name}={value}" for name, value in self.environment.items())
+        return super().entering("env", *own, *command, user=user)
 
     def enter(self, node: str, *command: str) -> str:
         done = subprocess.run(
@@ -258,17 +255,36 @@ class Slurm(Cluster):
 
     def command(self, name: str, *arguments: str) -> list[str]:
         words = {"qdel": ["scancel"], "qrls": ["scontrol", "release"], "qrerun": ["scontrol", "requeue"]}[name]
-        return [f"/usr/bin/{words[0]}", *words[1:], *(job.partition(".")[0] for job in arguments)]
+        return [str(BIN / words[0]), *words[1:], *(job.partition(".")[0] for job in arguments)]
+
+    def by_hand(self, folder: Path, script: Path) -> list[str]:
+        streams = [f"--{name}={script.name}.{name[0]}%j" for name in ("output", "error")]
+        return ["/usr/bin/sbatch", "--parsable", f"--comment=vtorque:{folder}", *streams, str(script)]
+
+    def hook_times(self) -> list[float]:
+        return []
 
     def waits(self, job_id: str) -> bool:
         return self.facts(job_id)["JobState"] == "PENDING"
 
 
+def for_slurm(text: str) -> str:
+    """The configuration for the embedded batch system, for Slurm: its nodes are simulated ones in any case."""
+    changes = {"engine: local": f"engine: slurm\nslurm: {{{{bin: {BIN}}}}}", "boot: 200": "boot: 400"}
+    if not nodes_of(text):
+        changes["local: {{"] = "local: {{nodes: 2, "
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
 @contextmanager
 def slurm_site(text: str = SITE, kind: type[Slurm] = Slurm) -> Iterator[Slurm]:
-    """An installation for Slurm with a cluster of its own; nothing of it stays."""
+    """An installation for Slurm with a cluster of its own; nothing of it stays. `text` is that of the embedded one."""
+    text = for_slurm(text)
     with installed(text) as site:
-        here = kind(site.prefix, site.root)
+        here = kind(site.prefix, site.root, nodes_of(text))
         try:
             here.start()
             yield here
@@ -278,7 +294,4 @@ def slurm_site(text: str = SITE, kind: type[Slurm] = Slurm) -> Iterator[Slurm]:
 
 def found_programs() -> Optional[str]:
     """A program of Slurm's that is not installed."""
-    path = "/usr/sbin:/usr/bin"
-    return next(
-        (name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)), None
-    )
+    return lacking(("munged", "slurmctld", "slurmd", "sbatch"))

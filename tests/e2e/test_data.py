@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, Site, User, eventually, installed
+from .conftest import CONFIG, Site, User, eventually, on_engine
 
+ENGINES = ("local", "slurm", "torque")
 OWN = CONFIG.replace("policy:\n", "policy:\n  disk: {{enabled: true, max: 1G}}\n") + (
     'workspace: {{folder: "{root}/scratch/{{user}}/{{job}}", wipe: true}}\n'
 )
@@ -27,9 +28,9 @@ mkdir "$VTORQUE_WORKSPACE/results" && echo result >"$VTORQUE_WORKSPACE/results/1
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """An installation with disks and workspaces; the folder of workspaces is one in which every user may make one."""
-    with installed(OWN) as here:
+    with on_engine(request.param, OWN) as here:
         (here.root / "scratch").mkdir()
         (here.root / "scratch").chmod(0o1777)
         yield here
@@ -55,7 +56,7 @@ def is_clean(disk: Path) -> bool:
 
 def test_a_disk_goes_from_job_to_job_and_the_workspace_with_its_job(site: Site, user: User, scratch: Path) -> None:
     first = user.job(WRITES, "-vm", "disk=64M")
-    disk = user.home / f"vtorque-{first.job_id}.disk"
+    disk = user.home / f"vtorque-{site.whole(first.job_id)}.disk"
     assert (first.status, first.err) == (0, ""), first
     assert first.out == f"/workspace 700:{user.uid}\n"
     assert f"vsub: {first.job_id}  persistent disk: {disk}\n" in first.progress
@@ -75,7 +76,7 @@ def test_what_a_deleted_job_has_written_is_there(site: Site, user: User, scratch
     assert len(list(scratch.iterdir())) == 1
     assert site.client("qdel", job).returncode == 0
     site.wait(job)
-    disk = user.home / f"vtorque-{job}.disk"
+    disk = user.home / f"vtorque-{site.whole(job)}.disk"
     assert content(disk, "synced") == "synced\n" and content(disk, "merely") == "merely\n"
     assert is_clean(disk)
     eventually(lambda: not list(scratch.iterdir()), "the workspace is wiped", limit_s=15)

@@ -1,6 +1,7 @@
 """The Debian package builds with the usual tools, offline; dpkg installs it, a job runs in a guest, dpkg removes it.
 
-All of it happens over copies of the system's folders that only this test sees, with processes that end with it.
+All of it happens over copies of the system's folders that only this test sees, with processes that end with it. The
+batch system is the embedded one, which the package has in it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, POOL, Site, User, installed
+from .conftest import CONFIG, POOL, Site, User, on_engine
 
+ENGINES = ("local", "slurm", "torque")
 MIB = 1 << 20
 DISK_MIB = 48
 OWN = (
@@ -30,9 +31,9 @@ OWN = (
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """An installation with a pool, a cache and a workspace of its own."""
-    with installed(OWN) as here:
+    with on_engine(request.param, OWN) as here:
         pool = here.root / "pool"
         pool.mkdir()
         for name in ("micro", "debian-12"):
@@ -110,6 +111,6 @@ def test_debian_from_a_copy(kind: str, user: User) -> None:
 
 
 def test_leftovers_of_the_cache_do_not_grow_beyond_its_bound(site: Site) -> None:
-    size = sum(path.stat().st_blocks * 512 for path in (site.root / "cache").rglob("*") if path.is_file())
+    size = sum(path.stat().st_blocks * 512 for path in (site.node_root / "cache").rglob("*") if path.is_file())
     assert 0 < size <= 4 << 30
-    assert all(Path(path).stat().st_uid == 0 for path in (site.root / "cache").rglob("*"))
+    assert all(Path(path).stat().st_uid == 0 for path in (site.node_root / "cache").rglob("*"))

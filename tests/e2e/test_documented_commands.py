@@ -3,7 +3,7 @@
 In a fenced block of the language `console` a line that starts with `$ ` is a command of an ordinary user in their
 home, one that starts with `# ` is root's; other lines are sample output and are not compared. A command ends with 0,
 or with N where its line ends with the comment `# exits N`. `vsub -I` is run on a terminal, where `exit` is typed at
-the prompt.
+the prompt. The batch system is the embedded one: commands of TORQUE's, as `qstat`, are shown too.
 """
 
 from __future__ import annotations

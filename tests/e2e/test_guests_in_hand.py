@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import PATIENCE_S, User, account, eventually, installed
+from .conftest import PATIENCE_S, Site, User, account, eventually, on_engine
 from .terminal import SHELL, terminal
 from .test_several_nodes import EVERYWHERE, Cluster
 
-NODES = ("n1", "n2", "n3", "n4")
+ENGINES = ("local", "slurm")
+OWN = EVERYWHERE.replace("nodes: 3, ", "nodes: 4, ").replace("user_file: 2", "user_file: 2, reach: 5")
 PORT = 22
 SSHD = """\
 Port {port}
@@ -52,7 +53,7 @@ class Hand:
         argv = [str(self.cluster.vmgr), *words]
         return subprocess.run(
             argv, user=user.uid, group=user.gid, extra_groups=[], cwd=user.home, input=given, text=True,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(user.home), "LANG": "C.UTF-8"},
+            env={"PATH": "/usr/bin:/bin", "HOME": str(user.home), "LANG": "C.UTF-8", **self.cluster.environment},
             capture_output=True, timeout=PATIENCE_S,
         )  # fmt: skip
 
@@ -72,19 +73,22 @@ class Hand:
 
 
 @pytest.fixture(scope="module")
-def hand() -> Iterator[Hand]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with on_engine(request.param, OWN) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def hand(cluster: Cluster) -> Iterator[Hand]:
     with ExitStack() as stack:
-        text = EVERYWHERE.replace("nodes: 3, ", "nodes: 4, ").replace("user_file: 2", "user_file: 2, reach: 5")
-        site = stack.enter_context(installed(text))
-        cluster = Cluster(site.prefix, site.root, NODES)
         for name in ("prologue", "prologue.parallel"):
-            with (site.root / "vm" / name).open("a") as hook:
+            with (cluster.root / "vm" / name).open("a") as hook:
                 hook.write("printf '\\033[31mHello from %s\\033[0m\\n' \"$(hostname)\" >/dev/console\n")
         user, other = (stack.enter_context(account(cluster)) for _ in range(2))
         for each in (user, other):
             subprocess.run(["usermod", "-p", "*", each.name], check=True)
         stack.enter_context(ssh_on_nodes(cluster, user))
-        job = user.submit("sleep 600\n", "-l", "nodes=2")
+        job = cluster.whole(user.submit("sleep 600\n", "-l", "nodes=2"))
         try:
             cluster.wait_on("n1", job, "job started")
             yield Hand(cluster, user, other, job)
@@ -105,7 +109,7 @@ def ssh_on_nodes(cluster: Cluster, user: User) -> Iterator[None]:
     enter = [str(cluster.prefix / "libexec" / "vtorque-local"), "enter"]
     Path("/run/sshd").mkdir(exist_ok=True)
     try:
-        for node in NODES:
+        for node in cluster.nodes:
             address, key = cluster.address(node), folder / node
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
             config += f"Host {node}\n  HostName {address}\n  HostKeyAlias {node}.cluster\n"
@@ -119,7 +123,7 @@ def ssh_on_nodes(cluster: Cluster, user: User) -> Iterator[None]:
         (home / "known_hosts").write_text(known)
         for path in (home, *home.iterdir()):
             os.chown(path, user.uid, user.gid)
-        for node in NODES[:2]:
+        for node in cluster.nodes[:2]:
             eventually(lambda node=node: answers(user, node), f"sshd on {node}", limit_s=20)  # type: ignore[misc]
         yield
     finally:

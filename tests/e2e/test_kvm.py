@@ -12,6 +12,7 @@ import pytest
 
 from .conftest import Site, User
 
+ENGINES = ("local", "slurm", "torque")
 DEVICE = Path("/dev/kvm")
 
 PROBE = """
@@ -37,6 +38,7 @@ def probe(site: Site) -> tuple[bool, str, float]:
     return works, reason, time.monotonic() - start
 
 
+@pytest.mark.only("local", reason="no job has a part in it")
 @pytest.mark.slow
 @pytest.mark.skipif(not DEVICE.exists(), reason="there is no /dev/kvm")
 def test_a_device_that_everybody_may_use_is_tried_with_a_kernel(site: Site) -> None:
@@ -63,7 +65,7 @@ def test_a_device_that_everybody_may_use_is_tried_with_a_kernel(site: Site) -> N
 
 def test_jobs_use_what_was_found_and_need_the_sites_word_for_emulation(user: User, site: Site) -> None:
     assert user.job("true\n").status == 0
-    found = json.loads((site.run / "kvm.json").read_text())
+    found = json.loads(site.on_node("cat", str(site.run / "kvm.json")))
     if found["works"]:
         pytest.skip("KVM works here: emulation is not needed")
     config = site.prefix / "etc" / "vtorque" / "vtorque.yaml"

@@ -18,9 +18,10 @@ from vmgr.config import load_config
 from vmgr.node.network.plan import plan_network
 from vmgr.paths import Installation
 
-from .conftest import Site, User, eventually, installed
+from .conftest import Site, User, eventually, on_engine
 from .test_several_nodes import EVERYWHERE, FOUR, Cluster
 
+ENGINES = ("local", "slurm")
 SITES_OWN = (
     EVERYWHERE.replace("nodes: 3", "nodes: 2").replace(
         "  img: {{default: micro}}",
@@ -57,12 +58,10 @@ for number in range({FORGED}):
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Two nodes with a bridge of the site's, on which a real DHCP server is, that forward what their guests send."""
-    with installed(SITES_OWN) as site:
-        made = Cluster(site.prefix, site.root, ("n1", "n2"))
-        with dhcp_on_a_bridge(made):
-            yield made
+    with on_engine(request.param, SITES_OWN) as made, dhcp_on_a_bridge(made):
+        yield made
 
 
 @contextmanager
@@ -88,12 +87,6 @@ def dhcp_on_a_bridge(made: Cluster) -> Iterator[None]:
     finally:
         server.terminate()
         server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def site(cluster: Cluster) -> Site:
-    """The installation whose users the tests are."""
-    return cluster
 
 
 def test_guests_on_the_sites_bridge(cluster: Cluster, user: User) -> None:
@@ -208,7 +201,7 @@ class Listener:
 
 def forge(cluster: Cluster, job: str, node: str) -> list[str]:
     """A node's address, and what VXLAN carries there as a frame for the job's first guest, in hexadecimal digits."""
-    plan = plan_network("job", job, cluster.nodes, 1, load_config(Installation(cluster.prefix)).network)
+    plan = plan_network("job", cluster.whole(job), cluster.nodes, 1, load_config(Installation(cluster.prefix)).network)
     frame = bytes.fromhex(plan.members[0].mac.replace(":", "") + "020000000001" + "88b5") + bytes(46)
     packet = bytes([8, 0, 0, 0]) + plan.vni.to_bytes(3, "big") + bytes(1) + frame
     return [cluster.address(node), packet.hex()]

@@ -16,6 +16,7 @@ import pytest
 
 from .conftest import Site, User, eventually
 
+ENGINES = ("local", "slurm", "torque")
 CPUS = sorted(os.sched_getaffinity(0))
 WAITS = "touch started; while [ ! -e go ]; do sleep 0.2; done; lscpu -p=cpu 2>/dev/null; nproc\n"
 pytestmark = pytest.mark.skipif(len(CPUS) < 2, reason="a machine with one CPU has nothing to choose from")
@@ -43,12 +44,13 @@ def threads(qemu: psutil.Process) -> dict[str, list[int]]:
 
 
 def topology(user: User, *options: str) -> subprocess.CompletedProcess[str]:
-    return user.run(str(user.site.vmgr), "topology", *options)
+    words = user.site.entering(str(user.site.vmgr), "topology", *options, user=user)
+    return subprocess.run(words, capture_output=True, text=True)
 
 
 def test_vcpus_have_a_cpu_each_and_the_owner_sees_them_there(site: Site, user: User, other: User) -> None:
     with running(site, user, "-vm", "vcpus=1") as qemu:
-        (job,) = (folder.name for folder in (site.root / "spool" / "jobs").iterdir())
+        (job,) = (folder.name for folder in (site.node_root / "spool" / "jobs").iterdir())
         seen = threads(qemu)
         (vcpu,) = seen["CPU 0/TCG"]
         rest = [cpus for name, cpus in seen.items() if not name.startswith("CPU ")]
@@ -90,6 +92,7 @@ def test_ram_is_bound_where_the_vcpus_are(site: Site, user: User) -> None:
         assert "bind:0" in Path(f"/proc/{qemu.pid}/numa_maps").read_text()
 
 
+@pytest.mark.only("local", reason="makes by hand the cpuset that TORQUE has for a job")
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/cpuset/cpuset.cpus").exists(), reason="no cpusets of version 1 here")
 def test_a_guest_stays_within_the_cpuset_of_its_job(site: Site, user: User) -> None:
     """A cpuset as TORQUE makes it, made here by hand: the embedded batch system has none."""

@@ -1,7 +1,7 @@
 """The one command of the README, from a fresh clone, as a newcomer runs it.
 
-It installs into /opt/vtorque and stays installed, as it would for the newcomer; the batch system that it starts is
-stopped again.
+It installs into /opt/vtorque and stays installed, as it would for the newcomer; the batch system that it starts, always
+the embedded one, is stopped again.
 """
 
 from __future__ import annotations

@@ -19,8 +19,11 @@ import pytest
 from vmgr.report.parts import read_parts
 from vmgr.report.timeline import Phase, Timeline, newest, plan
 
-from .conftest import CONFIG, Site, User, eventually, installed
+from .conftest import CONFIG, Site, User, eventually, on_engine
 
+ENGINES = ("local", "slurm")
+HOOKS = pytest.mark.only("local", reason="changes the hooks of TORQUE's that the embedded batch system calls")
+HOLDS = pytest.mark.only("local", reason="TORQUE's way to hold jobs; test_slurm.py and test_suspend.py show Slurm's")
 NODES = ("n1", "n2", "n3")
 FOUR = "-l", "nodes=2:ppn=2", "-vm", "vms_per_node=2"
 EVERYWHERE = CONFIG.replace("local: {{", "local: {{nodes: 3, ").replace(
@@ -29,10 +32,16 @@ EVERYWHERE = CONFIG.replace("local: {{", "local: {{nodes: 3, ").replace(
 )
 
 
+def nodes_of(text: str) -> tuple[str, ...]:
+    """The simulated nodes of a configuration, if it has any."""
+    count = re.search(r"^local: \{\{nodes: (\d+), ", text, re.MULTILINE)
+    return tuple(f"n{number}" for number in range(1, int(count[1]) + 1)) if count else ()
+
+
 class Cluster(Site):
     """An installation with simulated nodes, each with its own record, overlays and sockets."""
 
-    def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...] = NODES) -> None:
+    def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...]) -> None:
         super().__init__(prefix, root)
         self.nodes = nodes
 
@@ -44,8 +53,9 @@ class Cluster(Site):
     def node_root(self) -> Path:
         return self.own(self.node)
 
-    def on_node(self, *command: str, user: Optional[User] = None) -> str:
-        return self.enter(self.node, *(as_user(user, *command) if user else command))
+    def entering(self, *command: str, user: Optional[User] = None) -> list[str]:
+        enter = [str(self.prefix / "libexec" / "vtorque-local"), "enter", self.node]
+        return [*enter, *super().entering(*command, user=user)]
 
     def wait_for(self, job_id: str, stage: str) -> None:
         eventually(lambda: any(self.reached(node, job_id, stage) for node in self.nodes), f"{job_id}: {stage}")
@@ -71,10 +81,10 @@ class Cluster(Site):
             if not self._belongs(process)
         ]
         for node in self.nodes:
-            for place in ("spool/jobs", "overlays"):
+            for place in ("spool/jobs", "spool/ended", "overlays"):
                 left += [str(path) for path in (self.own(node) / place).glob("*")]
             left += [str(path) for path in (self.root / "local" / "nodes" / node / "mom_priv" / "jobs").glob("*")]
-            looks = f"find {self.run}/jobs {self.run}/tombstones {self.run}/ended -mindepth 1 -maxdepth 1 2>/dev/null"
+            looks = f"find {self.run}/jobs {self.run}/tombstones -mindepth 1 -maxdepth 1 2>/dev/null"
             seen = self.enter(node, "sh", "-c", f"{looks}; ip -o link; nft list tables")
             found = re.findall(rf"^{self.run}/.*|^\d+: (?:vt[^:@]+)|^table .*vtorque-.*", seen, re.MULTILINE)
             left += [f"{node} {what}" for what in found]
@@ -101,9 +111,9 @@ class Cluster(Site):
         """What a node has in place of the installation's folder, where that is each node's own."""
         return self.root / "local" / "nodes" / node / "own" / str(self.root)[1:]
 
-    def log(self, node: str) -> str:
-        """The log of a node."""
-        path = self.own(node) / "log" / "node.log"
+    def log(self, node: str = "") -> str:
+        """The log of a node, by default the first."""
+        path = self.own(node or self.node) / "log" / "node.log"
         return path.read_text() if path.exists() else ""
 
     def wait_on(self, node: str, job_id: str, stage: str) -> None:
@@ -114,39 +124,10 @@ class Cluster(Site):
         return f"job {self.whole(job_id)}: {stage} after" in self.log(node)
 
 
-def as_user(user: User, *command: str) -> list[str]:
-    """A command that root enters a node with, for the user to run: no SSH server leads to a simulated one."""
-    become = ("setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups")
-    own = {"HOME": str(user.home), **user.site.environment}
-    return [*become, "env", *(f"{name}={value}" for name, value in own.items()), *command]
-
-
-@pytest.fixture(scope="module", params=["local", pytest.param("slurm", marks=pytest.mark.slow)])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    if request.param == "local":
-        with installed(EVERYWHERE) as site:
-            yield Cluster(site.prefix, site.root)
-        return
-    from .slurmcluster import found_programs, slurm_site  # which has more to do than this cluster
-
-    if found_programs() is not None:
-        pytest.skip(f"needs Slurm: {found_programs()} is missing")
-    with slurm_site() as here:
-        yield here
-
-
-@pytest.fixture
-def torque(cluster: Cluster) -> Cluster:
-    """Where the batch system is TORQUE, or imitates it: its hooks, and how it holds jobs."""
-    if cluster.engine != "local":
-        pytest.skip("is about TORQUE's ways")
-    return cluster
-
-
 @pytest.fixture(scope="module")
-def site(cluster: Cluster) -> Site:
-    """The installation whose users the tests are."""
-    return cluster
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with on_engine(request.param, EVERYWHERE) as here:
+        yield here
 
 
 def test_two_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
@@ -257,7 +238,7 @@ def deleted_in_time(cluster: Cluster, job: str) -> None:
     assert not cluster.left_behind()
 
 
-@pytest.mark.usefixtures("torque")
+@HOOKS
 @pytest.mark.parametrize(("hook", "number"), [("prologue", 0), ("prologue.parallel", 2)])
 def test_nothing_comes_up_on_a_node_whose_prologue_is_late(
     cluster: Cluster, user: User, hook: str, number: int
@@ -338,7 +319,7 @@ def hanging(cluster: Cluster, user: User, where: Path) -> Iterator[None]:
             cluster.enter(node, "sh", "-c", f"umount -l {where} || :")
 
 
-@pytest.mark.usefixtures("torque")
+@HOOKS
 def test_epilogues_make_no_node_wait(cluster: Cluster, user: User) -> None:
     """Under 0.3 s, after a clean end and of a job that is killed. A node under load can make any one of them slow: so
     each may take that much CPU time, but of each kind only the fastest is held against the clock.
@@ -383,7 +364,7 @@ def cpu_times(path: Path) -> list[float]:
     return [mine + children for mine, children in zip(parts[::2], parts[1::2])]
 
 
-@pytest.mark.usefixtures("torque")
+@HOLDS
 def test_a_job_that_is_held_and_queued_again_starts_clean_elsewhere(cluster: Cluster, user: User) -> None:
     """By the programs that hold, requeue and release it: its owner's, and root's on its node."""
     batch = str(cluster.prefix / "libexec" / "vtorque-batch")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, Site, User, eventually, installed, served
+from .conftest import CONFIG, Site, User, eventually, on_engine, served
 
+ENGINES = ("local", "slurm", "torque")
 OWN = CONFIG.replace('target: "{{home}}"}}', 'target: "{{home}}", kind: virtiofs}}').replace(
     "target: /opt-hpc, readonly: true}}", "target: /opt-hpc, readonly: true, kind: virtiofs}}"
 )
@@ -17,8 +18,8 @@ STAYS = "touch started; while [ ! -e go ]; do sleep 0.2; done\n"
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with installed(OWN) as here:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with on_engine(request.param, OWN) as here:
         yield here
 
 

@@ -1,4 +1,7 @@
-"""A guest job at a site that has hooks of its own, with ours in their place and with ours for jobs of a type."""
+"""A guest job at a site that has hooks of its own, with ours in their place and with ours for jobs of a type.
+
+These are TORQUE's hooks, as the embedded batch system calls them. On Slurm ours stand beside a site's, as Slurm has it.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,21 @@
-"""Guest jobs on a real Slurm: its daemons on simulated nodes, real guests."""
+"""Guest jobs on a real Slurm: its daemons on simulated nodes, real guests.
+
+What is true of all batch systems, MPI for instance, the other modules test on Slurm too.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from slurmprograms import BIN
 
 from .conftest import User, eventually
 from .slurmcluster import Slurm, found_programs, slurm_site
 from .terminal import SHELL, check_size_and_keys, terminal
-from .test_mpi import PATIENCE_S as MPI_PATIENCE_S
-from .test_mpi import compiled, ring
 from .test_several_nodes import hanging
 
 pytestmark = pytest.mark.skipif(found_programs() is not None, reason=f"needs Slurm: {found_programs()} is missing")
@@ -48,6 +51,7 @@ def output(user: User, job: str, stream: str = "o") -> str:
 
 def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     script = (
+        "#SBATCH --comment='my own = it'\n"
         "hostname; id -un; pwd\n"
         "echo $PBS_JOBID $PBS_JOBNAME $PBS_QUEUE $PBS_O_WORKDIR $PBS_ENVIRONMENT; cat $PBS_NODEFILE\n"
         "echo $SLURM_JOB_ID ${SLURM_NODELIST-none} ${SLURM_JOBID-none}; echo oops >&2; exit 3\n"
@@ -61,6 +65,7 @@ def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     ]  # fmt: skip
     assert cluster.reached("n1", job, "gone"), "its agent has ended by itself, not by the Epilog"
     assert not list((user.home / ".vtorque").iterdir())
+    assert cluster.control("-h", "-t", "all", "-o", "%k", "-j", job, program="squeue").stdout == "my own = it\n"
 
 
 def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
@@ -82,18 +87,6 @@ def test_a_job_without_guests_finds_the_variables_of_pbs_too(cluster: Slurm, use
     done = user.job(script, "-vm", "off", "-l", "nodes=1")
     assert done.status == 0, done
     assert user.output(f"slurm-{done.job_id}.out") == f"{done.job_id}.ref job.sh n1\n{user.home}\n"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_mpi_over_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
-    compiled(user, "openmpi")
-    path = user.write("mpi.sh", "#!/bin/bash\nmpirun ./ring.openmpi\n")
-    waiting = user.start(str(cluster.vsub), "--wait", *SIX, "-vm", "img=debian-12,ram=640M,network=job", str(path))
-    job, progress = waiting.communicate(timeout=MPI_PATIENCE_S)
-    done = user.finished(job.strip(), waiting.returncode, progress, "mpi.sh")
-    assert (done.status, done.err) == (0, ""), done
-    assert done.out.splitlines() == ring(GUESTS)
 
 
 def test_an_array(cluster: Slurm, user: User) -> None:
@@ -174,6 +167,87 @@ def test_a_script_that_does_not_end_is_killed(cluster: Slurm, user: User) -> Non
     cancelled(cluster, job)
 
 
+TOLD = """\
+trap 'echo told; exit 4' TERM
+echo run on $(hostname)
+touch runs
+for i in $(seq 6000); do sleep 0.1; done
+"""
+
+
+@contextmanager
+def patient(cluster: Slurm) -> Iterator[None]:
+    """Slurm gives jobs that it ends a minute to end by themselves, as much as emulated guests may need."""
+    text = cluster.conf.read_text()
+    cluster.conf.write_text(text.replace("KillWait=5\n", "KillWait=60\n"))
+    try:
+        assert cluster.control("reconfigure").returncode == 0
+        yield
+    finally:
+        cluster.conf.write_text(text)
+        assert cluster.control("reconfigure").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_that_reaches_its_time_limit(cluster: Slurm, user: User) -> None:
+    """Its script is told, its VM epilogues run, its guests go."""
+    epilogue = user.write("my-epilogue", "#!/bin/sh\necho my epilogue\n")
+    with patient(cluster):
+        job = user.submit(TOLD, *TWO, "-vm", f"vm_epilogue={epilogue}", "-l", "walltime=1:00:00")
+        number = job.partition(".")[0]
+        eventually((user.home / "runs").exists, "the script runs")
+        assert cluster.control("update", f"JobId={number}", "TimeLimit=1").returncode == 0
+        cluster.wait(job)
+    assert cluster.facts(job)["JobState"] == "TIMEOUT"
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=60)
+    assert output(user, job).splitlines() == ["run on vn1-1", "told", "my epilogue"], output(user, job, "e")
+    hooks = (user.home / "hooks").read_text().splitlines()
+    ended = sorted(hook.split()[0] for hook in hooks if "-epilogue" in hook)
+    assert ended == ["root-epilogue", "root-epilogue.parallel"], "that of the site runs in all guests"
+    for node in ("n1", "n2"):
+        assert cluster.reached(node, job, "gone"), "its agent has ended by itself, not by the Epilog"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("partition", "state"), [("batch", "PENDING"), ("spare", "PREEMPTED")])
+def test_a_job_that_is_preempted(cluster: Slurm, user: User, partition: str, state: str) -> None:
+    """Its script is told; it is queued again and starts anew, or has ended, as its partition has it."""
+    with patient(cluster):
+        # -n: Slurm lets nobody else preempt a job that shares its nodes with its own user alone (--exclusive=user)
+        job = user.submit(TOLD, "-n", "-q", partition, "-l", "nodes=n1:ppn=4", "-vm", "vcpus=1")
+        eventually((user.home / "runs").exists, "the script runs")
+        first = output(user, job)
+        (user.home / "runs").unlink()
+        words = ("--parsable", "-p", "urgent", "-w", "n1", "-n", "4", "-D", "/", "-o", "/dev/null", "--wrap", "sleep 5")
+        urgent = cluster.control(*words, program="sbatch").stdout.strip()
+        eventually(lambda: cluster.facts(urgent)["JobState"] == "RUNNING", lambda: str(cluster.facts(urgent)))
+        assert cluster.facts(job)["JobState"] == state
+        if state == "PENDING":
+            assert cluster.facts(job)["Restarts"] == "1" and cluster.facts(job)["Comment"].startswith("vtorque:/")
+            eventually((user.home / "runs").exists, "the script runs again")
+            cancelled(cluster, job)
+        assert first == "run on vn1-1\n" and output(user, job) == f"{first}told\n"
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=60)
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_suspends_goes_on(cluster: Slurm, user: User) -> None:
+    """Slurm stops the job wrapper, and what is between it and the guest."""
+    job = user.submit("trap 'echo stop' TSTP; touch runs; until [ -e go ]; do sleep 0.1; done; echo done\n")
+    number = job.partition(".")[0]
+    eventually((user.home / "runs").exists, "the script runs")
+    assert cluster.control("suspend", number).returncode == 0
+    assert cluster.facts(job)["JobState"] == "SUSPENDED"
+    wrappers = cluster.processes("libexec/vtorque-job")
+    eventually(lambda: any(each.status() == "stopped" for each in wrappers), "its wrapper is stopped")
+    assert cluster.control("resume", number).returncode == 0
+    user.write("go", "")
+    assert cluster.wait(job) == 0 and output(user, job) == "stop\ndone\n"
+    assert cluster.reached("n1", job, "gone"), "its agent has ended by itself"
+
+
 def cancelled(cluster: Slurm, job: str) -> None:
     """Cancel a job: all nodes end clean soon, and stay so."""
     assert cluster.control(job.partition(".")[0], program="scancel").returncode == 0
@@ -187,7 +261,7 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     """The Epilog knows a guest job by its record; a comment that names somebody else's directory brings no guests."""
     job = user.submit(STAYS)
     eventually((user.home / "runs").exists, "the script runs")
-    done = user.run("/usr/bin/scontrol", "update", f"job={job.partition('.')[0]}", "comment=mine")
+    done = user.run(str(BIN / "scontrol"), "update", f"job={job.partition('.')[0]}", "comment=mine")
     assert done.returncode == 0 and cluster.facts(job)["Comment"] == "mine"
     (shown,) = json.loads(cluster.enter("n1", str(cluster.vmgr), "ps", "--json"))
     assert (shown["job"], shown["node"], shown["user"]) == (cluster.whole(job), "n1", user.name), shown
@@ -197,7 +271,7 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=15)
     path = user.write("plain.sh", "#!/bin/sh\nhostname\n")
     foreign = f"--comment=vtorque:/root/.vtorque/{'a' * 16}/{'0' * 64}"
-    done = user.run("/usr/bin/sbatch", "--parsable", foreign, "-o", "plain.o", str(path))
+    done = user.run(str(BIN / "sbatch"), "--parsable", foreign, "-o", "plain.o", str(path))
     assert cluster.wait(done.stdout.strip()) == 0 and user.output("plain.o") == "n1\n"
 
 

@@ -9,15 +9,14 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from .conftest import CONFIG, PATIENCE_S, Site, User, eventually, installed
-from .slurmcluster import for_slurm, found_programs, slurm_site
-from .test_several_nodes import EVERYWHERE, Cluster, as_user
+from .conftest import CONFIG, PATIENCE_S, Site, User, as_user, eventually, on_engine
+from .test_several_nodes import EVERYWHERE, Cluster
 
+ENGINES = ("local", "slurm")
 SUSPENDABLE = EVERYWHERE.replace(
     "policy:\n", "suspended: {{folder: {root}/suspended}}\npolicy:\n  suspend: {{enabled: true}}\n"
 )
@@ -38,35 +37,13 @@ exit 3
 assert SUSPENDABLE != EVERYWHERE != CONFIG
 
 
-SLURM = pytest.param("slurm", id="slurm", marks=[pytest.mark.slow, pytest.mark.timeout(900)])
-
-
-@pytest.fixture(scope="module", params=[pytest.param("local", id=pytest.HIDDEN_PARAM), SLURM])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with started(request.param) as here:
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with on_engine(request.param, SUSPENDABLE) as here:
         folder = here.root / "suspended"
         folder.mkdir()
         folder.chmod(0o1777)
         yield here
-
-
-@contextmanager
-def started(engine: str) -> Iterator[Cluster]:
-    """The installation, with this batch system."""
-    if engine == "local":
-        with installed(SUSPENDABLE) as site:
-            yield Cluster(site.prefix, site.root)
-        return
-    if found_programs() is not None:
-        pytest.skip(f"needs Slurm: {found_programs()} is missing")
-    with slurm_site(for_slurm(SUSPENDABLE)) as here:
-        yield here
-
-
-@pytest.fixture(scope="module")
-def site(cluster: Cluster) -> Site:
-    """The installation whose users the tests are."""
-    return cluster
 
 
 def begun(cluster: Cluster, user: User, *options: str) -> str:

@@ -1,6 +1,7 @@
 """Guest jobs on a node of a real TORQUE: vsub, the hooks in its `mom_priv`, real guests.
 
-Skipped where there is none; `torquesite.py` says how one is named.
+Skipped where there is none; `torquesite.py` says how one is named. What is true of all batch systems, the other modules
+test on TORQUE too.
 """
 
 from __future__ import annotations

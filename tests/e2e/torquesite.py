@@ -51,8 +51,8 @@ class TorqueSite(Site):
 
 
 @contextmanager
-def torque_site() -> Iterator[TorqueSite]:
-    """vTorque installed with the engine torque, its hooks in the mom's folder."""
+def torque_site(text: str = CONFIG) -> Iterator[TorqueSite]:
+    """vTorque installed with the engine torque, its hooks in the mom's folder. `text` is that of the embedded one."""
     word = secrets.token_hex(3)
     prefix, root = Path(f"/opt/vtorque-test-{word}"), Path(f"/var/lib/vtorque-test-{word}")
     here = TorqueSite(prefix, root)
@@ -62,7 +62,7 @@ def torque_site() -> Iterator[TorqueSite]:
     try:
         for folder in (root, root / "opt", root / "vm", root / "log"):
             folder.mkdir(mode=0o755)
-        text = CONFIG.format(root=root, run=here.run, pool=POOL).replace("engine: local", "engine: torque")
+        text = text.format(root=root, run=here.run, pool=POOL).replace("engine: local", "engine: torque")
         names = ("qsub", "qstat", "qhold", "qrls", "qrerun", "pbsnodes")
         programs = ", ".join(f"{name}: {Path(str(QSUB)).with_name(name)}" for name in names)
         text = text.replace("submit: {without_vm: guest}", f"submit: {{{programs}}}")

@@ -24,7 +24,7 @@ from vmgr import __version__
 from vmgr.deploy import build, tree
 from vmgr.deploy.build import PARTS
 from vmgr.deploy.hookfiles import is_ours
-from vmgr.deploy.nodeside import LINKED
+from vmgr.deploy.places import LINKED
 
 pytestmark = [
     pytest.mark.skipif(not SSHD.exists() or shutil.which("pdsh") is None, reason="needs sshd and pdsh"),
@@ -274,7 +274,7 @@ def test_nodes_of_slurm(cluster: Cluster) -> None:
         (programs / name).write_text(f"#!/bin/sh\n{does}\n")
         (programs / name).chmod(0o755)
     conf.write_text("ClusterName=site\n")
-    site = {"SLURM_CONF": str(conf), "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin"}
+    site = {"SLURM_CONF": str(conf)}
     config.write_text(f"{CONFIG.replace('torque', 'slurm', 1)}slurm: {{bin: {programs}}}\n")
     own = cluster.nodes["n2"].base / "opt" / cluster.prefix.name
     written = cluster.prefix / "etc" / "vtorque" / "slurm.conf.vtorque"

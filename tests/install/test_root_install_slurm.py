@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ import yaml
 from installsite import REPOSITORY, picture
 from test_root_front import Place, place, untimed
 
-from vmgr.deploy import front, main, options, slurmfiles, slurmsite
+from vmgr.deploy import front, installing, nodes, options, slurmfiles, slurmsite
 from vmgr.deploy.main import run
+from vmgr.deploy.nodes import Answer, Known
+from vmgr.deploy.nodeside import Order
 from vmgr.errors import VTorqueError
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "node"))
@@ -40,7 +43,7 @@ def conf(place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
     (programs / "scontrol").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
     (programs / "scontrol").chmod(0o755)
     monkeypatch.setattr(slurmsite, "_program", lambda name, _: str(programs / name))
-    monkeypatch.setattr(main, "NODE_PROGRAMS", ("sh",))
+    monkeypatch.setattr(installing, "NODE_PROGRAMS", ("sh",))
     return path
 
 
@@ -104,6 +107,51 @@ def test_all_goes_again(place: Place, conf: Path) -> None:
     install(place, "--engine", "slurm")
     assert install(place, "--uninstall") == 0
     assert untimed(place.picture()) == untimed(before)
+
+
+def test_a_configuration_that_cannot_be_read_goes_too(
+    place: Place, conf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it said is noted: the batch system, where its commands are, and where records of guest jobs lie."""
+    before = place.picture()
+    sent: list[tuple[Order, list[str]]] = []
+
+    def perform(groups: Mapping[Known, Sequence[str]], order: Order, *_: object) -> list[Answer]:
+        names = [name for each in groups.values() for name in each]
+        sent.append((order, names))
+        return [Answer(name, "ok", "vTorque removed") for name in names]
+
+    monkeypatch.setattr(nodes, "perform", perform)
+    monkeypatch.setattr(slurmsite, "_program", lambda name, folder: f"{folder}/{name}")
+    own = place.base / "own.yaml"
+    own.write_text(f"engine: slurm\nslurm: {{bin: {place.base}/programs}}\npaths: {{spool: {place.base}/spool}}\n")
+    sinfo = place.base / "programs" / "sinfo"
+    sinfo.write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
+    sinfo.chmod(0o755)
+    assert install(place, "--config", str(own), "--all") == 0, "slurm.bin of a configuration that is not installed yet"
+    assert sent.pop()[1] == ["n1", "n2"]
+    config = place.prefix / "etc" / "vtorque" / "vtorque.yaml"
+    hooks = conf.read_text()
+    for text in ("engine: [\n", "engine: torque\nno such key: 1\n", ""):
+        config.write_text(text)
+        conf.write_text(f"Prolog={place.prefix}/share/vtorque/mom_priv_hooks/slurm/prolog\n")
+        with pytest.raises(VTorqueError, match=r"vTorque \(Prolog\): Slurm drains nodes without"):
+            install(place, "--uninstall")
+        conf.write_text(hooks)
+        assert not sent
+    config.write_text("engine: [\n")
+    with pytest.raises(VTorqueError, match="VT-CONFIG"):
+        install(place, "--check")
+    capsys.readouterr()
+    assert install(place, "--uninstall", "--all", "--dry-run") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "cannot be read" in line]
+    assert len(told) == 1 and f"cannot be read ({config} line 2: not YAML" in told[0]
+    assert f"guest jobs are looked for in {place.base}/spool alone" in told[0]
+    order, names = sent.pop()
+    assert (order.action, order.dry, order.spool, names) == ("uninstall", True, f"{place.base}/spool", ["n1", "n2"])
+    assert install(place, "--uninstall") == 0 and sent.pop()[1] == ["n1", "n2"]
+    left = [path for path in place.picture() if path not in before and not (place.base / path).is_dir()]
+    assert left == ["opt/sub/vtorque/etc/vtorque/vtorque.yaml", "own.yaml", "programs/sinfo"], "changed by hand, kept"
 
 
 def test_what_is_refused(place: Place, conf: Path) -> None:

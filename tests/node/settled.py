@@ -11,15 +11,16 @@ from typing import Any
 import psutil
 
 SETTLE_S = 10.0
+PATIENCE_S = 60.0
 
 
-def run_settled(work: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
-    """The result of `work`, which may take `timeout_s`. A child that does not end is left for the test to fail over."""
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of `work`, which may take PATIENCE_S. A child that does not end is left for the test to fail over."""
     before = set(psutil.Process().children())  # those of fixtures
 
     async def settled() -> Any:
         try:
-            return await asyncio.wait_for(work, timeout_s)
+            return await asyncio.wait_for(work, PATIENCE_S)
         finally:
             deadline = asyncio.get_running_loop().time() + SETTLE_S
             while set(psutil.Process().children()) - before and asyncio.get_running_loop().time() < deadline:

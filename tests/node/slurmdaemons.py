@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import time
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+from slurmprograms import PATH, lacking
+
 LIMIT_S = 60
 CONF = """\
 ClusterName=ref
@@ -22,7 +22,7 @@ SlurmctldPort={port}
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=1
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/ctld
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -36,7 +36,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=batch_sched_delay=0
+SchedulerParameters=batch_sched_delay=0,bf_interval=1
 EnforcePartLimits=ALL
 ReturnToService=2
 SlurmdParameters=config_overrides
@@ -49,8 +49,7 @@ PartitionName=long Nodes=ALL MaxTime=INFINITE State=UP
 
 def missing() -> Optional[str]:
     """A program of Slurm's that is not installed."""
-    programs = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
-    return next((name for name in programs if not shutil.which(name, path=PATH)), None)
+    return lacking(("munged", "slurmctld", "slurmd", "sbatch", "srun"))
 
 
 @contextmanager

@@ -8,13 +8,13 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 from guestsite import MIB, SITE_POOL, GuestSite, be_caller, kernel
 from nodesite import Node, make_node, wait_gone
+from settled import run
 from test_root_staging import mounted
 
 from vmgr.images.pool import Image, Pool
@@ -24,10 +24,6 @@ from vmgr.node.undo import undo
 from vmgr.node.userio import User
 
 pytestmark = pytest.mark.root
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 60))
 
 
 @pytest.fixture

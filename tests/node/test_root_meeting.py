@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, a_user
-from settled import run_settled
+from settled import run
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import meeting
@@ -63,10 +63,6 @@ def directory(user: User) -> Iterator[str]:
     shutil.rmtree(home)
     _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=5)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE], "a watching child is left"
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return run_settled(work, PATIENCE_S)
 
 
 async def say(user: User, directory: str, kind: str, node: int, key: str = KEY, **data: Any) -> None:
@@ -301,7 +297,7 @@ def test_what_a_sister_cannot_resume_is_told_as_it_is() -> None:
         {},
         optional={
             word: st.none() | st.text() | st.lists(st.text() | st.lists(st.integers())) | st.just(["x" * 9000] * 7)
-            for word in ("code", "reason", "output", "addresses", "ssh_ports", "resumed", "other")
+            for word in ("code", "reason", "output", "addresses", "ssh_ports", "resumed", "image", "other")
         },
     )
 )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from settled import run_settled
+from settled import run
 
 from vmgr.errors import VTorqueError
 from vmgr.node.allocation import Allocation
@@ -88,10 +88,6 @@ def machines(base: Path, user: User) -> Iterator[Machines]:
             mount.server.terminate()  # it would not end where another mount namespace has a copy of the mount
             mount.server.wait(10)
     assert str(base) not in Path("/proc/self/mounts").read_text()
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return run_settled(work, PATIENCE_S)
 
 
 async def seconds(work: Coroutine[Any, Any, Any]) -> float:

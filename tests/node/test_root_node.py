@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
@@ -18,6 +18,7 @@ from typing import Any, Optional
 import psutil
 import pytest
 from nodesite import REPOSITORY, make_node, wait_gone
+from settled import run
 
 from vmgr.deploy.hookfiles import fill
 from vmgr.errors import Code, VTorqueError
@@ -34,10 +35,6 @@ from vmgr.trust import check_trusted
 pytestmark = pytest.mark.root
 PYTHON = "/usr/bin/python3"
 """An interpreter that every user can run; that of the tests may lie in a home of root's."""
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 30))
 
 
 def test_a_child_of_another_user_dies_with_its_parent(user: User) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from slurmdaemons import PATH, missing, slurm
+from slurmdaemons import missing, slurm
+from slurmprograms import BIN, PATH
 from vsubsite import Site
 
 from vmgr.config import load_config
@@ -33,6 +34,11 @@ from vsub.engines.slurmoptions import TABLE
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs Slurm: {missing()} is missing")
 
 PATIENCE_S = 60
+NOT_IN_ITS_HELP = {"extra", "network", "open-mode", "parsable", "prefer", "resources", "segment"}
+"""Options that srun(1) names, and `srun --help` does not."""
+OF_SOME_VERSIONS = {"consolidate-segments", "oom-kill-step", "power", "spread-segments"}
+COMES = ("JobId", "ArrayJobId", "SubmitTime", "AccrueTime", "LastSchedEval", "Comment", "Command")
+"""What Slurm says of a job that is no other's."""
 WRAPPER = """\
 #!/bin/sh
 # stands for the job wrapper
@@ -70,6 +76,12 @@ class Here(NamedTuple):
         eventually(path.exists)
         return dict(item.split("=", 1) for item in os.fsdecode(path.read_bytes()).split("\0")[:-1])
 
+    def facts(self, job: str) -> dict[str, str]:
+        """What Slurm says of a job, but for what it is called and when it came."""
+        told = self.run("scontrol", "-o", "show", "job", job).stdout
+        found = dict(re.findall(r"(\S+?)=(.*?)(?= \S+=|\s*$)", told))
+        return {name: value for name, value in found.items() if name not in COMES}
+
     def ended(self, job: str) -> int:
         eventually(lambda: self.engine.state(job).ended)
         status = self.engine.state(job).exit_status
@@ -96,7 +108,7 @@ def cluster() -> Iterator[Path]:
 def here(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     site = Site(tmp_path)
     site.configure("policy: {img: {default: micro}, vcpus: {max: 8}, ram: {max: 4G}, nodes: {max: 8}}\n")
-    site.install.config.write_text(f"engine: slurm\n{site.install.config.read_text()}")
+    site.install.config.write_text(f"engine: slurm\nslurm: {{bin: {BIN}}}\n{site.install.config.read_text()}")
     wrapper = Path(site.install.program("vtorque-job"))
     wrapper.write_text(WRAPPER.format(record=site.record))
     wrapper.chmod(0o755)
@@ -133,9 +145,10 @@ def test_waiting(here: Here) -> None:
 
 def test_an_array_and_what_depends_on_it(here: Here) -> None:
     here.site.script()
-    array = here.submit("-t", "3,5%1", "-j", "oe", "-o", "$PBS_ARRAYID.$PBS_JOBNAME", "job.sh")
+    array = here.submit("-h", "-t", "3,5%1", "-j", "oe", "-o", "$PBS_ARRAYID.$PBS_JOBNAME", "job.sh")
     after = here.submit("-W", f"depend=afterany:{array}[].ref", "-N", "after", "job.sh")
-    assert here.engine.state(after).phase == "waiting"
+    assert (here.engine.state(array).phase, here.engine.state(after).phase) == ("held", "waiting")
+    here.engine.release(array, 20)
     assert here.ended(after) == 5
     assert here.ended(f"{array}[3]") == here.ended(f"{array}_5") == 5
     assert [(here.site.work / f"{index}.job.sh").read_text() for index in (3, 5)] == ["out 1\nerr\n"] * 2
@@ -185,6 +198,72 @@ def test_a_job_in_hand(here: Here) -> None:
     assert here.engine.state("999999").phase == "gone"
 
 
+def comment(here: Here, job: str) -> str:
+    """The comment as it is: as text a carriage return would become a newline."""
+    argv = ["squeue", "-h", "-t", "all", "-o", "%k", "-j", job]
+    told = subprocess.run(argv, env={"PATH": PATH, "SLURM_CONF": str(here.conf)}, capture_output=True, timeout=60)
+    return told.stdout.decode().removesuffix("\n")
+
+
+def test_a_comment_is_given_back(here: Here) -> None:
+    """To a job that runs, exactly as it was given; Slurm changes nothing of one that has ended."""
+    here.site.script()
+    (here.site.record / "stay").touch()
+    own = 'it\'s "mine" a=b \\ $(id) \u00fc\n\n  x=y= '
+    job = here.submit("job.sh", "--slurm", f"--comment={own}")
+    here.noted(job)
+    assert comment(here, job) == f"vtorque:{here.site.directory} {own}"
+    here.engine.give_back(job, 20)
+    assert comment(here, job) == own
+    here.engine.give_back(job, 20)
+    assert comment(here, job) == own
+
+    longest = 1024 - len(f"vtorque:{here.site.directory} ")
+
+    @settings(max_examples=25, deadline=None)
+    @example(text="\u00fc" * (longest // 2))
+    @example(text="x" * longest)
+    @given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60))
+    def is_given_back(text: str) -> None:
+        done = here.run("scontrol", "update", f"JobId={job}", f"Comment=vtorque:{here.site.directory} {text}")
+        assert done.returncode == 0
+        here.engine.give_back(job, 20)
+        assert comment(here, job) == text
+
+    is_given_back()
+    marked = f"vtorque:{here.site.directory} mine"
+    assert here.run("scontrol", "update", f"JobId={job}", f"Comment={marked}").returncode == 0
+    here.run("scancel", job)
+    eventually(lambda: here.engine.state(job).ended)
+    with pytest.raises(VTorqueError, match="Job has already finished"):
+        here.engine.give_back(job, 20)
+    assert comment(here, job) == marked
+
+
+def test_the_comment_of_one_member_is_given_back(here: Here) -> None:
+    """Also that of the one whose number is the array's."""
+    here.site.script()
+    (here.site.record / "stay").touch()
+    array = here.submit("-t", "1-3%2", "job.sh", "--slurm", "--comment=mine")
+    eventually(lambda: len(list(here.site.record.glob("job.*"))) == 2)
+    marked = f"vtorque:{here.site.directory} mine"
+    here.engine.give_back(f"{array}_1", 20)
+    assert [comment(here, f"{array}_{index}") for index in (1, 2, 3)] == ["mine", marked, marked]
+    here.run("scancel", f"{array}_1")
+    here.noted(array)
+    assert here.engine.whole(f"{array}[3]", 20) == f"{array}.ref" != here.engine.whole(f"{array}_2", 20)
+    with pytest.raises(VTorqueError, match=f"job {array} is a job array"):
+        here.engine.hold(array, 20)
+    here.engine.requeue(f"{array}.ref", 20)
+    eventually(lambda: here.engine.state(f"{array}_3").phase in ("waiting", "queued", "held"))
+    assert here.engine.state(f"{array}_2").phase == "running", "it is requeued alone"
+    assert here.engine.whole(f"{array}_3", 20) == f"{array}.ref"
+    here.engine.give_back(f"{array}_3", 20)
+    assert [comment(here, f"{array}_{index}") for index in (2, 3)] == [marked, "mine"]
+    here.run("scancel", array)
+    eventually(lambda: here.engine.state(array).ended)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -209,13 +288,62 @@ def test_sbatch_takes_what_vsub_makes(words: str, here: Here) -> None:
     assert not [line for line in said if not re.search("allocation failure|nice value|Job dependency", line)], said
 
 
+@pytest.mark.parametrize(
+    ("qsub", "sbatch", "noted"),
+    [
+        (
+            "-h -l nodes=2:ppn=2,mem=4gb,walltime=1:30:00 -q long -N named -o out -e err -p -5 -r n",
+            "-H -N2 --ntasks-per-node=2 --mem=2G --time=1:30:00 -p long -J named -o out -e err --nice=5 --no-requeue",
+            {
+                "NumNodes": "2-2", "NumTasks": "4", "CPUs/Task": "1", "MinMemoryNode": "2G", "TimeLimit": "01:30:00",
+                "Partition": "long", "JobName": "named", "StdOut": "{work}/out", "StdErr": "{work}/err", "Nice": "5",
+                "Requeue": "0", "Priority": "0", "Reason": "JobHeldUser", "OverSubscribe": "USER",
+            },
+        ),
+        (
+            "-h -l nodes=n2:ppn=3 -l pmem=512mb -t 1,3-5%2 -j oe -o both -n",
+            "-H -w n2 -n3 --mem-per-cpu=512M -a 1,3-5%2 -o both --exclusive",
+            {
+                "NumNodes": "1-1", "NumTasks": "3", "ReqNodeList": "n2", "MinMemoryNode": "1.50G",
+                "ArrayTaskId": "1,3-5%2", "ArrayTaskThrottle": "2", "StdOut": "{work}/both", "StdErr": "{work}/both",
+                "Requeue": "1", "OverSubscribe": "NO", "TimeLimit": "UNLIMITED", "Partition": "batch",
+                "JobName": "job.sh",
+            },
+        ),
+        (
+            "-h -l nodes=1:ppn=2:ib -W depend=afterok:{first}.ref -a 203001021530",
+            "-H -N1 -n2 -C ib -d afterok:{first} -b 2030-01-02T15:30:00",
+            {
+                "Features": "ib", "Dependency": "afterok:{first}(unfulfilled)", "EligibleTime": "2030-01-02T15:30:00",
+                "StdOut": "{work}/job.sh.o{job}", "StdErr": "{work}/job.sh.e{job}",
+            },
+        ),
+    ],
+    ids=("size", "array", "waiting"),
+)  # fmt: skip
+def test_both_languages_ask_slurm_for_the_same(here: Here, qsub: str, sbatch: str, noted: dict[str, str]) -> None:
+    """Of jobs that are held: what Slurm itself has understood."""
+    here.site.script()
+    names = {"first": here.submit("-h", "job.sh"), "work": str(here.site.work)}
+    jobs = [
+        here.submit(*before, *shlex.split(words.format(**names)), *after)
+        for before, words, after in (((), qsub, ("job.sh",)), (("--slurm",), sbatch, ("job.sh",)))
+    ]
+    ours, theirs = map(here.facts, jobs)
+    here.run("scancel", *jobs, names["first"])
+    for job, facts in zip(jobs, (ours, theirs)):
+        expected = {name: value.format(**names, job=job) for name, value in noted.items()}
+        assert {name: facts.pop(name, None) for name in noted} == expected
+    assert ours == theirs, "nor does anything else differ"
+
+
 def test_every_option_of_sbatch_is_known(here: Here) -> None:
     told = here.run("sbatch", "--help").stdout
     named = set(re.findall(r"^ +(?:-[A-Za-z], )?--([a-z-]+)", told, re.MULTILINE))
     assert len(named) > 60 and named <= set(TABLE)
     sessions = set(re.findall(r"^ +(?:-[A-Za-z], )?--([a-z-]+)", here.run("srun", "--help").stdout, re.MULTILINE))
     passed = {name for name, option in TABLE.items() if not option.only_sbatch and option.refused is None}
-    assert passed - sessions <= {"network", "open-mode", "parsable", "prefer"}  # in srun(1), not in its help
+    assert passed - sessions <= NOT_IN_ITS_HELP | OF_SOME_VERSIONS
 
 
 @settings(max_examples=60, deadline=None)

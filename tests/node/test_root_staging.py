@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -21,6 +21,7 @@ from typing import Any, Callable, Optional
 import psutil
 import pytest
 from nodesite import Node, an_image, make_node
+from settled import run
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
@@ -35,10 +36,6 @@ pytestmark = pytest.mark.root
 MIB = 1 << 20
 PYTHON = sys.executable
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 60))
 
 
 def sha256(path: Path) -> str:

@@ -12,13 +12,13 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from settled import run
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import userio
@@ -28,21 +28,6 @@ pytestmark = pytest.mark.root
 PYTHON = "/usr/bin/python3"
 """An interpreter that every user can run; that of the tests may lie in a home of root's."""
 LIMIT = 65536
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(_then_settle(work), 20))
-
-
-async def _then_settle(work: Coroutine[Any, Any, Any]) -> Any:
-    """Give the loop a moment to collect the child."""
-    try:
-        return await work
-    finally:
-        for _ in range(50):
-            if not psutil.Process().children():
-                break
-            await asyncio.sleep(0.01)
 
 
 def read(user: User, path: object, *, limit: int = LIMIT, timeout_s: float = 5) -> bytes:

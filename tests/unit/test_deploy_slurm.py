@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodesite import FUZZ
 
 from vmgr.deploy import options, slurmconf, slurmsite
-from vmgr.deploy.front import engine_in, first_config, slurm_text
+from vmgr.deploy.front import engine_in, first_config, slurm_bin_in, slurm_text
 from vmgr.deploy.slurmconf import DIFFERENT, MISSING, THERE, Settings, Value
 from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.errors import Code, VTorqueError
@@ -69,6 +69,23 @@ def test_the_first_configuration_says_slurm(tmp_path: Path) -> None:
     bare.write_text("submit: {without_vm: guest}")
     assert yaml.safe_load(first_config(str(bare), "/opt/x", None, "slurm"))["engine"] == "slurm"
     assert engine_in("a:\n  engine: local\n# engine: torque\n") is None and engine_in("engine: 'slurm'\n") == "slurm"
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        ("slurm: {bin: /opt/slurm/bin}\n", "/opt/slurm/bin"),
+        ("slurm: {queues: [a], bin: '/opt/slurm/bin/'}  # ours\n", "/opt/slurm/bin"),
+        ('engine: slurm\nslurm:   # ours\n  # where\n\n  x: {y: 1}\n  bin: "/s"  # here\n', "/s"),
+        ("slurm:\n  bin: {n*: /s}\nother:\n  bin: /t\n", ""),
+        ("slurm:\nother:\n  bin: /t\n", ""),
+        ("# slurm: {bin: /s}\nnot_slurm: {bin: /t}\n", ""),
+        ("slurm: {cabin: /t}\n", ""),
+        ("slurm:\n  cabin: /t\n", ""),
+    ],
+)
+def test_where_a_configuration_has_slurms_commands(text: str, folder: str) -> None:
+    assert slurm_bin_in(text) == folder
 
 
 # --- slurm.conf
@@ -141,6 +158,19 @@ def test_a_site_that_calls_ours() -> None:
     assert told[3] == "PrologFlags=Alloc,DeferBatch is missing"
 
 
+def test_two_lines_of_a_kind() -> None:
+    """All of them run on newer versions, only the last one on others."""
+    ours, other = Value(f"{FOLDER}/prolog", "f line 1"), Value("/site/prolog", "f line 2")
+    for values, why in (
+        ((ours, other), "before Slurm 24.05 /site/prolog (f line 2) would run alone"),
+        ((other, ours), ""),
+    ):
+        first = slurmconf.judge(FOLDER, {"prolog": values}, lambda pattern, _: False)[0]
+        assert (first.state, first.bad, first.why) == (THERE, False, why)
+    told = slurmconf.told(f"Prolog[0] = {FOLDER}/prolog\nProlog[1] = /site/prolog\n")
+    assert slurmconf.judge(FOLDER, told, lambda pattern, _: False)[0].why == ""
+
+
 def test_which_programs_call_ours(tmp_path: Path) -> None:
     hook = tmp_path / "hook"
     hook.write_text("#!/bin/sh\n")
@@ -169,7 +199,8 @@ def test_a_file() -> None:
     more = "epilog = /b # theirs\nPROLOG=/c\n"
     text = '# x\nClusterName=a Prolog=/a\\\n  TaskProlog="/t p"\n\nInclude more\r\nNodeName=n[1-3] CPUs=4 X=a\\#b\n'
     found = reader(main=text, more=more)
-    assert found["prolog"] == [Value("/c", "/etc/slurm/more line 2")], "the last one holds"
+    assert found["prolog"] == [Value("/a", "/etc/slurm/main line 2"), Value("/c", "/etc/slurm/more line 2")]
+    assert reader(main="TaskProlog=/a\nTaskProlog=/b\n")["taskprolog"][0].text == "/b", "the last one holds"
     assert found["epilog"] == [Value("/b", "/etc/slurm/more line 1")]
     assert found["taskprolog"] == [Value("/t p", "/etc/slurm/main line 2")]
     assert found["x"][0].text == "a\\#b"

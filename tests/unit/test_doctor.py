@@ -526,6 +526,23 @@ def test_the_right_to_requeue(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [("check-requeue",)] * 3
 
 
+@pytest.mark.parametrize(("engine", "mom", "uid", "asked"), [
+    ("torque", True, 0, True), ("torque", False, 0, False), ("slurm", False, 0, True), ("slurm", True, 1000, False),
+])  # fmt: skip
+def test_whose_right_to_requeue_is_looked_at(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, mom: bool, uid: int, asked: bool
+) -> None:
+    """That of nodes: on TORQUE of those with a mom; Slurm lets root requeue jobs wherever it is, and nobody else."""
+    if mom:
+        (tmp_path / "mom_priv").mkdir()
+    patient = make(engine=engine, torque={"mom_priv": str(tmp_path / "mom_priv")}, suspended={"folder": str(tmp_path)})
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(suspension, "judge_folder", lambda *_, **__: iter(()))
+    monkeypatch.setattr(suspension.batch, "ask", lambda *_: {})
+    found = list(suspension.check(patient))
+    assert [each.what for each in found] == (["the batch system lets this node's root requeue jobs"] if asked else [])
+
+
 # network
 
 
@@ -647,7 +664,7 @@ def test_files_of_others(make: Make) -> None:
 # the batch system
 
 
-TIMEOUTS = Timeouts(5, 30, 240, 270, 600, 60, 15, 20, 120, 600, 10)
+TIMEOUTS = Timeouts(5, 30, 240, 270, 600, 60, 15, 20, 5, 120, 600, 10)
 
 
 @pytest.mark.parametrize(

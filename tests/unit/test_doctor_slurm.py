@@ -176,9 +176,12 @@ def test_flags(site: Site, flags: str, level: Level) -> None:
     ("timeout", "well"), [("65534", True), ("300", True), ("31", True), ("30", False), ("1", False)]
 )
 def test_the_time_of_hooks(site: Site, timeout: str, well: bool) -> None:
-    timeouts = site.node.config.timeouts._replace(disk=30)
-    (found,) = slurm.judge_timeout((timeout,), timeouts)
-    assert (found.level is Level.OK) == well and (well or "PrologEpilogTimeout above 30" in str(found.remedy))
+    for key, other in (("disk", "sisters"), ("sisters", "disk")):
+        timeouts = site.node.config.timeouts._replace(**{key: 30, other: 20})
+        for name in ("PrologEpilogTimeout", "EpilogTimeout"):  # the second one since Slurm 25.05
+            (found,) = slurm.judge_timeout({name: (timeout,), "PrologTimeout": ("1",)}, timeouts)
+            assert (found.level is Level.OK) == well and (well or f" {name} above 30" in str(found.remedy))
+            assert f"timeouts.{key}" in str(found.remedy) + found.what or timeout == "65534"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,7 @@ def test_the_time_of_hooks(site: Site, timeout: str, well: bool) -> None:
         ("ALLOCATED", "", Level.OK, "allocated"),
         ("IDLE+DRAIN", "Prolog error", Level.FAILURE, "slurmd's log"),
         ("IDLE+DRAIN", "Epilog error", Level.FAILURE, "state=resume"),
+        ("IDLE+DRAIN", "old disk : Epilog error", Level.FAILURE, "slurmd's log"),
         ("DOWN*", "Not responding", Level.WARNING, "Not responding"),
         ("MIXED+DRAIN", "disk is to be changed", Level.WARNING, "disk is to be changed"),
     ],

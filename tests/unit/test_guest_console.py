@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, short_folder
 
-from vmgr.errors import VTorqueError
+from vmgr.commands import console as console_command
+from vmgr.errors import Code, VTorqueError
 from vmgr.node.console import FOLLOWER_BYTES, KEEP_BYTES, Console
 from vmgr.node.control import Control, Peer, Talk
 from vmgr.node.orders import console as console_order
@@ -301,3 +302,9 @@ def test_a_follower_leaves_without_a_word(leave: str, tmp_path: Path) -> None:
                 await control.drain(5)
 
     with_console(work)
+
+
+def test_what_contradicts_itself_is_refused() -> None:
+    with pytest.raises(VTorqueError, match="--attach and --no-follow contradict") as refused:
+        console_command.console.main(["1:0", "--attach", "--no-follow"], standalone_mode=False)
+    assert refused.value.code is Code.USAGE

@@ -23,7 +23,6 @@ sys.path.insert(0, str(REPOSITORY / "docs"))
 import manpages
 
 PAGES = sorted((REPOSITORY / "man").glob("*.1"))
-SIGNS = st.characters(min_codepoint=33, max_codepoint=0x24F, exclude_categories=["C", "Z", "M"])
 AGED = "missing date"
 """A page that is made anew has no date; it would never be current."""
 

@@ -42,9 +42,6 @@ def line(**fields: object) -> bytes:
     return json.dumps({"v": 1, **fields}).encode() + b"\n"
 
 
-FIVE = Stretch("uptime", 5.0, 0.0)
-
-
 @pytest.mark.parametrize(
     ("fields", "event"),
     [

@@ -92,7 +92,7 @@ def everything(node: Node) -> dict[str, Path]:
         "overlay": overlays / "stray.qcow2",
         "socket": run / "jobs" / "14.host" / "1.sock",
         "tombstone": run / "tombstones" / "old",
-        "word": run / "ended" / ".half.77",
+        "word": spool / "ended" / ".half.77",
         "copy": cache / f".{HASHES[1]}.tmp",
     }
     for path in left.values():

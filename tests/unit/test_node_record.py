@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,14 +12,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ, REPOSITORY, Node, in_session, make_node, note_process, short_folder, sleeper
 
-from vmgr.node import process, record
+from vmgr.jobspec import SpecPath
+from vmgr.node import hook, process, record, slurmfacts
+from vmgr.node.agent import Agent
+from vmgr.node.checkedjob import Call
 from vmgr.node.hook import end_job
+from vmgr.node.hookcall import HookCall
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
 
@@ -33,9 +39,9 @@ def node() -> Iterator[Node]:
         yield make_node(base)
 
 
-def made(node: Node, place: record.Place) -> tuple[int, list[Path]]:
+def made(node: Node, place: record.Place, **facts: Any) -> tuple[int, list[Path]]:
     """An attempt with an overlay, held; gives its lock and what it made."""
-    lock, listener = record.create(place, FACTS)
+    lock, listener = record.create(place, {**FACTS, **facts})
     listener.close()
     overlay = node.config.images.overlays / f"{place.folder.parent.name}.{place.attempt}.g.qcow2"
     record.make_folder(overlay.parent, 0o700)
@@ -335,6 +341,37 @@ def test_an_epilogue_ends_what_lives_and_leaves_no_tombstone(node: Node) -> None
     assert list((node.config.paths.run / "tombstones").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("facts", "guests", "waits"),
+    [
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, True, True),
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, False, False),
+        ({"node_index": 0, "nodes": ["n1", "n2"]}, True, False),
+        ({"node_index": 1, "nodes": None}, True, False),
+    ],
+)
+def test_an_epilog_of_slurm_lets_a_sister_end_with_its_job(
+    node: Node, facts: dict[str, Any], guests: bool, waits: bool
+) -> None:
+    """Where the mother superior does not call it over in time, it is ended."""
+    config = node.install.config
+    config.write_text(f"{config.read_text()}\ntimeouts: {{sisters: 1, disk: 0}}\n")
+    for ends in (True, False):
+        place = node.place(start=LONG_AGO)
+        lock, _ = made(node, place, **facts)
+        agent = subprocess.Popen(["sleep", "0.4" if waits and ends else "60"])
+        note_process(place, agent.pid, "agent")
+        if guests:
+            note_process(place, sleeper().pid, "qemu")
+        os.close(lock)
+        begun = time.monotonic()
+        hooks(node, "end_job(config, '12.host')")
+        assert agent.wait() == (0 if waits and ends else -9)
+        if waits and not ends:
+            assert time.monotonic() - begun > 1
+        assert node.left() == []
+
+
 def test_an_epilogue_before_the_agents_first_line_leaves_the_tombstone_for_it(node: Node) -> None:
     place = node.place(start=LONG_AGO)
     lock, _ = made(node, place)  # held: the agent is about to start
@@ -369,6 +406,34 @@ def test_an_epilogue_that_cannot_undo_says_so_and_keeps_the_tombstone(
     end_job(node.config, "12.host")
     assert "vtorque: epilogue: overlay:" in capsys.readouterr().err
     assert record.is_buried(node.config.paths, "12.host", place) and place.folder.exists()
+
+
+def test_an_epilog_of_a_job_that_has_no_record_leaves_no_tombstone(node: Node) -> None:
+    """On Slurm its user can give any job the comment of a guest job."""
+    environment = {
+        "SLURM_JOB_ID": "12", "SLURM_CLUSTER_NAME": "ref", "SLURM_JOB_USER": "carol",
+        "SLURM_JOB_COMMENT": f"vtorque:/home/carol/.vtorque/abcd1234/{'0' * 64}",
+    }  # fmt: skip
+    hook._epilogue(slurmfacts.parse_epilogue([], environment), IN_FUTURE, node.config)
+    assert not (node.config.paths.run / "tombstones").exists()
+
+
+@pytest.mark.parametrize("user", ["root", "no-such-user-here"])
+def test_an_attempt_of_nobody_who_may_have_guests_leaves_nothing(node: Node, user: str) -> None:
+    """Its agent has ended before the epilogue comes."""
+    place = node.place("12.ref", start=LONG_AGO)
+    lock, listener = record.create(place, {**FACTS, "user": user})
+    call = Call("12.ref", user, SpecPath("/home/carol", "abcd1234", "0" * 64), 0, None)
+
+    async def live() -> None:
+        await Agent(node.config, node.base, place, call, None).run(listener)
+
+    asyncio.run(live())
+    os.close(lock)
+    listener.close()
+    hook._epilogue(HookCall("12.ref", user, call.directory, 0, None), IN_FUTURE, node.config)
+    marks = [path for name in ("tombstones", "ended") for path in node.base.rglob(f"{name}/*")]
+    assert node.left() == marks == []
 
 
 # the janitor

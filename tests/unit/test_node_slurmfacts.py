@@ -28,6 +28,12 @@ PROLOG = {
     "SLURM_JOB_RESTART_COUNT": "1", "SLURM_JOB_WORK_DIR": "/home/carol", "SLURM_NODELIST": "n[1-3]",
     "SLURM_SCRIPT_CONTEXT": "prolog_slurmd",
 }  # fmt: skip
+INSIDE = {
+    "SLURM_JOB_ID": "14", "SLURM_CLUSTER_NAME": "ref", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_CPUS_ON_NODE": "4", "SLURM_NODELIST": "n[1-2]", "SLURM_PROCID": "0",
+}  # fmt: skip
+NUMBER = st.text(st.sampled_from("0123\u00b2\u0663"), max_size=12)
+"""Digits of all kinds: of some of them int() makes numbers, of others it does not."""
 EPILOG = {**PROLOG, "SLURM_SCRIPT_CONTEXT": "epilog_slurmd", "SLURM_JOB_EXIT_CODE": "0"}
 
 
@@ -46,7 +52,9 @@ def test_a_real_prolog() -> None:
 
 
 def test_a_real_epilog() -> None:
-    assert slurmfacts.parse_epilogue([], EPILOG) == HookCall("12.ref", "carol", DIRECTORY, 0, None)
+    assert slurmfacts.parse_epilogue([], EPILOG) == HookCall("12.ref", "carol", None, 0, None), (
+        "whatever its comment is"
+    )
     for name in ("SLURM_NODELIST", "SLURMD_NODENAME", "SLURM_JOB_RESTART_COUNT", "SLURM_JOB_PARTITION"):
         assert slurmfacts.parse_epilogue([], {**EPILOG, name: "?"}).job_id == "12.ref", "it ends a job all the same"
 
@@ -116,6 +124,20 @@ def test_whatever_stands_in_the_environment(changed: dict[str, str]) -> None:
     assert "/" not in call.job_id and "/" not in call.user and not call.job_id.startswith(".")
 
 
+@FUZZ
+@given(st.dictionaries(st.sampled_from((*INSIDE, "SLURM_CPUS_ON_NODE", "MINE")), st.text(max_size=20) | NUMBER))
+def test_whatever_a_job_has_made_of_its_own_variables(changed: dict[str, str]) -> None:
+    """The wrapper's environment is the user's."""
+    environment = {**INSIDE, **changed}
+    told = slurmfacts.passed(environment)
+    assert told.get("PBS_NP", "0").isdecimal() and "SLURM_NODELIST" not in told
+    try:
+        own = slurmfacts.own_job(environment)
+    except ValueError:
+        return
+    assert own.job_id == f"{environment['SLURM_JOB_ID']}.{environment['SLURM_CLUSTER_NAME']}" and "/" not in own.job_id
+
+
 @pytest.mark.parametrize(
     ("text", "nodes"),
     [
@@ -172,10 +194,21 @@ def test_numbers_are_as_wide_as_they_are_written(numbers: list[int], width: int)
 
 def test_a_jobs_own_process() -> None:
     inside = {"SLURM_JOB_ID": "14", "SLURM_CLUSTER_NAME": "ref", "SLURM_ARRAY_JOB_ID": "13", "SLURM_ARRAY_TASK_ID": "3"}
-    assert slurmfacts.own_job(inside) == OwnJob("14.ref", 3, may_come_back=True)
-    assert slurmfacts.own_job({**inside, "SLURM_ARRAY_TASK_ID": ""}).member is None
-    with pytest.raises(ValueError):
-        slurmfacts.own_job({})
+    assert slurmfacts.own_job(inside) == OwnJob("14.ref", 3, may_come_back=True, marked="13_3")
+    alone = slurmfacts.own_job({**inside, "SLURM_ARRAY_TASK_ID": ""})
+    assert (alone.member, alone.marked) == (None, "14")
+    for environment in ({}, {**inside, "SLURM_ARRAY_JOB_ID": "-a"}):
+        with pytest.raises(ValueError):
+            slurmfacts.own_job(environment)
+
+
+@FUZZ
+@given(st.text(max_size=40))
+def test_a_users_own_comment_is_what_stands_behind_the_mark(own: str) -> None:
+    assert slurmfacts.own_comment(f"{COMMENT} {own}") == own
+    for whole in (own, f"vtorque:{own}", f" {COMMENT} {own}", f"vtorque:/home/carol/.vtorque/x {own}"):
+        assert slurmfacts.own_comment(whole) is None
+    assert slurmfacts.own_comment(COMMENT) == ""
 
 
 def test_what_a_guest_is_told_has_nothing_that_leads_an_mpi_to_the_nodes() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from pathlib import Path
+
 import pytest
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.virtiofsd import Language, from_help
+from vmgr.node import virtiofsd
+from vmgr.node.virtiofsd import Language, examine, from_help
 
 C_HELP = """\
 usage: /usr/lib/qemu/virtiofsd [options]
@@ -58,3 +63,26 @@ def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(VTorqueError, match=r"/v .hypervisor.virtiofsd. is no virtiofsd that can be used") as caught:
         from_help("/v", text)
     assert caught.value.code is Code.NODE
+
+
+def test_it_is_asked_once_for_all_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is another program."""
+    monkeypatch.setattr(virtiofsd, "check_trusted", lambda _: None)
+    program, asked = tmp_path / "virtiofsd", tmp_path / "asked"
+
+    def install(text: str) -> None:
+        new = tmp_path / "new"
+        new.write_text(f"#!/bin/sh\necho >>'{asked}'\ncat <<'X'\n{text}X\n")
+        new.chmod(0o755)
+        os.rename(new, program)
+
+    install(RUST_HELP)
+    found = [asyncio.run(examine(str(program))) for _ in range(3)]
+    assert {each.language for each in found} == {Language.RUST} and asked.read_text() == "\n"
+    install(C_HELP)
+    assert asyncio.run(examine(str(program))).language is Language.C and asked.read_text() == "\n\n"
+    install("nothing\n")
+    for _ in range(2):
+        with pytest.raises(VTorqueError, match="is no virtiofsd"):
+            asyncio.run(examine(str(program)))
+    assert asked.read_text() == "\n" * 4

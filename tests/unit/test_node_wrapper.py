@@ -8,7 +8,7 @@ import pty
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -132,25 +132,61 @@ def test_a_result_that_cannot_be_written_is_said(
     ("may_come_back", "signalled", "stays"), [(True, True, True), (True, False, False), (False, True, False)]
 )
 def test_the_directory_of_a_job_that_may_come_back_stays(
-    tmp_path: Path, may_come_back: bool, signalled: bool, stays: bool, runs: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_come_back: bool, signalled: bool, stays: bool, runs: bool
 ) -> None:
     """Slurm ends a job that it queues again as it ends one that is cancelled, also while its script runs."""
     config: Any = None
+    given_back: list[str] = []
+    monkeypatch.setattr("vmgr.reach.batch.give_back", lambda _, job: given_back.append(job))
     session: Any = SimpleNamespace(signal=lambda sig: None)
     directory = tmp_path / ".vtorque" / ("0" * 16) / ("0" * 64)
     directory.mkdir(parents=True)
 
     async def leave() -> None:
-        own = OwnJob("12.ref", may_come_back=may_come_back)
+        own = OwnJob("12.ref", may_come_back=may_come_back, marked="12" if may_come_back else None)
         job = wrapper.JobWrapper(config, own, str(directory), {})
         if runs:
             job._session = session
         if signalled:
             job._signal(signal.SIGTERM)
-        job._leave(0, None)
+        await job._end(0, None)
 
     asyncio.run(leave())
     assert directory.exists() == stays
+    assert given_back == ([] if stays or not may_come_back else ["12"]), "what led to it goes with it"
+
+
+@pytest.mark.parametrize("problem", [None, VTorqueError("slurmctld is away", code=Code.ENGINE)])
+def test_a_comment_that_cannot_be_given_back_is_no_matter_of_the_job(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    problem: Optional[VTorqueError],
+) -> None:
+    """It comes last, when the directory has gone."""
+    directory = tmp_path / ".vtorque" / ("0" * 16) / ("0" * 64)
+    directory.mkdir(parents=True)
+    asked: list[str] = []
+
+    def give_back(_: object, job: str) -> None:
+        asked.append(job)
+        assert not directory.exists()
+        if problem is not None:
+            raise problem
+
+    async def ran(self: object) -> int:
+        return 3
+
+    config: Any = None
+    monkeypatch.setattr("vmgr.reach.batch.give_back", give_back)
+    monkeypatch.setattr(wrapper.JobWrapper, "_run", ran)
+
+    async def run() -> int:
+        own = OwnJob("14.ref", may_come_back=True, marked="14")
+        return await wrapper.JobWrapper(config, own, str(directory), {}).run()
+
+    assert asyncio.run(run()) == 3
+    assert (asked, capfd.readouterr()) == (["14"], ("", ""))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +203,7 @@ def test_of_the_tasks_of_a_session_one_stands_for_the_job(
     """Slurm starts one on each node."""
     paths = SimpleNamespace(run=tmp_path, spool=tmp_path)
     monkeypatch.setattr(wrapper, "load_config", lambda _: SimpleNamespace(engine="slurm", paths=paths))
+    monkeypatch.setattr("vmgr.reach.batch.give_back", lambda *_: None)
     for name, value in {"JOB_ID": "12", "CLUSTER_NAME": "ref", "PROCID": task}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     directory = tmp_path / ".vtorque" / ("0" * 16) / ("0" * 64)

@@ -87,6 +87,7 @@ def test_words_as_getopt_reads_them() -> None:
     assert options("-HN2", "-J", "-x") == ["-h|--hold, here", "--nodes=2|here", "-N -x|--job-name=-x, here"]
     assert options("--nice", "--nice=", "--exclusive=user") == ["--nice|here", "--nice=|here", "--exclusive=user|here"]
     assert options("--requeue", "--no-requeue") == ["-r y|--requeue, here", "-r n|--no-requeue, here"]
+    assert options("--requeue=expedite") == ["--requeue=expedite|here"]
     found = parse_sbatch(["-p", "x", "--", "-script", "-N", "2"])
     assert (found.operands, found.rest, found.problem) == (("-script", "-N", "2"), ("-p", "x"), None)
     found = parse_sbatch(["-p", "x", "--odd", "y", "job.sh"])

@@ -50,6 +50,13 @@ def test_what_a_guest_job_has(words: list[str], native: list[str], more: dict[st
     assert job_environment(options, HERE, LOGIN) == {**ALWAYS, **more}
 
 
+def test_how_the_cluster_is_reached() -> None:
+    """Where there is no file of the configuration, or no munge."""
+    reached = {"SLURM_CONF_SERVER": "ctl:6817", "SLURM_SACK_SOCKET": "/run/sack.socket", "SLURM_JWT": "abc"}
+    assert job_environment((), {**HERE, **reached}, LOGIN) == {**ALWAYS, **reached}
+    assert plain_environment((), {"SLURM_JOB_ID": "5", **reached}, interactive=True) == reached
+
+
 def test_a_session_has_the_terminal_of_here() -> None:
     here = {**HERE, "TERM": "xterm"}
     assert job_environment((), here, LOGIN) == ALWAYS

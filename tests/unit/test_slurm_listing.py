@@ -1,6 +1,8 @@
-"""What Slurm's commands print, read strictly. Outputs recorded from Slurm 22.05.8."""
+"""What Slurm's commands print, read strictly. Outputs recorded from Slurm 22.05.8 and 25.11.7."""
 
 from __future__ import annotations
+
+from typing import Optional
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from vmgr.errors import Code, VTorqueError
 from vsub.batch import main as batch_main
 from vsub.engines import JobState, PlacedJob
 from vsub.engines.slurm import Slurm
-from vsub.engines.slurmlisting import parse_cluster, parse_nodes, parse_placed, parse_state, slurm_id
+from vsub.engines.slurmlisting import parse_cluster, parse_members, parse_nodes, parse_placed, parse_state, slurm_id
 
 SQUEUE = """\
 352                             CANCELLED                       15              None
@@ -52,7 +54,15 @@ def test_states(job: str, phase: str, status: int) -> None:
         ("12 CANCELLED 0 None\n", JobState("completed", None)),
         ("12 TIMEOUT 0 TimeLimit\n", JobState("completed", None)),
         ("12 COMPLETING 0 None\n", JobState("exiting")),
+        ("12 PENDING 0:0 JobHoldMaxRequeue\n", JobState("held")),
+        ("12 EXPEDITING 0:0 None\n", JobState("queued")),
+        ("12 CANCELLED 0:0 None\n", JobState("completed", None)),
+        ("12 CANCELLED 0:15 None\n", JobState("completed", 143)),
+        ("12 COMPLETED 0:0 None\n", JobState("completed", 0)),
+        ("12 FAILED 3:0 NonZeroExitCode\n", JobState("completed", 3)),
+        ("12 FAILED 3:x NonZeroExitCode\n", JobState("completed", None)),
         ("12 REQUEUE_HOLD 0 JobHeldUser\n", JobState("held")),
+        ("12    PENDING   0   job requeued in held state   \n", JobState("held")),
         (LINES["14"] + LINES["353"], JobState("running")),
         (LINES["345"] + LINES["14"], JobState("completed", 3)),
     ],
@@ -128,6 +138,19 @@ def test_state_from_squeue(engine: Slurm, slurm: SlurmSite) -> None:
     assert engine.state("345; rm") == JobState("unknown")
 
 
+def test_a_users_view_of_the_queue_hides_no_job(
+    engine: Slurm, slurm: SlurmSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SQUEUE_PARTITION` and its like are as options of squeue are: files of a job that is gone are taken away."""
+    for name in ("SQUEUE_PARTITION", "SQUEUE_USERS", "SQUEUE_FORMAT", "SINFO_PARTITION", "SLURM_CLUSTERS"):
+        monkeypatch.setenv(name, "other")
+    monkeypatch.setenv("SLURM_CONF", "/site/slurm.conf")
+    slurm.program(
+        "squeue", f"case $(env) in *SQUEUE_*|*SINFO_*|*CLUSTERS*) exit 0 ;; *SLURM_CONF=/site*) {says('347')} ;; esac"
+    )
+    assert engine.state("347.ref").phase == "running"
+
+
 def test_a_squeue_that_is_missing(engine: Slurm) -> None:
     with pytest.raises(VTorqueError, match="/squeue to wait for the job"):
         engine.check_state()
@@ -145,7 +168,9 @@ def test_releasing(engine: Slurm, slurm: SlurmSite) -> None:
     slurm.program("scontrol", "exit 0")
     slurm.program("squeue", says("348"))
     engine.release("348", 5)
-    assert slurm.calls("scontrol") == ["release 348"]
+    slurm.program("squeue", "echo '347 PENDING 0 job requeued in held state'")  # by scontrol requeuehold
+    engine.release("347", 5)
+    assert slurm.calls("scontrol") == ["release 348", "release 347"]
     slurm.program("squeue", says("353"))
     with pytest.raises(VTorqueError, match="job 353 is not held"):
         engine.release("353", 5)
@@ -178,6 +203,100 @@ def test_what_slurm_refuses(said: str, code: Code, text: str, engine: Slurm, slu
     assert problem.value.code is code
 
 
+MARKED = f"vtorque:/home/carol/.vtorque/abcd1234efgh/{'0123456789abcdef' * 4}"
+
+
+@pytest.mark.parametrize(
+    ("comment", "own"),
+    [
+        (MARKED, ""), (f"{MARKED} mine", "mine"), (f"{MARKED}  a=b\n\nc ", " a=b\n\nc "), ("mine", None), ("", None),
+        ("(null)", None), ("vtorque:mine", None),
+    ],
+)  # fmt: skip
+def test_giving_a_comment_back(comment: str, own: Optional[str], engine: Slurm, slurm: SlurmSite) -> None:
+    """What its user has changed meanwhile stays as it is."""
+    (slurm.site.base / "comment").write_text(f"{comment}\n")
+    slurm.program("squeue", f"cat {slurm.site.base}/comment")
+    slurm.program("scontrol", f'printf %s. "$3" >{slurm.site.base}/given')
+    engine.give_back("13_3", 5)
+    assert slurm.calls("squeue") == ["-h -t all -o %k -j 13_3"]
+    if own is None:
+        assert slurm.calls("scontrol") == []
+    else:
+        assert slurm.calls("scontrol")[0].startswith("update JobId=13_3 Comment=")
+        assert (slurm.site.base / "given").read_text() == f"Comment={own}."
+
+
+def test_the_end_of_a_job_does_not_wait_long_for_slurm(
+    slurm: SlurmSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vsub.batch.installation", lambda: slurm.site.install)
+    monkeypatch.setattr("vsub.batch.LAST_SECONDS", 0.2)
+    slurm.program("squeue", "exec sleep 600")
+    assert batch_main(["give-back", "12"]) == Code.ENGINE.status
+    assert "squeue has not answered within 0.2 s" in capsys.readouterr().err
+
+
+ARRAY = "17|16|1\n18|16|2\n16|16|3"
+"""Its last member to start has its number."""
+
+
+@pytest.mark.parametrize(
+    ("named", "told", "whole"),
+    [
+        ("16_3", "16|16|3", "16.ref"), ("16[1]", "17|16|1", "17.ref"), ("16_1.ref", "17|16|1", "17.ref"),
+        ("17", "17|16|1", "17.ref"), ("12", "12|12|N/A", "12.ref"), ("12", "", "12.ref"), ("16.ref", ARRAY, "16.ref"),
+        ("16", "16|16|3", "16.ref"),
+    ],
+)  # fmt: skip
+def test_a_job_by_its_own_number(named: str, told: str, whole: str, engine: Slurm, slurm: SlurmSite) -> None:
+    slurm.program("squeue", f"printf '%s\\n' '{told}'" if told else UNKNOWN)
+    assert engine.whole(named, 5) == whole
+
+
+def test_an_array_is_no_job_of_its_own(engine: Slurm, slurm: SlurmSite) -> None:
+    slurm.program("squeue", f"case $* in *-O*) {says('347')} ;; *) printf '%s\\n' '{ARRAY}\n19|16|4' ;; esac")
+    for ask in (engine.whole, engine.hold, engine.release, engine.requeue):
+        with pytest.raises(
+            VTorqueError, match=r"job 16 is a job array with the members 16_1, 16_2, 16_3, \.{3}"
+        ) as problem:
+            ask("16", 5)
+        assert problem.value.code is Code.VALUE
+    assert not [call for call in slurm.calls("scontrol") if call != "show config"]
+
+
+def test_a_member_is_changed_alone(engine: Slurm, slurm: SlurmSite) -> None:
+    """By the number of its array Slurm changes all members."""
+    slurm.program("scontrol", "exit 0")
+    slurm.program("squeue", f"case $* in *-O*) {says('347')} ;; *) printf '{ARRAY}\\n' ;; esac")
+    engine.requeue("16.ref", 5)
+    engine.hold("17.ref", 5)
+    engine.hold("16_2", 5)
+    assert slurm.calls("scontrol") == ["requeue 16_3", "uhold 16_1", "uhold 16_2"]
+    slurm.program("squeue", "printf '16|16|3\\n16|16|4\\n'")  # none of them has started
+    with pytest.raises(VTorqueError, match="is a job array with the members 16_3, 16_4"):
+        engine.hold("16.ref", 5)
+
+
+def test_the_nodes_of_a_member(engine: Slurm, slurm: SlurmSite) -> None:
+    slurm.program("scontrol", "echo 'ClusterName = ref'")
+    slurm.program("squeue", "printf '17|carol|n1\\n16|carol|n2\\n'")
+    assert [job.job_id for job in engine.placed("16", 5)] == ["17.ref", "16.ref"]
+    assert [job.job_id for job in engine.placed("16.ref", 5)] == ["16.ref"]
+
+
+def test_a_member_that_slurm_has_forgotten(engine: Slurm, slurm: SlurmSite) -> None:
+    slurm.program("squeue", UNKNOWN)
+    with pytest.raises(VTorqueError, match="job 16_3 is not known to Slurm, and so not its own number"):
+        engine.whole("16_3", 5)
+
+
+@given(st.text(max_size=80))
+def test_whatever_stands_for_members(text: str) -> None:
+    for member in parse_members(text):
+        assert slurm_id(member.name) == member.name
+
+
 def test_a_job_that_slurm_does_not_know(engine: Slurm, slurm: SlurmSite) -> None:
     slurm.program("squeue", UNKNOWN)
     for change in (engine.hold, engine.release, engine.requeue):
@@ -189,12 +308,14 @@ def test_a_job_that_slurm_does_not_know(engine: Slurm, slurm: SlurmSite) -> None
     ("words", "answer"),
     [
         (["server"], '"ref"\n'),
+        (["whole", "7"], '"7.ref"\n'),
         (["nodes"], '["n1", "n2"]\n'),
         (["jobs"], '[{"job": "7.ref", "owner": "carol", "nodes": ["n1", "n2"]}]\n'),
         (["job", "7"], '[{"job": "7.ref", "owner": "carol", "nodes": ["n1", "n2"]}]\n'),
         (["hold", "347.ref"], '{"new": false}\n'),
         (["release", "347"], "{}\n"),
         (["requeue", "347_1"], "{}\n"),
+        (["give-back", "347_1"], "{}\n"),
     ],
 )
 def test_vtorque_batch(

@@ -14,7 +14,8 @@ from slurmsite import SlurmSite, explained
 from vsubsite import Runner, Site
 
 from vmgr.jobspec import GuestGroup
-from vsub.engines.slurmoptions import TABLE
+from vsub.engines.slurmoptions import _VARIABLES, TABLE, from_environment, split_option
+from vsub.options import SBATCH
 
 W = "WORK"
 BASE: dict[str, str] = {
@@ -147,6 +148,12 @@ def test_options_of_qsub(words: str, expected: dict[str, str], slurm: SlurmSite,
         ("-H --requeue", {"hold": "yes"}),
         ("--no-requeue", {"requeue": "missing", "no-requeue": "yes"}),
         ("--requeue --no-requeue", {"requeue": "missing", "no-requeue": "yes"}),
+        ("--no-requeue --requeue=expedite", {"requeue": "expedite"}),
+        ("--requeue=expedite --no-requeue", {"requeue": "missing", "no-requeue": "yes"}),
+        ("--segment=2 --spread-segments --consolidate-segments",
+         {"segment": "2", "spread-segments": "yes", "consolidate-segments": "yes"}),
+        ("--resources=flat:2 --extra='a b' --oom-kill-step --oom-kill-step=0",
+         {"resources": "flat:2", "extra": "a b", "oom-kill-step": "0"}),
         ("--exclusive", {"exclusive": "yes"}),
         ("--exclusive=mcs", {"exclusive": "mcs"}),
         ("-s", {"exclusive": "missing", "oversubscribe": "yes"}),
@@ -179,6 +186,10 @@ def test_options_of_sbatch(words: str, expected: dict[str, str], slurm: SlurmSit
         ("EXCLUSIVE", "", {"exclusive": "yes"}),
         ("NO_REQUEUE", "", {"requeue": "missing", "no-requeue": "yes"}),
         ("NO_REQUEUE", "0", {}),
+        ("REQUEUE", "yes", {}),
+        ("REQUEUE", "expedite", {"requeue": "expedite"}),
+        ("SEGMENT_SIZE", "2", {"segment": "2"}),
+        ("CPU_FREQ_REQ", "low", {"cpu-freq": "low"}),
         ("SPREAD_JOB", "yes", {"spread-job": "yes"}),
         ("SPREAD_JOB", "no", {}),
         ("REQ_SWITCH", "2", {"switches": "2"}),
@@ -308,6 +319,7 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("-o '$PBS_NODENUM'", "OPTION", "the variable PBS_NODENUM is not known before the job runs"),
         ("-N a/b", "USAGE", "is no name for a job"),
         ("-N 'a b'", "USAGE", "is no name for a job"),
+        (f"-N {'ä' * 101}", "USAGE", "the job's name (the command line) has 202 bytes: none of its"),
         ("-W depend=on:2", "OPTION", "on: say afterok"),
         ("-W depend=beforeok:2", "OPTION", "beforeok: say afterok"),
         ("-W depend=afterok", "USAGE", "the dependency 'afterok'"),
@@ -337,7 +349,15 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --wait", "OPTION", "say --wait before --slurm"),
         ("--slurm --uid=0", "OPTION", "its own user"),
         ("--slurm -i x", "OPTION", "standard input"),
-        ("--slurm --comm=x", "USAGE", "sbatch's option --comm is not known"),
+        ("--slurm --comm=x", "USAGE", "sbatch's option --comm is not known (the command line), --comment is;"),
+        ("--slurm --nodse 2", "USAGE", "sbatch's option --nodse is not known (the command line), --nodes is; options"),
+        ("--slurm --vm vcpus=2", "USAGE", "sbatch's option --vm is not known (the command line), -vm is; options of"),
+        ("--slurm --xyzzy=1", "USAGE", "sbatch's option --xyzzy is not known (the command line); options of"),
+        ("--nodes=2", "USAGE", "the option --nodes=2 is not known (the command line); options of sbatch stand behind"),
+        ("--slurm --nodelist=n[1-2],n9", "OPTION", "--nodelist=n[1-2],n9 (the command line) names 3 nodes, and the job "
+         "has 1; say --nodes=3"),
+        ("--slurm -w n1,n2 -N1", "OPTION", "--nodelist=n1,n2 (the command line) names 2 nodes, and the job has 1"),
+        ("--slurm -w n[1-", "USAGE", "--nodelist=n[1- (the command line) is no list of nodes"),
         ("--slurm --hold=1", "USAGE", "--hold has no value"),
         ("--slurm -y", "USAGE", "sbatch's option -y is not known"),
         ("--slurm --comment", "USAGE", "--comment needs a value"),
@@ -478,3 +498,16 @@ def test_no_word_behind_slurm_becomes_another_option(slurm: SlurmSite, vsub_run:
         names = [word[2:].partition("=")[0] for word in slurm.site.argv[:-1]]
         assert not any(TABLE[name].refused for name in names if name != "ignore-pbs")
         assert slurm.site.argv[-1] == "DIR/job"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"SBATCH_{name}" for name in (*_VARIABLES, "REQ_SWITCH", "WAIT4SWITCH", "NO_SUCH")]),
+        st.text(max_size=20) | st.text(st.sampled_from("+-012\u00b2\u0663"), max_size=4),
+    )
+)
+def test_whatever_stands_in_the_variables_of_sbatch(environ: dict[str, str]) -> None:
+    """Each becomes an option that is known, or nothing."""
+    for option in from_environment(environ):
+        assert option.source.partition("SBATCH_")[2]
+        assert option.letter != SBATCH or split_option(option)[0] in TABLE

@@ -21,7 +21,6 @@ from test_image_add import a_pool
 from vmgr.node.control import Control
 from vmgr.node.state import Progress
 
-NOT_MINE = "666.host"
 """A job of another user's."""
 
 

@@ -31,6 +31,7 @@ from vmgr.node.control import Control
 from vmgr.node.state import Progress
 from vmgr.reach.where import JobNodes
 from vmgr.report.loglines import MAX_LINE_BYTES, Lines, merged, records, shown
+from vmgr.report.members import note
 
 pytestmark = pytest.mark.script_launch_mode("inprocess")
 PYTHON = sys.executable
@@ -129,7 +130,9 @@ def test_a_report_from_a_front_end(
 
 def test_a_job_that_is_over_by_its_number(vmgr_run: Vmgr, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch system has forgotten the job, and knows how its ids go on."""
-    monkeypatch.setattr(vmgr.reach.batch, "ask", lambda config, *words: "host" if words == ("server",) else [])
+    monkeypatch.setattr(
+        vmgr.reach.batch, "ask", lambda config, *words: f"{words[1]}.host" if words[0] == "whole" else []
+    )
     kept.report(an_attempt(nodes=["n1"]))
     Elsewhere(monkeypatch, [], {"m1": file_of(an_attempt("m1", nodes=["m1"]))})
     for words in (["12"], ["12", "--here"]):
@@ -138,6 +141,29 @@ def test_a_job_that_is_over_by_its_number(vmgr_run: Vmgr, kept: Kept, monkeypatc
     assert json.loads(vmgr_run("report", "12", "--node", "m1", "--json").stdout)["parts"][0]["node"] == "m1"
     assert "nothing is kept of job 12.host here" in vmgr_run.refuses("report", "12")
     assert "no log of job 12.host on this node" in vmgr_run.refuses("logs", "12", "--here")
+
+
+def test_a_member_of_an_array_that_is_forgotten(vmgr_run: Vmgr, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a number of its own, which its node knows, and which the other nodes are asked by."""
+
+    def ask(config: object, *words: str) -> object:
+        if words[0] == "whole":
+            raise VTorqueError(f"job {words[1]} is not known to Slurm", code=Code.ENGINE)
+        return "host" if words == ("server",) else []
+
+    monkeypatch.setattr(vmgr.reach.batch, "numbers_members", lambda config: True)
+    monkeypatch.setattr(vmgr.reach.batch, "ask", ask)
+    note(kept.folder, "9_3", "12.host", os.geteuid())
+    kept.report(an_attempt(nodes=["n1"]))
+    for name in ("9_3", "9[3]", "9_3.host"):
+        for words in ([], ["--here"]):
+            assert json.loads(vmgr_run("report", name, *words, "--json").stdout)["job_id"] == "12.host"
+    assert "VT-VALUE: nothing is kept of job 9_4 here" in vmgr_run.refuses("report", "9_4")
+    strange = {**an_attempt("m1", nodes=["m1"]), "job_id": "--html=x"}
+    for told, asked in ((an_attempt("m1", nodes=["m1", "m2"]), ["9_4", "12.host"]), (strange, ["9_4"])):
+        elsewhere = Elsewhere(monkeypatch, [], {"m1": file_of(told), "m2": file_of(an_attempt("m2", 1))})
+        vmgr_run("report", "9_4", "--node", "m1", "--json")
+        assert [words[-1] for words in elsewhere.asked] == asked, "what another node says is no word for a third"
 
 
 @pytest.mark.parametrize("answers", [True, False])

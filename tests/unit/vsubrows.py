@@ -187,7 +187,7 @@ LETTERS = [
     refused("-Vg job.sh", f"VT-USAGE: the option -g is not known ({CL}); see vsub --help and man qsub"),
     refused("--nonsense job.sh", f"VT-USAGE: the option --nonsense is not known ({CL}); see vsub --help and man qsub"),
     refused("job.sh -N", f"VT-USAGE: the option -N has no value ({CL}); see vsub --help and man qsub"),
-    refused("job.sh other.sh", "VT-USAGE: one script can be submitted, not also 'other.sh'; quote its path"),
+    refused("job.sh other.sh", "VT-USAGE: one script can be submitted, not also 'other.sh'; quote its path; its arguments stand in -F, or behind it after --slurm"),
 ]
 
 # ---------------------------------------------------------------- how options may be written

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 import click
 
 from vmgr.config import load_config
+from vmgr.errors import Code, VTorqueError
 from vmgr.paths import installation
 from vmgr.reach.target import parse_target
 
@@ -48,10 +49,12 @@ def console(guest: str, attach: bool, raw: bool, no_follow: bool, last: int) -> 
 
     Example: vmgr console 12:1 --attach
     """
-    run = _attached if attach else _followed
+    if attach and no_follow:
+        raise VTorqueError("--attach and --no-follow contradict each other", code=Code.USAGE, hint="leave one out")
+    talk = _attached(guest, last) if attach else _followed(guest, raw=raw, last=last, follow=not no_follow)
     with _ended_by_signals():
         try:
-            asyncio.run(run(guest, raw=raw or attach, last=last, follow=not no_follow))
+            asyncio.run(talk)
         except KeyboardInterrupt:
             pass  # how one leaves it
         except BrokenPipeError:
@@ -86,7 +89,7 @@ async def _followed(guest: str, *, raw: bool, last: int, follow: bool) -> None:
                 return
 
 
-async def _attached(guest: str, *, raw: bool, last: int, follow: bool) -> None:
+async def _attached(guest: str, last: int) -> None:
     from vmgr.reach.agents import agent_of
 
     config, target = load_config(installation()), parse_target(guest)
@@ -96,7 +99,7 @@ async def _attached(guest: str, *, raw: bool, last: int, follow: bool) -> None:
             print(f"attached to {member['name']}; Ctrl-] leaves", file=sys.stderr)
         with _raw_terminal():
             typing = asyncio.ensure_future(_type(reached.link))
-            showing = asyncio.ensure_future(_show(reached.link, member["rank"], last, raw))
+            showing = asyncio.ensure_future(_show(reached.link, member["rank"], last))
             try:
                 await asyncio.wait([typing, showing], return_when=asyncio.FIRST_COMPLETED)
                 if showing.done():
@@ -107,8 +110,8 @@ async def _attached(guest: str, *, raw: bool, last: int, follow: bool) -> None:
                 await asyncio.gather(typing, showing, return_exceptions=True)
 
 
-async def _show(link: AgentLink, rank: int, last: int, raw: bool) -> None:
-    show = _shower(raw)
+async def _show(link: AgentLink, rank: int, last: int) -> None:
+    show = _shower(raw=True)
     async for answer in link.order("console", rank=rank, last=last, attach=True):
         show(answer)
 

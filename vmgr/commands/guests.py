@@ -31,7 +31,7 @@ class Where:
     """Whose guests are looked at: of all nodes, of one job, else of this node or, from a front end, of all jobs."""
 
     def __init__(self, config: Config, every: bool, job: Optional[str]) -> None:
-        self.config, self.every, self.job = config, every, job
+        self.config, self.every, self.job = config, every, _meant(config, job)
         self._stored: Optional[list[Stored]] = None
         self._stored_until = 0.0
 
@@ -66,8 +66,7 @@ class Where:
             except VTorqueError:  # not every front end has that file system
                 self._stored = []
             self._stored_until = time.monotonic() + STORED_SECONDS
-        job = self.job and self.job.partition(":")[0]
-        return [each for each in self._stored if job is None or each.is_of(job)]
+        return [each for each in self._stored if self.job is None or each.is_of(self.job)]
 
     def _look(self) -> tuple[list[GuestRow], list[VTorqueError]]:
         from vmgr.reach.agents import look, look_here
@@ -76,8 +75,7 @@ class Where:
         nodes = self._nodes()
         if nodes is None:
             return guest_rows(asyncio.run(look_here(self.config.paths))), []
-        job = self.job and self.job.partition(":")[0]
-        seen = asyncio.run(look(self.config, nodes, job))
+        seen = asyncio.run(look(self.config, nodes, self.job))
         if seen.problems and len(seen.problems) == len(set(nodes)):
             _told(seen.problems[:-1])
             raise seen.problems[-1]
@@ -88,16 +86,14 @@ class Where:
         from vmgr.node.record import listed
         from vmgr.reach.agents import job_here, look_here
         from vmgr.reach.shell import is_here
-        from vmgr.reach.target import parse_target
         from vmgr.reach.where import all_nodes, nodes_of_job, running_jobs
 
         if self.job is not None:
-            job = parse_target(self.job).job
-            if job_here(self.config.paths, job) is not None:
-                told = [snapshot.get("nodes") for snapshot in asyncio.run(look_here(self.config.paths, job))]
+            if job_here(self.config.paths, self.job) is not None:
+                told = [snapshot.get("nodes") for snapshot in asyncio.run(look_here(self.config.paths, self.job))]
                 if told and isinstance(told[0], list):
                     return [str(node) for node in told[0]]
-            return list(nodes_of_job(self.config, job).nodes)
+            return list(nodes_of_job(self.config, self.job).nodes)
         if self.every:
             return all_nodes(self.config)
         here = self.config.paths.run / "jobs"
@@ -111,6 +107,16 @@ class Where:
                 return None  # it has been a node, and most nodes cannot ask the batch system
             raise
         return [node for job in running_jobs(self.config) for node in job.nodes]
+
+
+def _meant(config: Config, job: Optional[str]) -> Optional[str]:
+    """The job of `--job`, by an id that agents and what is stored know it by. Raises VTorqueError."""
+    if job is None:
+        return None
+    from vmgr.reach.target import parse_target
+    from vmgr.reach.where import meant
+
+    return meant(config, parse_target(job).job)
 
 
 def _told(problems: list[VTorqueError]) -> None:

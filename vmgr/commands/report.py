@@ -62,7 +62,9 @@ def report(job: str, node: Optional[str], here: bool, part: bool, as_json: bool,
         raise VTorqueError(f"{job} is one guest of a job", code=Code.VALUE, hint="a report is of a whole job")
     config = load_config(installation())
     if part:
-        data = read_here(config, job)
+        from vmgr.report.find import whole
+
+        data = read_here(config, whole(config, job))
         understood(data, "this node")
         click.echo(data.decode())
         return

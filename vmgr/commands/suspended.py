@@ -88,6 +88,9 @@ def _found(config: Config, job: Optional[str], user: Optional[str]) -> list[Stor
         target = parse_target(job)
         if target.rank is not None:
             raise VTorqueError(f"{job[:80]!r} names a guest", code=Code.VALUE, hint=f"say {target.job}, all of the job")
+        from vmgr.reach.where import meant
+
+        job = meant(config, target.job)
     listing = stored_jobs(config, user)
     for problem in listing.problems:
         print(problem, file=sys.stderr)

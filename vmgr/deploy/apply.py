@@ -182,14 +182,14 @@ def _do(step: Step) -> None:
     else:
         if step.action == MOVE:
             assert want.aside is not None and step.entry is not None
-            _set_aside(want.path, want.aside, step.entry)
+            _set_aside(want.path, want.aside)
         if want.kind == LINK:
             files.write_link(want.path, want.target)
         else:
             files.write_file(want.path, want.data, want.mode, want.owner)
 
 
-def _set_aside(path: str, aside: str, entry: Entry) -> None:
+def _set_aside(path: str, aside: str) -> None:
     """Give what is at `path` a second name; a link that leads on from its own folder is made anew."""
     seen = look(path)
     if seen.kind == LINK and not seen.digest.startswith("/"):

@@ -15,7 +15,7 @@ from vmgr.deploy import apply, build, files, hookfiles, moms, outside, slurmconf
 from vmgr.deploy.apply import Outcome
 from vmgr.deploy.build import Source
 from vmgr.deploy.manifest import Manifest, Store
-from vmgr.deploy.nodeside import (
+from vmgr.deploy.places import (
     LINKED,
     earlier_trees,
     folder_wants,
@@ -39,16 +39,20 @@ INSTALLED = ".installed"
 """What the tests and quickstart.sh look at: it changes with what is installed."""
 
 
+NOTED = ("engine", "spool", "mom_priv", "slurm_bin")
+"""What the manifest notes of a Site, for taking all away whatever becomes of the configuration."""
+
+
 class Site(NamedTuple):
     """What the configuration says that an installation must know."""
 
     engine: str
-    spool: str
-    local: str
-    mom_priv: str
-    job_type: Optional[str]
-    barrier_s: int
-    disk_s: int
+    spool: str = "/var/spool/vtorque"
+    local: str = ""
+    mom_priv: str = ""
+    job_type: Optional[str] = hookfiles.DEFAULT_JOB_TYPE
+    barrier_s: int = 0
+    disk_s: int = 0
     slurm_bin: str = ""
 
 
@@ -99,6 +103,13 @@ class Front:
         said = engine_in(moms.content(self.config).decode("utf-8", "replace"))
         manifest = self.store.load()
         return said or (manifest.facts.get("engine") if manifest else None)
+
+    def noted(self) -> Site:
+        """What the configuration said at the last installation, as far as it is noted; the defaults for the rest."""
+        manifest = self.store.load()
+        facts = manifest.facts if manifest else {}
+        known: dict[str, Any] = {"engine": "torque", **{name: facts[name] for name in NOTED if name in facts}}
+        return Site(**known)
 
     def config_files(self) -> dict[str, tuple[str, int]]:
         """The configuration and the VM hooks beside it, by their names below `etc/vtorque`, coded in base64."""
@@ -208,7 +219,7 @@ class Front:
             previous, also = BEFORE, []
             wants.append(Want(before, TREE, 0o755))
         facts = {"id": front, "tree": self.source.name, "previous": previous, "links": self.links}
-        facts.update(engine=site.engine, spool=site.spool)
+        facts.update({name: getattr(site, name) for name in NOTED})
         outcome = apply.converge(self.store, wants, toolkit=self.source.version, facts=facts, also=also)
         if outcome.changed and previous not in (None, BEFORE):
             earlier = f"{self.prefix}/trees/{previous}"
@@ -318,6 +329,21 @@ def engine_in(text: str) -> Optional[str]:
     """The batch system that the text of a configuration names; None where it does not, in the usual form."""
     match = _ENGINE.search(text)
     return match[1] if match else None
+
+
+_SLURM_BIN = re.compile(
+    r"^slurm:[ ]*(?:\{(?:[^}\n]*,)?|(?:#.*)?\n(?:(?:[ ]+.*|[ ]*#.*)?\n)*?)[ ]*bin:[ ]*[\"']?(/[^\s\"',}#]+)",
+    re.MULTILINE,
+)
+
+
+def slurm_bin_in(text: str) -> str:
+    """The folder of Slurm's commands that the text of a configuration names; empty where it does not, in such a form.
+
+    For an installation that has no YAML yet.
+    """
+    match = _SLURM_BIN.search(text)
+    return match[1].rstrip("/") if match else ""
 
 
 def first_config(path: str, prefix: str, torque_home: Optional[str], engine: Optional[str] = None) -> bytes:

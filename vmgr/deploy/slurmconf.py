@@ -3,10 +3,10 @@
 Pure, and with nothing but the standard library. Facts from slurm.conf(5) and scontrol(1) of Slurm 22.05, and seen
 there: a line has `Key=Value` once or more, keys in any case, values perhaps in double quotes; `#` begins a comment
 unless a backslash is before it, a backslash at the end of a line goes on in the next one; `Include FILE` stands for a
-file's lines, relative to the folder of slurm.conf; of a key that is there twice the last value holds. `scontrol show
-config` tells a line `NAME = VALUE` for each (newer ones number the Prologs, `Prolog[0] = PATH`), where `(null)` is
-nothing. Of `PrologFlags`, Contain, X11 and RunInJob imply `Alloc`; with them, where `ProctrackType` is
-proctrack/cgroup, Slurm makes control groups for a job on each of its nodes.
+file's lines, relative to the folder of slurm.conf; of a key that is there twice the last value holds, but of `Prolog`
+and `Epilog` all of them since 24.05. `scontrol show config` tells a line `NAME = VALUE` for each (numbered since then,
+`Prolog[0] = PATH`), where `(null)` is nothing. Of `PrologFlags`, Contain, X11 and RunInJob imply `Alloc`; with them,
+where `ProctrackType` is proctrack/cgroup, Slurm makes control groups for a job on each of its nodes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _INCLUDE = re.compile(r"\s*include\s+(\S+)\s*", re.IGNORECASE)
 _PAIR = re.compile(r'\s*([A-Za-z0-9_.]+)\s*[-*+/]?=\s*(?:"([^"]*)"|([^\s"]\S*))(?=\s|$)')
 _COMMENT = re.compile(r"(?<!\\)#.*")
 _BROAD = re.compile(r"[*?\[%]")
+_SEVERAL = ("prolog", "epilog")
 
 
 class Value(NamedTuple):
@@ -86,7 +87,9 @@ def parse_file(path: str, read: Callable[[str], str]) -> Settings:
             where = f"{name} line {number}"
             include = _INCLUDE.fullmatch(line)
             if include is None:
-                found.update((key, [Value(value, where)]) for key, value in _pairs(line, where))
+                for key, value in _pairs(line, where):
+                    earlier = found.get(key, []) if key in _SEVERAL else []
+                    found[key] = [*earlier, Value(value, where)]
                 continue
             inner = os.path.join(os.path.dirname(path), include[1])
             if _BROAD.search(inner) or count >= MAX_FILES:
@@ -148,12 +151,18 @@ def judge(folder: str, settings: Settings, calls: Callable[[str, str], bool]) ->
             found.append(Judged(line, MISSING, "PBS_JOBID and the like in jobs without guests" if optional else "",
                                 not optional))  # fmt: skip
         elif any(value.text == wanted for value in values):
-            found.append(Judged(line, THERE, "", False))
+            alone = f"before Slurm 24.05 {_shown(values[-1:])} would run alone"
+            found.append(Judged(line, THERE, alone if _hidden(wanted, values) else "", False))
         elif any(calls(value.text, wanted) for value in values):
             found.append(Judged(line, THERE, f"by way of {_shown(values)}", False))
         else:
             found.append(Judged(line, DIFFERENT, f"it is {_shown(values)}", not optional))
     return found
+
+
+def _hidden(wanted: str, values: Sequence[Value]) -> bool:
+    """Whether a line of a file has another one of its kind behind it."""
+    return values[-1].text != wanted and bool(values[-1].where)
 
 
 def flags_of(values: Iterable[Value]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from vmgr.doctor import mom, slurm
@@ -12,3 +13,10 @@ _CHECKS: dict[str, Check] = {"torque": mom.check, "local": mom.check, "slurm": s
 
 def check(node: Node) -> Iterator[Finding]:
     yield from _CHECKS[node.config.engine](node)
+
+
+def requeues(node: Node) -> bool:
+    """Whether root of this machine may have to requeue jobs: where a mom is; Slurm lets root do so on any machine."""
+    if node.config.engine == "slurm":
+        return os.geteuid() == 0
+    return mom.place(node).is_dir()

@@ -1,9 +1,10 @@
 """Slurm on a node: its Prolog and Epilog are ours, have the time that they need, and have not drained the node.
 
 Facts from slurm.conf(5) and scontrol(1) of Slurm 22.05, and seen there: `scontrol show config` tells what holds, a line
-`NAME = VALUE` for each (newer ones number the Prologs, `Prolog[0] = PATH`); `(null)` is nothing, a time of 65534 none;
-`PrologFlags` that imply `Alloc` are Contain, X11 and RunInJob. A hook that fails, or takes longer than
-`PrologEpilogTimeout`, drains its node with a reason that names it.
+`NAME = VALUE` for each (24.05 and newer number the Prologs, `Prolog[0] = PATH`); `(null)` is nothing, a time of 65534
+none; `PrologFlags` that imply `Alloc` are Contain, X11 and RunInJob. A hook that fails, or takes longer than
+`PrologEpilogTimeout`, drains its node with a reason that names it; since 23.02 behind one that is there already and
+` : `. Since 25.05 `EpilogTimeout` and `PrologTimeout` are told in place of `PrologEpilogTimeout` where they differ.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
 COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
-_PASSED = ("SLURM_CONF",)
-_OF_HOOKS = re.compile(r"(prolog|epilog)[^\[]*", re.IGNORECASE)
+_PASSED = ("SLURM_CONF", "SLURM_CONF_SERVER")
+_OF_HOOKS = re.compile(r"(?:^|:)\s*(prolog|epilog)", re.IGNORECASE)
+_EPILOG_TIMES = ("EpilogTimeout", "PrologEpilogTimeout")
 
 _find = finder("batch system")
 
@@ -52,7 +54,7 @@ def check(node: Node) -> Iterator[Finding]:
     yield from judge_hooks(settings, node)
     yield from judge_flags(settings.get("PrologFlags", ()))
     yield from judge_groups(settings, os.uname().nodename)
-    yield from judge_timeout(settings.get("PrologEpilogTimeout", ()), node.config.timeouts)
+    yield from judge_timeout(settings, node.config.timeouts)
     nodes = run([scontrol, "-o", "show", "nodes"], passed=_PASSED)
     if nodes.status != 0:
         yield _find(Level.WARNING, f"Slurm does not tell its nodes: {nodes.reason}", "is slurmctld running?")
@@ -160,19 +162,22 @@ def judge_groups(settings: Mapping[str, tuple[str, ...]], host: str) -> Iterator
         )  # fmt: skip
 
 
-def judge_timeout(values: Iterable[str], timeouts: Timeouts) -> Iterator[Finding]:
-    """Whether an Epilog may wait as long as it does where a guest has a persistent disk."""
+def judge_timeout(settings: Mapping[str, tuple[str, ...]], timeouts: Timeouts) -> Iterator[Finding]:
+    """Whether an Epilog may wait as long as it does where a guest has a persistent disk, or a job has other nodes."""
+    name = next((name for name in _EPILOG_TIMES if settings.get(name)), _EPILOG_TIMES[-1])
+    values = settings.get(name, ())
     seconds = next((int(match[1]) for value in values for match in [re.match(r"([0-9]{1,9})\b", value)] if match), None)
+    needed, key = max((timeouts.disk, "timeouts.disk"), (timeouts.sisters, "timeouts.sisters"))
     if seconds is None or seconds == NO_LIMIT:
-        yield _find(Level.OK, "PrologEpilogTimeout is not set: hooks have all the time that they take")
-    elif seconds <= timeouts.disk:
+        yield _find(Level.OK, f"{name} is not set: hooks have all the time that they take")
+    elif seconds <= needed:
         yield _find(
-            Level.FAILURE, f"timeouts.disk is {timeouts.disk} s, PrologEpilogTimeout {seconds} s: an Epilog that waits "
-            "so long is killed, and its node drained",
-            f"set timeouts.disk below {seconds}, or PrologEpilogTimeout above {timeouts.disk}",
+            Level.FAILURE, f"{key} is {needed} s, {name} {seconds} s: an Epilog that waits so long is killed, and its "
+            "node drained",
+            f"set {key} below {seconds}, or {name} above {needed}",
         )  # fmt: skip
     else:
-        yield _find(Level.OK, f"PrologEpilogTimeout is {seconds} s, timeouts.disk {timeouts.disk} s")
+        yield _find(Level.OK, f"{name} is {seconds} s, {key} {needed} s")
 
 
 def judge_state(text: str, host: str) -> Iterator[Finding]:
@@ -197,7 +202,7 @@ def _reason(line: str) -> str:
 def _judge_node(name: str, state: str, reason: str) -> Finding:
     if "DRAIN" not in state and "DOWN" not in state and "FAIL" not in state:
         return _find(Level.OK, f"the node {name} is {state.lower()}")
-    if _OF_HOOKS.match(reason):
+    if _OF_HOOKS.search(reason):
         return _find(
             Level.FAILURE, f"the node {name} is {state.lower()}: {reason}",
             "vTorque's hooks end with 0: look for the site's own, or PrologEpilogTimeout, in slurmd's log; then "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmgr.config import Config
-from vmgr.doctor import mom
+from vmgr.doctor import batchsystem
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.doctor.run import run
 from vmgr.doctor.shares import LOCAL, file_system_of
@@ -39,7 +39,7 @@ def check(node: Node) -> Iterator[Finding]:
         return
     mounts = (node.tree.text("proc/self/mounts") or "").splitlines()
     yield from judge_folder(folder, mounts, alone=node.config.engine == "local")
-    if mom.place(node).is_dir():
+    if batchsystem.requeues(node):
         yield from judge_requeue(node.config)
 
 

@@ -101,17 +101,17 @@ class Archive:
                 archive.nodes[inside] = Node(info.st_mode, data, *device, info.st_uid, info.st_gid)
         return archive
 
-    def cpio(self, *, mtime: int = 0) -> bytes:
-        """The archive as uncompressed newc bytes; `mtime` in seconds stands in every entry."""
+    def cpio(self) -> bytes:
+        """The archive as uncompressed newc bytes, each entry of 1970, so that the same files give the same bytes."""
         out = bytearray()
         for number, (path, node) in enumerate(sorted(self.nodes.items()), start=1):
-            _append(out, number, path.lstrip("/"), node, mtime)
-        _append(out, 0, "TRAILER!!!", Node(0), 0)
+            _append(out, number, path.lstrip("/"), node)
+        _append(out, 0, "TRAILER!!!", Node(0))
         out.extend(bytes(-len(out) % 512))
         return bytes(out)
 
 
-def _append(out: bytearray, number: int, name: str, node: Node, mtime: int) -> None:
+def _append(out: bytearray, number: int, name: str, node: Node) -> None:
     links = 2 if stat.S_ISDIR(node.mode) else 1
     name_bytes = name.encode() + b"\0"
     fields = (
@@ -120,7 +120,7 @@ def _append(out: bytearray, number: int, name: str, node: Node, mtime: int) -> N
         node.uid,
         node.gid,
         links,
-        mtime,
+        0,
         len(node.data),
         0,
         0,

@@ -96,9 +96,9 @@ class AgentLink:
                 return
             yield answer
 
-    async def follow(self, op: str = "follow") -> AsyncIterator[dict[str, Any]]:
+    async def follow(self, op: str = "follow", **members: object) -> AsyncIterator[dict[str, Any]]:
         """Answers now and after each change, until the agent is gone."""
-        self.send(op)
+        self.send(op, **members)
         while True:
             answer = await self.snapshot()
             if answer is None:

@@ -177,3 +177,17 @@ def parse_ssh_ports(said: dict[str, Any], names: Sequence[str]) -> dict[str, int
     told = said.get("ssh_ports")
     ports = told if isinstance(told, dict) else {}
     return {name: ports[name] for name in names if type(ports.get(name)) is int and 0 < ports[name] < 1 << 16}
+
+
+def check_image(image: str, node: str, said: object) -> None:
+    """Refuse a node whose guests have another image than those of the mother superior, which have `image`.
+
+    Each node takes the newest revision that it sees. The job is to be of one, and what is stored when it is suspended
+    names one. A node that has another version of vTorque may tell none. Raises VTorqueError (VT-IMAGE).
+    """
+    if said is not None and said != image[: meeting.MAX_IMAGE_CHARS]:
+        raise VTorqueError(
+            f"the guests on {node} have the image {said}, those of the mother superior {image}",
+            code=Code.IMAGE,
+            hint="a revision was added while the job started: submit it again; or the nodes do not see the same pool",
+        )

@@ -93,6 +93,7 @@ def _start_agent(
 def _epilogue(call: HookCall, start: int, config: Config) -> None:
     here = record.places(config.paths, call.job_id)
     if call.directory is None and not here:
+        record.take_end(config.paths, call.job_id)  # a job that is over, and whose user has the comment back
         return
     end_job(config, call.job_id, start)
 
@@ -111,6 +112,7 @@ def end_job(config: Config, job_id: str, start: Optional[int] = None) -> None:
             settled = False  # its agent is about to start, will see the tombstone and undo what it finds
             continue
         _let_shut_down(place, config.timeouts.disk)
+        _let_follow(place, config.timeouts.sisters)
         from vmgr.node.undo import undo  # most epilogues find that the agent has undone everything
 
         failures = undo(place, patience_s=PATIENCE_SECONDS)
@@ -140,3 +142,24 @@ def _let_shut_down(place: record.Place, timeout_s: float) -> None:
                     process.end(process.recorded(step), timeout_s=left, sig=sig)
                 except (OSError, ValueError, KeyError, TypeError, OverflowError):
                     pass  # the undoing that follows meets it too, and says so
+
+
+def _let_follow(place: record.Place, timeout_s: float) -> None:
+    """On a sister with guests, wait, within a bound, for the agent, which ends when the mother superior calls it over.
+
+    Only Slurm says that a node is a sister. It runs no processes of the job there, so that of a job that it ends the
+    Epilog comes at once: while the script on the mother superior has been told, and may have work for all guests.
+    """
+    facts = record.begun(place)
+    index, nodes = facts.get("node_index"), facts.get("nodes")
+    if not isinstance(index, int) or index < 1 or not nodes:
+        return
+    steps = list(record.steps(place))
+    if not any(step.get("role") == "qemu" for step in steps):
+        return
+    for step in steps:
+        if step.get("role") == "agent":
+            try:
+                process.end(process.recorded(step), timeout_s=timeout_s, sig=0)
+            except (OSError, ValueError, KeyError, TypeError, OverflowError):
+                pass  # as above

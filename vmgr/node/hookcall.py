@@ -56,10 +56,13 @@ class OwnJob(NamedTuple):
 
     `member` is the index of a member of a job array. `may_come_back` says whether a job that the batch system ends by a
     signal may have to start again, so that its directory has to stay. `leads` says whether the process stands for the
-    job: that of an interactive one may be started on each of its nodes.
+    job: that of an interactive one may be started on each of its nodes. `marked` is the job as the batch system's
+    commands take it, where what leads root to the job directory stands in something of the user's, who is to have that
+    back; None where it does not.
     """
 
     job_id: str
     member: Optional[int] = None
     may_come_back: bool = False
     leads: bool = True
+    marked: Optional[str] = None

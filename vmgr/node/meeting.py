@@ -47,6 +47,7 @@ MAX_ENTRIES_PER_NODE = 64
 MAX_OUTPUT_CHARS = 4096
 MAX_REASON_CHARS = 1000
 MAX_NAME_CHARS = 255
+MAX_IMAGE_CHARS = 96
 LEADER_LOOKS_AGAIN_SECONDS = 0.5
 SISTER_LOOKS_AGAIN_SECONDS = 2.0
 
@@ -62,7 +63,7 @@ _WITH_WORDS = (HOSTS, OVER)
 
 _TEXTS = {
     "code": slice(64), "reason": slice(MAX_REASON_CHARS), "output": slice(-MAX_OUTPUT_CHARS, None),
-    "resumed": slice(96),
+    "resumed": slice(96), "image": slice(MAX_IMAGE_CHARS),
 }  # fmt: skip
 _OF_TRIES = tuple(f"{step}-" for step in STEPS)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -101,8 +101,8 @@ def find(config: Config) -> tuple[list[Thing], list[str]]:
     for kind, paths in (("overlay", overlays), ("socket", sockets)):
         things += [_file(kind, path) for path in sorted(paths) if str(path) not in named]
     things += [_copy(path, lock) for path, lock in copies if str(path) not in named]
-    for marks in ("tombstones", "ended"):
-        old = (mark for mark in record.listed(config.paths.run / marks) if _age(mark) > MARK_SECONDS)
+    for marks in (config.paths.run / "tombstones", config.paths.spool / "ended"):
+        old = (mark for mark in record.listed(marks) if _age(mark) > MARK_SECONDS)
         things += [_file("mark", mark) for mark in old]
     things += [_file("folder", folder) for folder in _half_made(config)]
     things += [_table(table) for table in stale_tables(tables, recorded)]

@@ -236,16 +236,19 @@ def exhume(paths: Paths, job_id: str) -> None:
 def note_end(paths: Paths, job_id: str, place: Place) -> None:
     """Leave word for the epilogue that the attempt is over and about to be undone: it need not expect its agent.
 
-    It comes before the undoing, so that an epilogue which ends that agent meets either the record or this word.
+    It comes before the undoing, so that an epilogue which ends that agent meets either the record or this word. It lies
+    beside the records, because the shell of a hook looks for both.
     """
-    _write_mark(paths.run / "ended" / place_name(job_id), place.start)
+    _write_mark(paths.spool / "ended" / place_name(job_id), place.start)
 
 
 def take_end(paths: Paths, job_id: str) -> bool:
-    """Whether an attempt of the job has ended by itself; the word is taken away."""
+    """Whether an attempt of the job has ended by itself since the boot; the word is taken away."""
+    mark = paths.spool / "ended" / place_name(job_id)
+    start = _read_mark(mark)
     try:
-        (paths.run / "ended" / place_name(job_id)).unlink()
-        return True
+        mark.unlink()
+        return start >= 0
     except OSError:
         return False
 

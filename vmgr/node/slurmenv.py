@@ -29,6 +29,6 @@ def pbs_variables(environ: Mapping[str, str]) -> dict[str, str]:
     found["PBS_ENVIRONMENT"] = "PBS_BATCH" if batch else "PBS_INTERACTIVE"
     found.update(PBS_NODENUM="0", PBS_VNODENUM="0", PBS_TASKNUM="1")
     nodes, each = (environ.get(name, "") for name in ("SLURM_JOB_NUM_NODES", "SLURM_CPUS_ON_NODE"))
-    if nodes.isdigit() and each.isdigit() and len(nodes + each) < 20:
+    if nodes.isdecimal() and each.isdecimal() and len(nodes + each) < 20:
         found["PBS_NP"] = str(int(nodes) * int(each))
     return found

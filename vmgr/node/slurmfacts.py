@@ -95,11 +95,15 @@ async def guests_group(paths: Sequence[GroupPath], place: Place) -> JobGroup:
 
 
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
-    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one."""
+    """The call of an Epilog, which needs the job's id and user only. Raises ValueError when it is not one.
+
+    Only its record tells a guest job here, never the comment, which its user may have changed to that of one: a node's
+    Epilog waits for its Prolog, so there is a record before it, or there will be none.
+    """
     return HookCall(
         job_id=_job_id(environ),
         user=_required(environ, "SLURM_JOB_USER", _USER),
-        directory=guest_job(environ.get("SLURM_JOB_COMMENT", "")),
+        directory=None,
         node_index=0,
         queue=None,
     )
@@ -117,7 +121,15 @@ def own_job(environ: Mapping[str, str]) -> OwnJob:
     """
     index = environ.get("SLURM_ARRAY_TASK_ID", "")
     member = int(index) if _COUNT.fullmatch(index) else None
-    return OwnJob(_job_id(environ), member, may_come_back=True, leads=environ.get("SLURM_PROCID", "0") == "0")
+    leads = environ.get("SLURM_PROCID", "0") == "0"
+    return OwnJob(_job_id(environ), member, may_come_back=True, leads=leads, marked=_for_commands(environ, member))
+
+
+def _for_commands(environ: Mapping[str, str], member: Optional[int]) -> str:
+    """The job alone, as Slurm's commands take it: the last member of an array to start has the number of the array."""
+    if member is None:
+        return _required(environ, "SLURM_JOB_ID", _NUMBER)
+    return f"{_required(environ, 'SLURM_ARRAY_JOB_ID', _NUMBER)}_{member}"
 
 
 def passed(environ: Mapping[str, str]) -> dict[str, str]:
@@ -138,6 +150,13 @@ def guest_job(comment: str) -> Optional[SpecPath]:
     if not comment.startswith(MARK):
         return None
     return parse_job_directory(re.split(r"\s", comment[len(MARK) :], maxsplit=1)[0])
+
+
+def own_comment(comment: str) -> Optional[str]:
+    """The user's own part of a guest job's comment, which may be empty; None for a comment that is the user's whole."""
+    if guest_job(comment) is None:
+        return None
+    return next(iter(re.split(r"\s", comment, maxsplit=1)[1:]), "")
 
 
 def attempt_key(cluster: str, number: int, restarts: int) -> str:

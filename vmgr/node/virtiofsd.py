@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -90,18 +91,26 @@ def from_help(path: str, text: str) -> Virtiofsd:
     )
 
 
+_TOLD: dict[tuple[str, int, int, int], str] = {}
+"""What a file of this path, device, inode and time of change has printed: one agent starts it for many guests."""
+
+
 async def examine(path: str) -> Virtiofsd:
     """Which virtiofsd is installed here. Raises VTorqueError (VT-NODE, VT-TRUST)."""
     try:
         check_trusted(path)
-        text = await _output([path, "--help"])
+        seen = os.stat(path)
+        which = path, seen.st_dev, seen.st_ino, seen.st_ctime_ns
+        text = _TOLD.get(which) or await _output([path, "--help"])
     except (OSError, asyncio.TimeoutError) as err:
         raise _absent(path, getattr(err, "strerror", None) or f"no answer within {HELP_SECONDS:g} s") from err
     except VTorqueError as err:
         if err.code is Code.TRUST:
             raise
         raise _absent(path, err.message) from err
-    return from_help(path, text)
+    found = from_help(path, text)
+    _TOLD[which] = text
+    return found
 
 
 def _absent(path: str, reason: str) -> VTorqueError:

@@ -29,19 +29,52 @@ def all_nodes(config: Config) -> list[str]:
 
 
 def whole_id(config: Config, job: str) -> str:
-    """The whole id of a job, also of one that the batch system has forgotten. Raises VTorqueError (VT-ENGINE)."""
-    if "." in job:
+    """The whole id of the one job that is named so, also of one that the batch system has forgotten.
+
+    Raises VTorqueError: VT-ENGINE, VT-VALUE for an array whose members have ids of their own.
+    """
+    if "." in job and not by_index(config, job):
         return job
-    server = batch.ask(config, "server")
-    if not isinstance(server, str):
+    whole = batch.ask(config, "whole", job)
+    if not isinstance(whole, str):
         raise batch.senseless()
-    return f"{job}.{server}"
+    return whole
+
+
+def server(config: Config) -> str:
+    """The name in the ids of jobs, `12.NAME`. Raises VTorqueError (VT-ENGINE)."""
+    name = batch.ask(config, "server")
+    if not isinstance(name, str):
+        raise batch.senseless()
+    return name
+
+
+def meant(config: Config, job: str) -> str:
+    """The job that a user names, as it is known here: where members of arrays have ids of their own, by its whole id.
+
+    Elsewhere it is what the user says, as is a job that nothing is known of. Raises VTorqueError as `whole_id` for an
+    array, and for what is named by its index there.
+    """
+    if not batch.numbers_members(config) or ("." in job and not by_index(config, job)):
+        return job
+    try:
+        return whole_id(config, job)
+    except VTorqueError as err:
+        if err.code is Code.VALUE or by_index(config, job):
+            raise
+        return job
+
+
+def by_index(config: Config, job: str) -> bool:
+    """Whether a member of an array is named by its index, which is no part of its id."""
+    return batch.numbers_members(config) and not job.partition(".")[0].isdigit()
 
 
 def nodes_of_job(config: Config, job_id: str) -> JobNodes:
     """Where a job runs, which may be named as the batch system takes it (`12`, `12.server`).
 
-    Raises VTorqueError: VT-ENGINE, VT-ACCESS for another user's job, VT-AGENT when the job runs nowhere.
+    Raises VTorqueError: VT-ENGINE, VT-ACCESS for another user's job, VT-AGENT when the job runs nowhere, VT-VALUE when
+    several members of an array are meant.
     """
     found = _jobs(_ask(config, "job", job_id))
     if not found:
@@ -51,6 +84,12 @@ def nodes_of_job(config: Config, job_id: str) -> JobNodes:
             hint=f"it waits, has ended, or was never there; see {batch.commands(config).show}",
         )
     _check_owner(found[0])
+    if len(found) > 1:
+        named = ", ".join(sorted(job.job_id for job in found)[:3])
+        raise VTorqueError(
+            f"{job_id} is a job array, and {len(found)} of its members have nodes, such as {named}", code=Code.VALUE,
+            hint="name one of them",
+        )  # fmt: skip
     return found[0]
 
 

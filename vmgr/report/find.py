@@ -12,8 +12,9 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import jobs_folder
 from vmgr.reach.agents import job_here
 from vmgr.reach.shell import is_here, run_on
-from vmgr.reach.where import nodes_of_job, whole_id
+from vmgr.reach.where import by_index, meant, nodes_of_job, server, whole_id
 from vmgr.report.gather import found_here, gather
+from vmgr.report.members import is_whole, noted, parse_named
 from vmgr.report.parts import Part
 from vmgr.report.timeline import newest
 
@@ -57,6 +58,9 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
     """
     job_id = whole(config, job)
     found = Found(job_id, (), found_here(config, job_id)).with_parts_of([node] if node else [], config)
+    if by_index(config, job_id):  # the other node may have known better
+        job_id = next((part.job_id for part in found.parts if is_whole(part.job_id)), job_id)
+        found = found._replace(job_id=job_id)
     folder = jobs_folder(config.logging)
     known_here = bool(found.parts) or (folder is not None and os.access(folder / f"{job_id}.log", os.F_OK))
     if found.lead is None:  # a sister knows whose it is
@@ -73,11 +77,29 @@ def find(config: Config, job: str, node: Optional[str] = None) -> Found:
 
 
 def whole(config: Config, job: str) -> str:
-    """The whole id of a job, which may be over; what was given where nobody here knows."""
+    """The whole id of a job, which may be over; what was given where nobody here knows.
+
+    Raises VTorqueError (VT-VALUE) for an array, where it is not a job of its own.
+    """
     try:
+        job = meant(config, job)
         return job_here(config.paths, job) or whole_id(config, job)
+    except VTorqueError as err:
+        if err.code is Code.VALUE:
+            raise
+        return _noted(config, job) or job
+
+
+def _noted(config: Config, job: str) -> Optional[str]:
+    """The whole id of a member of a job array that was on this node, and that the batch system has forgotten."""
+    named, folder = parse_named(job), jobs_folder(config.logging)
+    if named is None or folder is None:
+        return None
+    try:
+        cluster = named.cluster or server(config)
     except VTorqueError:
-        return job
+        return None
+    return noted(folder, named, cluster, os.geteuid() or None)
 
 
 def _placed(config: Config, found: Found, *, known: bool) -> Found:

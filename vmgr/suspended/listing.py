@@ -70,7 +70,7 @@ def stored_jobs(config: Config, user: Optional[str] = None) -> Listing:
     """
     folder = site_folder(config)
     if not _is_root():
-        return Listing(_told(_mine(config, user), _own(config, user).listed), [])
+        return Listing(_told(_mine(user), _own(config, user).listed), [])
     if user is not None:
         return asyncio.run(_of(config, [look_up(user)]))
     users, problems = _users(folder)
@@ -134,7 +134,7 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _mine(config: Config, user: Optional[str]) -> str:
+def _mine(user: Optional[str]) -> str:
     me = pwd.getpwuid(os.geteuid()).pw_name
     if user not in (None, me):
         raise VTorqueError(f"suspended jobs of {user} are another user's", code=Code.ACCESS, hint="ask root")
@@ -142,7 +142,7 @@ def _mine(config: Config, user: Optional[str]) -> str:
 
 
 def _own(config: Config, user: Optional[str]) -> Shelf:
-    return Shelf(site_folder(config), _mine(config, user), os.geteuid())
+    return Shelf(site_folder(config), _mine(user), os.geteuid())
 
 
 def _users(folder: str) -> tuple[list[User], list[VTorqueError]]:

@@ -23,7 +23,7 @@ def seat_guests(
 ) -> Sequence[Seat]:
     """Seats for guests that are all alike; there must be CPUs and memory for all of them."""
     best: Optional[tuple[tuple[int, ...], Sequence[Seat]]] = None
-    for wants in _ways(ground, free, clean, guests, vcpus, units):
+    for wants in _ways(clean, guests, vcpus, units):
         room = Room(ground, free, clean)
         seats = _seat_all(room, wants)
         if seats is None:
@@ -38,9 +38,7 @@ def seat_guests(
     return best[1]
 
 
-def _ways(
-    ground: Ground, free: Mapping[int, Sequence[int]], clean: frozenset[int], guests: int, vcpus: int, units: int
-) -> Iterator[Sequence[Want]]:
+def _ways(clean: frozenset[int], guests: int, vcpus: int, units: int) -> Iterator[Sequence[Want]]:
     """Ways to seat the guests so that no two have CPUs of one core."""
     quotas = _quotas(len(clean), guests, vcpus)
     if quotas[-1] > 0:

@@ -123,6 +123,10 @@ class Engine(Protocol):
     def commands(self) -> tuple[str, str]:
         """The commands with which a user looks after a job, and deletes it."""
 
+    @property
+    def usage(self) -> str:
+        """What to do about an option that is not known."""
+
     def whole_line(self, line: Line) -> Line:
         """A command line with what stands in the batch system's own language behind `--slurm` read too.
 
@@ -174,6 +178,13 @@ class Engine(Protocol):
     def server(self, timeout_s: float) -> str:
         """The name in the ids of its jobs, `12.NAME`. Raises VTorqueError (VT-ENGINE) as `nodes`."""
 
+    def whole(self, job_id: str, timeout_s: float) -> str:
+        """The whole id of the one job that a user names so, `12.NAME`; it may be over.
+
+        Raises VTorqueError: VT-ENGINE as `nodes`, also for a member of an array whose id nobody knows any more,
+        VT-VALUE for an array whose members have ids of their own.
+        """
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """The jobs that have nodes and that the caller may see, or only the one that is named as a user would.
 
@@ -198,6 +209,13 @@ class Engine(Protocol):
 
     def check_requeue(self, timeout_s: float) -> None:
         """Raise VTorqueError, VT-ACCESS, when the caller may requeue no jobs, VT-ENGINE when that is not known."""
+
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """Take the job directory's path out of what the user has said of a job, which does not start again.
+
+        Nothing is done where it is in nothing of the user's, or the user has taken it out. Raises as `hold`; each of
+        the commands may take `timeout_s`.
+        """
 
 
 def engine(config: Config, install: Installation) -> Engine:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from vmgr.errors import Code, VTorqueError, printable
+from vmgr.errors import Code, Unanswered, VTorqueError, printable
 from vmgr.node.allocation import MAX_NODES, parse_exec_host
 from vsub.engines import PlacedJob
 
@@ -24,6 +24,8 @@ _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9]
 _WANTED = ("Job_Owner", "exec_host", "job_state")
 _PERMISSION = 159
 """PBSE_PERM modulo 256."""
+_FILTERS = ("SQUEUE_", "SINFO_", "SLURM_CLUSTERS")
+"""What the names of variables begin with by which a user has Slurm's commands show something else."""
 _DENIED = (b"Unauthorized Request", b"Invalid user id", b"Access/permission denied")
 """What TORQUE's commands say, and Slurm's."""
 
@@ -35,11 +37,13 @@ def ask(
     *,
     unknown: Optional[int] = None,
     unknown_words: bytes = b"Unknown Job Id",
+    errors: str = "replace",
 ) -> Optional[str]:
     """What a command of the batch system prints, bounded.
 
     None when it fails because it does not know the job: with the status `unknown`, or, where that is given, with these
-    words. `key` is the setting that names the command. Raises VTorqueError (VT-ENGINE).
+    words. `key` is the setting that names the command, `errors` what becomes of bytes that are no UTF-8. Raises
+    VTorqueError (VT-ENGINE).
     """
     done = _run(argv, key, timeout_s)
     if done.returncode and unknown is not None and (done.returncode == unknown or unknown_words in done.stderr):
@@ -49,16 +53,17 @@ def ask(
         raise VTorqueError(
             f"{argv[0]} ended with status {done.returncode}{': ' + said if said else ''}", code=Code.ENGINE
         )
-    return done.stdout[:MAX_TEXT_BYTES].decode(errors="replace")
+    return done.stdout[:MAX_TEXT_BYTES].decode(errors=errors)
 
 
 def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[str] = None) -> None:
     """Run a command of the batch system that changes a job; `denied` is the hint for a caller who may not.
 
     Raises VTorqueError with what the command says: VT-ACCESS for a caller who may not, else VT-ENGINE. A status is an
-    error number modulo 256, which may be 0: what it says of the failure on standard error counts as well.
+    error number modulo 256, which may be 0: what it says of the failure on standard error counts as well. Unanswered is
+    raised where it says nothing in time.
     """
-    done = _run(argv, key, timeout_s)
+    done = _run(argv, key, timeout_s, late=Unanswered)
     said = _last_line(done.stderr)
     if not done.returncode and not said.startswith(f"{Path(argv[0]).name}: "):
         return
@@ -68,19 +73,37 @@ def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[
     raise VTorqueError(text, code=Code.ENGINE)
 
 
-def _run(argv: Sequence[str], key: str, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+def _run(
+    argv: Sequence[str], key: str, timeout_s: float, *, late: type[VTorqueError] = VTorqueError
+) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
-            env={**os.environ, "LC_ALL": "C"},
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith(_FILTERS)},
+                "LC_ALL": "C",
+            },
         )
     except subprocess.TimeoutExpired:
-        raise VTorqueError(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
+        raise late(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
     except OSError as err:
         raise VTorqueError(f"cannot run {argv[0]}: {err.strerror}", code=Code.ENGINE, hint=f"set {key}") from None
+
+
+def hold_by(argv: Sequence[str], key: str, timeout_s: float, *, is_new: bool) -> bool:
+    """Run a command that holds a job, which its user had not held before if that `is_new`; gives that.
+
+    Raises VTorqueError as `change`.
+    """
+    try:
+        change(argv, key, timeout_s)
+    except Unanswered as err:
+        err.is_new = is_new
+        raise
+    return is_new
 
 
 def _last_line(said: bytes) -> str:

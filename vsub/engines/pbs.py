@@ -32,6 +32,10 @@ class QsubDialect:
     def commands(self) -> tuple[str, str]:
         return "qstat", "qdel"
 
+    @property
+    def usage(self) -> str:
+        return "see vsub --help and man qsub"
+
     def whole_line(self, line: Line) -> Line:
         """The line as it is. Raises VTorqueError (VT-OPTION) for one in another language."""
         if line.native is not None:

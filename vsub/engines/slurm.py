@@ -17,7 +17,8 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
-from vsub.engines.slurmoptions import from_environment, parse_sbatch
+from vsub.engines.slurmlayout import check_nodelist, comment_option, layout_options
+from vsub.engines.slurmoptions import USAGE, from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
     Circumstances,
@@ -25,9 +26,7 @@ from vsub.engines.slurmtranslate import (
     Value,
     access_option,
     check_refused,
-    comment_option,
     for_session,
-    layout_options,
     output_options,
     translate,
     words,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     import pwd
     import socket
 
+    from vsub.engines.slurmlisting import Member
     from vsub.hostrequest import HostRequest
     from vsub.script import Script
 
@@ -69,6 +69,10 @@ class Slurm:
     @property
     def commands(self) -> tuple[str, str]:
         return "squeue -j", "scancel"
+
+    @property
+    def usage(self) -> str:
+        return USAGE
 
     def _program(self, name: str) -> str:
         return f"{for_this_host(self._config.slurm_bin, 'slurm.bin').rstrip('/')}/{name}"
@@ -165,6 +169,7 @@ class Slurm:
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source
         mem_source = _OF_GUESTS if job.fitted.memory else "; ".join(given.text for given in asked.memory.values())
+        check_nodelist(found, lies.nodes)
         found.update(layout_options(lies, found, source, mem_source, one_task=job.interactive))
         origin = self._config.origin("submit.node_access")
         return {**found, **access_option(job.node_access, found, origin)}
@@ -225,38 +230,60 @@ class Slurm:
 
         return parse_cluster(self._ask(["scontrol", "show", "config"], timeout_s) or "")
 
+    def whole(self, job_id: str, timeout_s: float) -> str:
+        """With the cluster's name; a member of an array by its own number, which Slurm knows for a while after its end.
+
+        The last member to start has the number of the array: by that alone it is not named, `12.CLUSTER` is it.
+        """
+        from vsub.engines.slurmlisting import one_of, slurm_id
+
+        job = slurm_id(job_id)
+        number = job
+        if "_" in job or "." not in job_id:
+            found = one_of(self._array(job, timeout_s), job)
+            if found is None and "_" in job:
+                raise VTorqueError(
+                    f"job {job} is not known to Slurm, and so not its own number", code=Code.ENGINE,
+                    hint="name it by that, such as 12.cluster",
+                )  # fmt: skip
+            number = job if found is None else found.number
+        return f"{number}.{self.server(timeout_s)}"
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from `squeue`."""
         from vsub.engines.slurmlisting import PLACED_FORM, PLACED_STATES, parse_placed, slurm_id
 
         cluster = self.server(timeout_s)
-        chosen = [] if job_id is None else ["-j", slurm_id(job_id)]
-        argv = ["squeue", "-h", "-r", "-t", PLACED_STATES, "-o", PLACED_FORM, *chosen]
-        return parse_placed(self._ask(argv, timeout_s) or "", cluster)
+        job = None if job_id is None else slurm_id(job_id)
+        argv = ["squeue", "-h", "-r", "-t", PLACED_STATES, "-o", PLACED_FORM, *([] if job is None else ["-j", job])]
+        found = parse_placed(self._ask(argv, timeout_s) or "", cluster)
+        if job is None or "_" in job or job_id == job:
+            return found
+        return tuple(each for each in found if each.job_id == f"{job}.{cluster}")  # others of its array have nodes too
 
     def hold(self, job_id: str, timeout_s: float) -> bool:
         """Hold a job by `scontrol uhold`."""
-        from vsub.engines.slurmlisting import is_held, slurm_id
+        from vsub.engines.listing import hold_by
+        from vsub.engines.slurmlisting import is_held
 
-        job = slurm_id(job_id)
-        text = self._known(job, timeout_s)
-        self._change(["scontrol", "uhold", job], timeout_s)
-        return not is_held(text)
+        job = self._alone(job_id, timeout_s)
+        is_new = not is_held(self._known(job, timeout_s))
+        return hold_by([self._program("scontrol"), "uhold", job], "slurm.bin", timeout_s, is_new=is_new)
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `scontrol release`, which is content with one that nobody holds."""
-        from vsub.engines.slurmlisting import is_on_hold, slurm_id
+        from vsub.engines.slurmlisting import is_on_hold
 
-        job = slurm_id(job_id)
+        job = self._alone(job_id, timeout_s)
         if not is_on_hold(self._known(job, timeout_s)):
             raise VTorqueError(f"job {job} is not held", code=Code.ENGINE, hint=f"see squeue -j {job}")
         self._change(["scontrol", "release", job], timeout_s)
 
     def requeue(self, job_id: str, timeout_s: float) -> None:
         """Requeue a running job by `scontrol requeue`, which would start one that has ended anew."""
-        from vsub.engines.slurmlisting import runs, slurm_id
+        from vsub.engines.slurmlisting import runs
 
-        job = slurm_id(job_id)
+        job = self._alone(job_id, timeout_s)
         if not runs(self._known(job, timeout_s)):
             raise VTorqueError(f"job {job} is not running", code=Code.ENGINE, hint=f"see squeue -j {job}")
         self._change(["scontrol", "requeue", job], timeout_s)
@@ -270,6 +297,43 @@ class Slurm:
         if os.geteuid() not in (0, int(owner[1]) if owner else 0):
             raise VTorqueError("only root and SlurmUser requeue jobs of others on Slurm", code=Code.ACCESS)
 
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """Leave of a job's comment what is its user's own. Slurm lets nobody change that of a job that has ended.
+
+        Of an array the member has to be named by its index: the number of one of them is that of the whole array.
+        """
+        from vmgr.node.slurmfacts import own_comment
+        from vsub.engines.slurmlisting import slurm_id
+
+        job = slurm_id(job_id)
+        told = self._ask(["squeue", "-h", "-t", "all", "-o", "%k", "-j", job], timeout_s, errors="surrogateescape")
+        own = own_comment((told or "").removesuffix("\n"))
+        if own is not None:
+            self._change(["scontrol", "update", f"JobId={job}", f"Comment={own}"], timeout_s)
+
+    def _alone(self, job_id: str, timeout_s: float) -> str:
+        """A job as `scontrol` takes it: of an array the member alone, for whose number it takes the whole array's.
+
+        Raises VTorqueError: VT-VALUE for an array, VT-ENGINE.
+        """
+        from vsub.engines.slurmlisting import one_of, slurm_id
+
+        job = slurm_id(job_id)
+        if "_" in job:
+            return job
+        members = self._array(job, timeout_s)
+        if "." in job_id:
+            members = tuple(each for each in members if each.number == job)
+        found = one_of(members, job)
+        return job if found is None else found.name
+
+    def _array(self, job: str, timeout_s: float) -> tuple[Member, ...]:
+        """The jobs that Slurm knows under a name: one, or those of an array."""
+        from vsub.engines.slurmlisting import MEMBERS_FORM, parse_members
+
+        argv = ["squeue", "-h", "-r", "-t", "all", "-o", MEMBERS_FORM, "-j", job]
+        return parse_members(self._ask(argv, timeout_s) or "")
+
     def _job_fields(self, job: str, timeout_s: float) -> Optional[str]:
         """State and so on of a job, None when Slurm does not know it. Raises VTorqueError (VT-ENGINE)."""
         from vsub.engines.slurmlisting import STATE_FIELDS
@@ -282,7 +346,7 @@ class Slurm:
             raise VTorqueError(f"job {job} is not known to Slurm", code=Code.ENGINE, hint="see squeue")
         return text
 
-    def _ask(self, argv: list[str], timeout_s: float) -> Optional[str]:
+    def _ask(self, argv: list[str], timeout_s: float, *, errors: str = "replace") -> Optional[str]:
         """What a command prints; None for a job that Slurm does not know. Raises VTorqueError (VT-ENGINE)."""
         from vsub.engines.listing import ask
 
@@ -292,6 +356,7 @@ class Slurm:
             timeout_s,
             unknown=_NO_STATUS,
             unknown_words=b"Invalid job id",
+            errors=errors,
         )
 
     def _change(self, argv: list[str], timeout_s: float) -> None:

@@ -14,8 +14,8 @@ from vmgr.errors import Code, VTorqueError
 from vsub.engines.slurmoptions import split_option
 from vsub.options import SBATCH, Option
 
-CONFIGURATION = "SLURM_CONF"
-"""Where Slurm's programs find their configuration; a job inherits it in any case."""
+REACHES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_SACK_SOCKET", "SLURM_JWT")
+"""How Slurm's programs find their cluster's configuration, and show it who calls: `sbatch` hands them to its jobs."""
 SLURMS = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SCONTROL_")
 """Variables that belong to Slurm: those of another job, and options of its programs."""
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -59,9 +59,7 @@ def job_environment(
     queue = next((option.value for option in reversed(options) if option.letter == "q"), None)
     if queue:
         found["PBS_O_QUEUE"] = queue
-    if environ.get(CONFIGURATION):
-        found[CONFIGURATION] = environ[CONFIGURATION]
-    return found
+    return {**found, **{name: environ[name] for name in REACHES if environ.get(name)}}
 
 
 def plain_environment(options: tuple[Option, ...], environ: Mapping[str, str], *, interactive: bool) -> dict[str, str]:
@@ -72,7 +70,7 @@ def plain_environment(options: tuple[Option, ...], environ: Mapping[str, str], *
     found = {
         name: value
         for name, value in environ.items()
-        if not interactive or name == CONFIGURATION or not name.startswith("SLURM_")
+        if not interactive or name in REACHES or not name.startswith("SLURM_")
     }
     listed = next((option for option in reversed(options) if option.letter == "v"), None)
     return {**found, **_values(listed, environ)}

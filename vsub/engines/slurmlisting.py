@@ -1,13 +1,14 @@
 """What Slurm says of its nodes and jobs, read strictly.
 
 Only fields are asked for that hold no text of a user's: ids, states, names of users and nodes. Forms: squeue(1),
-sinfo(1), scontrol(1) of Slurm 22.05.
+sinfo(1), scontrol(1) of Slurm 22.05, and seen on 23.11 to 26.05 too.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Optional
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.allocation import MAX_NODES
@@ -17,19 +18,58 @@ from vsub.engines import JobState, PlacedJob
 STATE_FIELDS = "JobID:32,State:32,exit_code:16,Reason:64"
 PLACED_FORM = "%A|%u|%N"
 PLACED_STATES = "RUNNING,COMPLETING,SUSPENDED,CONFIGURING,STOPPED,RESIZING,SIGNALING,STAGE_OUT"
+MEMBERS_FORM = "%A|%F|%K"
 MAX_JOBS = 100_000
+_MANY = 3
+"""So many members of an array are named."""
 
-_HELD = "JobHeld"
+_HELD = ("JobHeld", "JobHoldMaxRequeue", "job requeued in held state")
+"""How the reason of a job that is held begins; the last is of `scontrol requeuehold`."""
 _PHASES = {
-    "RUNNING": "running", "CONFIGURING": "running", "SUSPENDED": "running", "STOPPED": "running",
-    "RESIZING": "running", "SIGNALING": "running", "STAGE_OUT": "exiting", "COMPLETING": "exiting",
-    "PENDING": "queued", "REQUEUED": "queued", "REQUEUE_FED": "queued", "REQUEUE_HOLD": "held", "SPECIAL_EXIT": "held",
+    "RUNNING": "running", "CONFIGURING": "running", "SUSPENDED": "running", "STOPPED": "running", "RESIZING": "running",
+    "SIGNALING": "running", "STAGE_OUT": "exiting", "COMPLETING": "exiting", "PENDING": "queued", "REQUEUED": "queued",
+    "REQUEUE_FED": "queued", "EXPEDITING": "queued", "REQUEUE_HOLD": "held", "SPECIAL_EXIT": "held",
     "RESV_DEL_HOLD": "held", "COMPLETED": "completed", "FAILED": "completed", "CANCELLED": "completed",
     "TIMEOUT": "completed", "NODE_FAIL": "completed", "PREEMPTED": "completed", "BOOT_FAIL": "completed",
     "DEADLINE": "completed", "OUT_OF_MEMORY": "completed", "REVOKED": "completed",
 }  # fmt: skip
 _WAITS = ("BeginTime", "Dependency")
+_STATUS = re.compile(r"([0-9]{1,9})(?::([0-9]{1,3}))?")
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"
+
+
+class Member(NamedTuple):
+    """A job by its own number; `place` is its index in the array of the number `array`, None outside of arrays."""
+
+    number: str
+    array: str
+    place: Optional[str]
+
+    @property
+    def name(self) -> str:
+        """As Slurm's commands take it alone."""
+        return self.number if self.place is None else f"{self.array}_{self.place}"
+
+
+def parse_members(text: str) -> tuple[Member, ...]:
+    """The jobs in the answer of `squeue -r -o` with MEMBERS_FORM. What is strange is left out."""
+    found = []
+    for line in text.splitlines()[:MAX_JOBS]:
+        match = re.fullmatch(r"([0-9]{1,20})\|([0-9]{1,20})\|(?:([0-9]{1,10})|N/A)", line.strip())
+        if match:
+            found.append(Member(match[1], match[2], match[3]))
+    return tuple(found)
+
+
+def one_of(members: Sequence[Member], job: str) -> Optional[Member]:
+    """The one job that is meant by `job`, None where Slurm knows none. Raises VTorqueError (VT-VALUE) for several."""
+    if len(members) < 2:
+        return members[0] if members else None
+    named = ", ".join(each.name for each in members[:_MANY])
+    raise VTorqueError(
+        f"job {job} is a job array with the members {named}{', ...' if len(members) > _MANY else ''}", code=Code.VALUE,
+        hint="name one of them",
+    )  # fmt: skip
 
 
 def parse_state(text: str) -> JobState:
@@ -47,7 +87,7 @@ def _state(line: str) -> Optional[JobState]:
     if len(words) < 3 or not words[0].isdigit():
         return None
     phase = _PHASES.get(words[1], "unknown")
-    reason = words[3] if len(words) > 3 else ""
+    reason = " ".join(words[3:])
     if phase == "queued" and reason.startswith(_HELD):
         phase = "held"
     elif phase == "queued" and reason in _WAITS:
@@ -57,13 +97,19 @@ def _state(line: str) -> Optional[JobState]:
 
 
 def _exit_status(state: str, text: str) -> Optional[int]:
-    """The status as a shell gives it, from that of wait(2); None where a job was ended and the status tells nothing."""
-    if not text.isdigit() or len(text) > 9:
+    """The status as a shell gives it; None where a job was ended and the status tells nothing.
+
+    Slurm 22.05 gives that of wait(2), newer ones `STATUS:SIGNAL`.
+    """
+    match = _STATUS.fullmatch(text)
+    if match is None:
         return None
-    status = int(text)
-    if status == 0:
+    status, signal = int(match[1]), int(match[2] or 0)
+    if match[2] is None:
+        status, signal = status >> 8 & 255, status & 127
+    if status == signal == 0:
         return 0 if state == "COMPLETED" else None
-    return 128 + (status & 127) if status & 127 else (status >> 8) & 255
+    return 128 + (signal & 127) if signal else status & 255
 
 
 def is_held(text: str) -> bool:
@@ -77,7 +123,7 @@ def is_on_hold(text: str) -> bool:
 
 
 def _reasons(text: str) -> list[str]:
-    return [words[3] for words in map(str.split, text.splitlines()) if len(words) > 3]
+    return [" ".join(words[3:]) for words in map(str.split, text.splitlines())]
 
 
 def runs(text: str) -> bool:

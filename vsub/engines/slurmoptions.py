@@ -1,8 +1,9 @@
 """The options of Slurm's `sbatch`, read as getopt_long(3) reads them, and what becomes of each in a guest job.
 
-Names, short forms and which options have values: sbatch(1) of Slurm 22.05. Options that qsub has as well become
-qsub's, so that the plan of a job need know only those; the others stay as they are, under the letter `SBATCH`, one
-`--name` or `--name=value` each. Abbreviated names, which mean other things in other versions, are not taken.
+Names, short forms and which options have values: sbatch(1) of Slurm 22.05 to 26.05. What a cluster's own version does
+not have is refused by its sbatch. Options that qsub has as well become qsub's, so that the plan of a job need know only
+those; the others stay as they are, under the letter `SBATCH`, one `--name` or `--name=value` each. Abbreviated names,
+which mean other things in other versions, are not taken.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from vsub.options import COMMAND_LINE, DRY_RUN, SBATCH, Option
 
 OWN = ("--explain", DRY_RUN, "--json", "--debug")
 """Our own words that no option of sbatch is called by."""
+
+
+EXPEDITE = "expedite"
+"""What `--requeue` may say beside nothing, since Slurm 25.11."""
+
+USAGE = "options of sbatch stand behind --slurm, those of qsub and vsub before it; see man sbatch, vsub --help"
+"""What to do about an option that is not known."""
 
 
 class ForSbatch(str):
@@ -46,11 +54,14 @@ _GPU = "guests get no GPUs of the node"
 _LAYOUT = "say --nodes, --ntasks-per-node and --cpus-per-task"
 _OWN_USER = "a guest job is submitted by its own user"
 _PLACES = "vCPUs are placed by -vm vcpu_pinning"
+_NO_TASKS = "there are no tasks of Slurm's in a guest"
+_IN_GUEST = "the job runs in a guest"
 
 TABLE: dict[str, Sbatch] = {
     "account": Sbatch(_V, "A"),
     "acctg-freq": Sbatch(_V),
     "array": Sbatch(_V, "t", only_sbatch=True),
+    "autocomplete": Sbatch(_V, refused="say sbatch --autocomplete"),
     "batch": Sbatch(_V, refused="the job begins on its first node", only_sbatch=True),
     "bb": Sbatch(_V),
     "bbf": Sbatch(_V),
@@ -60,7 +71,10 @@ TABLE: dict[str, Sbatch] = {
     "clusters": Sbatch(_V, refused="the job is submitted to one cluster"),
     "comment": Sbatch(_V),
     "constraint": Sbatch(_V),
-    "container": Sbatch(_V, refused="the job runs in a guest"),
+    "consolidate-segments": Sbatch(_N),
+    "container": Sbatch(_V, refused=_IN_GUEST),
+    "container-id": Sbatch(_V, refused=_IN_GUEST),
+    "container-type": Sbatch(_V, refused=_IN_GUEST),
     "contiguous": Sbatch(_N),
     "core-spec": Sbatch(_V, refused="cores of the host are kept by the site's resources.host_cores"),
     "cores-per-socket": Sbatch(_V, refused=_LAYOUT),
@@ -70,12 +84,14 @@ TABLE: dict[str, Sbatch] = {
     "deadline": Sbatch(_V),
     "delay-boot": Sbatch(_V),
     "dependency": Sbatch(_V),
-    "distribution": Sbatch(_V, refused="there are no tasks of Slurm's in a guest"),
+    "distribution": Sbatch(_V, refused=_NO_TASKS),
     "error": Sbatch(_V),
     "exclude": Sbatch(_V),
     "exclusive": Sbatch(_P),
     "export": Sbatch(_V),
     "export-file": Sbatch(_V, refused="say -v or --export", only_sbatch=True),
+    "external": Sbatch(_N, refused="the job's script runs in its first guest", only_sbatch=True),
+    "extra": Sbatch(_V),
     "extra-node-info": Sbatch(_V, refused=_LAYOUT),
     "get-user-env": Sbatch(_P, refused="the guest's login shell has that environment", only_sbatch=True),
     "gid": Sbatch(_V, refused=_OWN_USER, only_sbatch=True),
@@ -102,6 +118,7 @@ TABLE: dict[str, Sbatch] = {
     "mem-bind": Sbatch(_V, refused=_PLACES),
     "mem-per-cpu": Sbatch(_V),
     "mem-per-gpu": Sbatch(_V, refused=_GPU),
+    "mem-update": Sbatch(_V, refused="guests keep the memory that they begin with"),
     "mincpus": Sbatch(_V, refused=_LAYOUT),
     "network": Sbatch(_V),
     "nice": Sbatch(_P),
@@ -115,6 +132,7 @@ TABLE: dict[str, Sbatch] = {
     "ntasks-per-gpu": Sbatch(_V, refused=_GPU),
     "ntasks-per-node": Sbatch(_V),
     "ntasks-per-socket": Sbatch(_V, refused=_LAYOUT),
+    "oom-kill-step": Sbatch(_P),
     "open-mode": Sbatch(_V),
     "output": Sbatch(_V),
     "overcommit": Sbatch(_N, refused="guests need the processors that they ask for"),
@@ -129,11 +147,16 @@ TABLE: dict[str, Sbatch] = {
     "qos": Sbatch(_V),
     "quiet": Sbatch(_N),
     "reboot": Sbatch(_N),
-    "requeue": Sbatch(_N, only_sbatch=True),
+    "requeue": Sbatch(_P, only_sbatch=True),
     "reservation": Sbatch(_V),
+    "resources": Sbatch(_V),
+    "resv-ports": Sbatch(_P, refused="ports of the node are not those of its guests"),
+    "segment": Sbatch(_V),
     "signal": Sbatch(_V),
     "sockets-per-node": Sbatch(_V, refused=_LAYOUT),
     "spread-job": Sbatch(_N),
+    "spread-segments": Sbatch(_N),
+    "stepmgr": Sbatch(_N, refused=_NO_TASKS),
     "switches": Sbatch(_V),
     "test-only": Sbatch(_N, refused="say --dry-run before --slurm"),
     "thread-spec": Sbatch(_V, refused="cores of the host are kept by the site's resources.host_cores"),
@@ -141,6 +164,8 @@ TABLE: dict[str, Sbatch] = {
     "time": Sbatch(_V),
     "time-min": Sbatch(_V),
     "tmp": Sbatch(_V),
+    "tres-bind": Sbatch(_V, refused=_NO_TASKS),
+    "tres-per-task": Sbatch(_V, refused=_LAYOUT),
     "uid": Sbatch(_V, refused=_OWN_USER, only_sbatch=True),
     "usage": Sbatch(_N, refused="say sbatch --usage"),
     "use-min-nodes": Sbatch(_N),
@@ -163,17 +188,21 @@ SHORT = {
 }  # fmt: skip
 
 _VARIABLES = {
-    "ACCOUNT": "account", "ACCTG_FREQ": "acctg-freq", "ARRAY_INX": "array", "BATCH": "batch", "CLUSTERS": "clusters",
-    "CONSTRAINT": "constraint", "CONTAINER": "container", "CORE_SPEC": "core-spec", "CPUS_PER_GPU": "cpus-per-gpu",
-    "DELAY_BOOT": "delay-boot", "DISTRIBUTION": "distribution", "ERROR": "error", "EXCLUSIVE": "exclusive",
-    "EXPORT": "export", "GET_USER_ENV": "get-user-env", "GPU_BIND": "gpu-bind", "GPU_FREQ": "gpu-freq", "GPUS": "gpus",
-    "GPUS_PER_NODE": "gpus-per-node", "GPUS_PER_TASK": "gpus-per-task", "GRES": "gres", "GRES_FLAGS": "gres-flags",
-    "HINT": "hint", "INPUT": "input", "JOB_NAME": "job-name", "MEM_BIND": "mem-bind", "MEM_PER_CPU": "mem-per-cpu",
-    "MEM_PER_GPU": "mem-per-gpu", "MEM_PER_NODE": "mem", "NETWORK": "network", "NO_KILL": "no-kill",
-    "NO_REQUEUE": "no-requeue", "OPEN_MODE": "open-mode", "OUTPUT": "output", "OVERCOMMIT": "overcommit",
-    "PARTITION": "partition", "POWER": "power", "PROFILE": "profile", "QOS": "qos", "REQUEUE": "requeue",
-    "RESERVATION": "reservation", "SIGNAL": "signal", "SPREAD_JOB": "spread-job", "THREAD_SPEC": "thread-spec",
-    "THREADS_PER_CORE": "threads-per-core", "TIMELIMIT": "time", "USE_MIN_NODES": "use-min-nodes", "WAIT": "wait",
+    "ACCOUNT": "account", "ACCTG_FREQ": "acctg-freq", "ARRAY_INX": "array", "BATCH": "batch", "BURST_BUFFER": "bb",
+    "CLUSTER_CONSTRAINT": "cluster-constraint", "CLUSTERS": "clusters", "CONSOLIDATE_SEGMENTS": "consolidate-segments",
+    "CONSTRAINT": "constraint", "CONTAINER": "container", "CONTAINER_ID": "container-id",
+    "CONTAINER_TYPE": "container-type", "CORE_SPEC": "core-spec", "CPU_FREQ_REQ": "cpu-freq",
+    "CPUS_PER_GPU": "cpus-per-gpu", "DELAY_BOOT": "delay-boot", "DISTRIBUTION": "distribution", "ERROR": "error",
+    "EXCLUSIVE": "exclusive", "EXPORT": "export", "GET_USER_ENV": "get-user-env", "GPU_BIND": "gpu-bind",
+    "GPU_FREQ": "gpu-freq", "GPUS": "gpus", "GPUS_PER_NODE": "gpus-per-node", "GPUS_PER_SOCKET": "gpus-per-socket",
+    "GPUS_PER_TASK": "gpus-per-task", "GRES": "gres", "GRES_FLAGS": "gres-flags", "HINT": "hint", "INPUT": "input",
+    "JOB_NAME": "job-name", "MEM_BIND": "mem-bind", "MEM_PER_CPU": "mem-per-cpu", "MEM_PER_GPU": "mem-per-gpu",
+    "MEM_PER_NODE": "mem", "NETWORK": "network", "NO_KILL": "no-kill", "NO_REQUEUE": "no-requeue",
+    "OPEN_MODE": "open-mode", "OUTPUT": "output", "OVERCOMMIT": "overcommit", "PARTITION": "partition",
+    "POWER": "power", "PROFILE": "profile", "QOS": "qos", "REQUEUE": "requeue", "RESERVATION": "reservation",
+    "SEGMENT_SIZE": "segment", "SIGNAL": "signal", "SPREAD_JOB": "spread-job", "SPREAD_SEGMENTS": "spread-segments",
+    "THREAD_SPEC": "thread-spec", "THREADS_PER_CORE": "threads-per-core", "TIMELIMIT": "time", "TRES_BIND": "tres-bind",
+    "TRES_PER_TASK": "tres-per-task", "USE_MIN_NODES": "use-min-nodes", "WAIT": "wait",
     "WAIT_ALL_NODES": "wait-all-nodes", "WCKEY": "wckey",
 }  # fmt: skip
 """What sbatch reads in `SBATCH_…`, beside the two of switches; debugging and `#PBS` lines are its own matter."""
@@ -215,7 +244,7 @@ def from_environment(environ: Mapping[str, str]) -> list[Option]:
         if value is None:
             continue
         source = f"the variable SBATCH_{variable}"
-        if TABLE[name].takes is Takes.NOTHING:
+        if TABLE[name].takes is Takes.NOTHING or (name == "requeue" and value.lower() != EXPEDITE):
             if _is_set(value):
                 found.append(as_option(name, None, source))
         elif TABLE[name].takes is Takes.VALUE or value:
@@ -236,18 +265,26 @@ def _switches(environ: Mapping[str, str]) -> list[Option]:
 
 def _is_set(value: str) -> bool:
     number = value.strip().lstrip("+-")
-    return value == "" or value.lower() == "yes" or (number.isdigit() and int(number[:9]) != 0)
+    return value == "" or value.lower() == "yes" or (number.isdecimal() and int(number[:9]) != 0)
 
 
 def as_option(name: str, value: Optional[str], source: str) -> Option:
     """An option of sbatch as one of qsub's where that has it; then its source tells how it was written."""
     written = f"--{name}" if value is None else f"--{name}={value}"
-    if name in ("requeue", "no-requeue"):
+    if name in ("requeue", "no-requeue") and value is None:
         return Option("r", "y" if name == "requeue" else "n", ForSbatch(f"{written}, {source}"))
     letter = TABLE[name].letter
     if letter is None:
         return Option(SBATCH, written, ForSbatch(source))
     return Option(letter, value, ForSbatch(f"{written}, {source}"))
+
+
+def _meant(name: str) -> str:
+    """The option that a wrong name is probably meant for."""
+    from difflib import get_close_matches  # for errors only
+
+    found = get_close_matches(name, [*TABLE, "vm"], 1)
+    return "".join(f", {'-' if name == 'vm' else '--'}{name} is" for name in found)
 
 
 def split_option(option: Option) -> tuple[str, Optional[str]]:
@@ -311,7 +348,7 @@ class _Reader:
         name, equals, value = word[2:].partition("=")
         name = _OTHER_NAMES.get(name, name)
         if name not in TABLE:
-            self.problem = f"sbatch's option {word.partition('=')[0]} is not known ({self.source})"
+            self.problem = f"sbatch's option --{name} is not known ({self.source}){_meant(name)}"
         elif equals and TABLE[name].takes is Takes.NOTHING:
             self.problem = f"sbatch's option --{name} has no value ({self.source})"
         else:

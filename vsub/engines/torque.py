@@ -83,6 +83,10 @@ class Torque(QsubDialect):
         program = for_this_host(self._submit.qstat, "submit.qstat")
         return parse_server_name(ask([program, "-B", "-f"], "submit.qstat", timeout_s) or "")
 
+    def whole(self, job_id: str, timeout_s: float) -> str:
+        """With the server's name."""
+        return job_id if "." in job_id else f"{job_id}.{self.server(timeout_s)}"
+
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from `qstat -f`."""
         from vsub.engines.listing import ask, parse_jobs  # as above
@@ -93,15 +97,14 @@ class Torque(QsubDialect):
 
     def hold(self, job_id: str, timeout_s: float) -> bool:
         """Hold a job by `qhold`; whether it was held before is in `qstat -f`."""
-        from vsub.engines.listing import ask, change, parse_holds  # as above
+        from vsub.engines.listing import ask, hold_by, parse_holds  # as above
 
         qstat = for_this_host(self._submit.qstat, "submit.qstat")
         text = ask([qstat, "-f", job_id], "submit.qstat", timeout_s, unknown=_UNKNOWN_JOB)
         if text is None:
             raise VTorqueError(f"job {job_id} is not known to the batch system", code=Code.ENGINE, hint="see qstat")
         program = for_this_host(self._submit.qhold, "submit.qhold")
-        change([program, "-h", "u", job_id], "submit.qhold", timeout_s)
-        return "u" not in parse_holds(text)
+        return hold_by([program, "-h", "u", job_id], "submit.qhold", timeout_s, is_new="u" not in parse_holds(text))
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `qrls`."""
@@ -136,6 +139,9 @@ class Torque(QsubDialect):
             raise VTorqueError(
                 f"{user}@{host_name()} is neither operator nor manager", code=Code.ACCESS, hint=_operator_hint(user)
             )
+
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """It is in the resource list, of which it is an item of its own."""
 
 
 def _own_name() -> str:

@@ -91,7 +91,7 @@ def deliver(delivery: Delivery, mode: int) -> None:
         os.close(descriptor)
 
 
-def plan(machine: Machine, job: Job, stream: str) -> Delivery:
+def plan(job: Job, stream: str) -> Delivery:
     """Where a stream of a job goes; the descriptor is not open yet."""
     asked, name = job.asked, job.output_name(stream)
     if stream in asked.keep and asked.keep != "n":
@@ -137,7 +137,7 @@ async def send(
     try:
         for stream, source in zip(streams, sources):
             descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            deliveries.append(plan(machine, job, stream)._replace(source=descriptor))
+            deliveries.append(plan(job, stream)._replace(source=descriptor))
         child = process.start(
             lambda: _deliver_all(deliveries, job.asked.umask),
             identity=job.owner.identity,
