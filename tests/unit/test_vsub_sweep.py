@@ -130,7 +130,8 @@ class Stored:
         self.folder = top / me
         self.folder.mkdir(mode=0o700)
         yard.site.configure(
-            f"policy: {{img: {{default: micro}}}}\nsuspended: {{folder: {top}}}\nworkspace: {{folder: '{self.scratch}/{{job}}', wipe: true}}\n"
+            f"policy: {{img: {{default: micro}}}}\nsuspended: {{folder: {top}}}\n"
+            f"workspace: {{folder: '{self.scratch}/{{job}}', wipe: true}}\n"
         )
         monkeypatch.setattr("vmgr.suspended.listing._is_root", lambda: False)
         self.user = me
