@@ -135,15 +135,11 @@ def _tasks(group: Group) -> list[Path]:
 
 def deepest(groups: Sequence[Group]) -> Path:
     """The folder in which the next thing on the way to a process of the step `extern` happens."""
-    found = []
+    there = []
     for group in groups:
-        on_the_way = [*reversed(group.folder.relative_to(group.hierarchy.mount / group.path.root).parents)]
-        root = group.hierarchy.mount / group.path.root
-        way = [root / each for each in on_the_way]
-        way += [group.folder, group.folder / "step_extern", group.folder / "step_extern" / "user", *_tasks(group)[1:2]]
-        there = [(number, folder) for number, folder in enumerate(way) if folder.is_dir()]
-        found.append(there[-1] if there else (0, root))
-    return max(found, key=lambda each: each[0])[1]
+        end = [group.folder / "step_extern" / "user", *_tasks(group)[1:]][-1]
+        there.append(next(folder for folder in (end, *end.parents) if folder.is_dir()))
+    return max(there, key=lambda folder: len(folder.parts))
 
 
 def _text(path: Path) -> str:
