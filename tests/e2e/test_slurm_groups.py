@@ -51,9 +51,8 @@ SelectTypeParameters=CR_CPU_Memory"""
     cgroup_conf = CGROUP_CONF
     more = ("PrologFlags=Contain,DeferBatch", "KillWait=60")
 
-    def __init__(self, prefix: Path, root: Path) -> None:
-        super().__init__(prefix, root)
-        self.nodes = self.nodes[:2]
+    def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...]) -> None:
+        super().__init__(prefix, root, nodes[:2])
 
     def close(self) -> None:
         super().close()
