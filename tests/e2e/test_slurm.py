@@ -100,6 +100,13 @@ def test_an_array(cluster: Slurm, user: User) -> None:
     errors = [path.read_text() for path in user.home.glob("job.sh.e*")]
     assert said == {index: f"{index} {index}\n" for index in said}, errors
     eventually(lambda: not list((user.home / ".vtorque").iterdir()), "their directory is gone", limit_s=15)
+    noted = [line for node in cluster.nodes for path in cluster.own(node).glob("log/jobs/*.members-*")
+             for line in path.read_text().splitlines()]  # fmt: skip
+    assert sorted(line.split()[0] for line in noted) == ["3", "4", "5"] and f" {number[0]}.ref" in " ".join(noted)
+    for index, whole in (line.split() for line in noted):
+        report = f"{cluster.vmgr} report {number[0]}_{index} --here --json 2>/dev/null || :"
+        told = [text for node in ("n1", "n2", "n3") if (text := cluster.enter(node, "sh", "-c", report))]
+        assert [json.loads(text)["job_id"] for text in told] == [whole]
 
 
 def test_an_interactive_job(cluster: Slurm, user: User) -> None:
@@ -251,7 +258,7 @@ def test_a_job_that_slurm_suspends_goes_on(cluster: Slurm, user: User) -> None:
 def cancelled(cluster: Slurm, job: str) -> None:
     """Cancel a job: all nodes end clean soon, and stay so."""
     assert cluster.control(job.partition(".")[0], program="scancel").returncode == 0
-    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=30)
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=60)
     cluster.wait(job)
     assert cluster.facts(job)["JobState"] == "CANCELLED"
     assert not cluster.left_behind()

@@ -22,6 +22,7 @@ from vsub.engines.slurmlisting import (
     parse_nodes,
     parse_placed,
     parse_state,
+    parse_version,
     runs,
     slurm_id,
 )
@@ -158,6 +159,12 @@ def test_no_ids(named: str) -> None:
     with pytest.raises(VTorqueError) as problem:
         slurm_id(named)
     assert problem.value.code is Code.VALUE
+
+
+def test_versions() -> None:
+    assert parse_version("slurm-wlm 22.05.8\n") == (22, 5) and parse_version("slurm 26.11.0-0rc1\n") == (26, 11)
+    with pytest.raises(VTorqueError, match="does not say its version"):
+        parse_version("slurm\n")
 
 
 @pytest.fixture
