@@ -137,9 +137,7 @@ class FakeProgram:
 class GuestSite:
     """One attempt with one guest; use it as an asynchronous context manager."""
 
-    def __init__(
-        self, node: Node, user: User, image: Image, *, writes: Iterable[str] = (), fs_type: str = "overlay"
-    ) -> None:
+    def __init__(self, node: Node, user: User, image: Image, *, writes: Iterable[str] = ()) -> None:
         self.node, self.user, self.image = node, user, image
         self._writes = list(writes)
         self.caller = 0
