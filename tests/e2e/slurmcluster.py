@@ -234,7 +234,7 @@ class Slurm(Cluster):
         return f"{job_id.partition('.')[0]}.ref"
 
     def own_errors(self, text: str) -> str:
-        return re.sub(r"^slurmstepd-\S+: error: \*\*\* JOB .* \*\*\*\n", "", text, flags=re.MULTILINE)
+        return re.sub(r"^(?:slurmstepd-\S+:|\[\S+\]) error: \*\*\* JOB .* \*\*\*\n", "", text, flags=re.MULTILINE)
 
     def plain_output(self, name: str, job_id: str) -> str:
         return f"slurm-{job_id}.out"
