@@ -148,7 +148,7 @@ def test_an_array_and_what_depends_on_it(here: Here) -> None:
     array = here.submit("-h", "-t", "3,5%1", "-j", "oe", "-o", "$PBS_ARRAYID.$PBS_JOBNAME", "job.sh")
     after = here.submit("-W", f"depend=afterany:{array}[].ref", "-N", "after", "job.sh")
     assert (here.engine.state(array).phase, here.engine.state(after).phase) == ("held", "waiting")
-    here.engine.release(array, 20)
+    here.run("scontrol", "release", array)
     assert here.ended(after) == 5
     assert here.ended(f"{array}[3]") == here.ended(f"{array}_5") == 5
     assert [(here.site.work / f"{index}.job.sh").read_text() for index in (3, 5)] == ["out 1\nerr\n"] * 2
