@@ -7,8 +7,9 @@ mother superior first. Of the nodes of jobs only those are told that the batch s
 them in what it prints.
 
 `hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
-`{"new": BOOL}`: whether its user had not held the job before. `check-requeue` fails where the caller may requeue none.
-`give-back` takes what leads to the job directory out of what the user has said of a job that runs.
+`{"new": BOOL}`: whether its user had not held the job before. Where the batch system does not say in time what has
+become of it, they print `{"answered": false, "new": BOOL or null}` and fail. `check-requeue` fails where the caller may
+requeue none. `give-back` takes what leads to the job directory out of what the user has said of a job that runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from vmgr.config import load_config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(_answer(engine(config, install), list(argv), config.timeouts.reach)))
         return 0
     except VTorqueError as err:
+        if isinstance(err, Unanswered):
+            print(json.dumps({"answered": False, "new": err.is_new}))
         print(err, file=sys.stderr)
         return err.code.status
 

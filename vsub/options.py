@@ -27,6 +27,8 @@ OWN = ("--wait", "--explain", DRY_RUN, "--json", "--debug", "--version", "--help
 """Our own words; `-gf` is what `--dry-run` was called in the vTorque of 2018."""
 
 COMMAND_LINE = "the command line"
+ONE_SCRIPT = "quote its path; its arguments stand in -F, or behind it after --slurm"
+"""What to do about a second script."""
 
 
 class Option(NamedTuple):

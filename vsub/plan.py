@@ -34,7 +34,7 @@ from vsub.engines import Engine
 from vsub.fit import Fitted, fit
 from vsub.honour import check_options, check_resources, check_staging, job_shell
 from vsub.hostrequest import HostRequest
-from vsub.options import Line, Option, last
+from vsub.options import ONE_SCRIPT, Line, Option, last
 from vsub.resources import last_of, read_resources
 from vsub.script import Script, as_job_script, read_user_file
 from vsub.visible import below, is_visible, submission_directory
@@ -181,7 +181,7 @@ def _check_usage(line: Line, directives: Line, options: tuple[Option, ...], engi
         raise VTorqueError(
             f"one script can be submitted, not also {line.operands[1]!r}",
             code=Code.USAGE,
-            hint="quote its path; its arguments stand in -F, or behind it after --slurm",
+            hint=ONE_SCRIPT,
         )
     command = last(options, "x")
     if command is not None and not line.operands:

@@ -43,11 +43,8 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdTimeout=20
 MailProg=/bin/true
 MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+{tracking}
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=1
 EnforcePartLimits=ALL
 KillWait=5
@@ -64,14 +61,27 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 # cred_expire: for so long a job that is queued again waits; bf_interval: 23.11 leaves members of arrays to backfill
 
+TRACKING = """\
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectTypeParameters=CR_CPU"""
+
 
 class Slurm(Cluster):
     """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
 
     engine = "slurm"
+    patience_s = 480  # jobs may run beside each other, and guests have longer to boot
     limits = ()
     umask, file_kib = 0o022, "unlimited"
     session_end = ""
+    tracking = TRACKING
+    cpus = 4
+    """Of each node."""
+    cgroup_conf = ""
+    more: tuple[str, ...] = ()
+    """Lines of slurm.conf; of a key that is there before it is the last value that holds."""
 
     def __init__(self, prefix: Path, root: Path, nodes: tuple[str, ...]) -> None:
         super().__init__(prefix, root, nodes)
@@ -90,6 +100,7 @@ class Slurm(Cluster):
         key.touch(mode=0o400)
         key.write_bytes(secrets.token_bytes(64))
         self.conf.write_text(self._conf())
+        (self.folder / "cgroup.conf").write_text(self.cgroup_conf)
         munge = self.folder / "munge"
         files = [
             f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
@@ -134,13 +145,13 @@ class Slurm(Cluster):
             free.bind(("", 0))
             port = free.getsockname()[1]
         nodes = [
-            f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} CPUs=4 RealMemory=4000"
+            f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} CPUs={self.cpus} RealMemory=4000"
             for node in self.nodes
         ]
         hooks = self.prefix / "share" / "vtorque" / "mom_priv_hooks" / "slurm"
         return CONF.format(
             host=socket.gethostname(), address=self.outside, port=port, folder=self.folder,
-            hooks="\n".join(conf_lines(str(hooks))), nodes="\n".join(nodes),
+            hooks="\n".join((*conf_lines(str(hooks)), *self.more)), nodes="\n".join(nodes), tracking=self.tracking,
         )  # fmt: skip
 
     def control(self, *arguments: str, program: str = "scontrol") -> subprocess.CompletedProcess[str]:
@@ -270,11 +281,11 @@ def for_slurm(text: str) -> str:
 
 
 @contextmanager
-def slurm_site(text: str = SITE) -> Iterator[Slurm]:
+def slurm_site(text: str = SITE, kind: type[Slurm] = Slurm) -> Iterator[Slurm]:
     """An installation for Slurm with a cluster of its own; nothing of it stays. `text` is that of the embedded one."""
     text = for_slurm(text)
     with installed(text) as site:
-        here = Slurm(site.prefix, site.root, nodes_of(text))
+        here = kind(site.prefix, site.root, nodes_of(text))
         try:
             here.start()
             yield here

@@ -48,6 +48,9 @@ def session_outlives_its_connection(guest: Machine, file: str, home: Path) -> No
         guest.send("mount")
         assert guest.wait_for("mount")["status"] == 0
         job = start("-a")
+        assert job.stdin is not None
+        job.stdin.write(b"ATTACH\n")
+        job.stdin.flush()
     time.sleep(1)
     assert guest.ssh("touch /tmp/enough").returncode == 0
     said, aside = job.communicate(timeout=60)

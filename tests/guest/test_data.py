@@ -22,12 +22,11 @@ stat -c 'owner %u:%g' /data
 """
 
 
-def make_disk(path: Path, setup: Setup, *, root: str = "") -> Path:
+def make_disk(path: Path, setup: Setup) -> Path:
     """A disk as the node makes one."""
     path.touch()
     os.truncate(path, 64 * MIB)
-    owner = root or f"{setup.user.uid}:{setup.user.gid}"
-    extended = f"root_owner={owner},lazy_itable_init=1,lazy_journal_init=1"
+    extended = f"root_owner={setup.user.uid}:{setup.user.gid},lazy_itable_init=1,lazy_journal_init=1"
     subprocess.run(
         [MKFS, "-q", "-F", "-b", "4096", "-m", "0", "-L", LABEL, "-O", ",".join(FEATURES), "-E", extended, str(path)],
         check=True,

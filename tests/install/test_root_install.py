@@ -24,7 +24,7 @@ from vmgr import __version__
 from vmgr.deploy import build, tree
 from vmgr.deploy.build import PARTS
 from vmgr.deploy.hookfiles import is_ours
-from vmgr.deploy.nodeside import LINKED
+from vmgr.deploy.places import LINKED
 
 pytestmark = [
     pytest.mark.skipif(not SSHD.exists() or shutil.which("pdsh") is None, reason="needs sshd and pdsh"),

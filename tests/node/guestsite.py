@@ -27,7 +27,7 @@ from vmgr.node.crew import Crew
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
 from vmgr.node.guestport import GuestPort
-from vmgr.node.jobgroup import find_group
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.launch import Files, start
 from vmgr.node.members import Member
 from vmgr.node.orders import orders_of
@@ -137,9 +137,7 @@ class FakeProgram:
 class GuestSite:
     """One attempt with one guest; use it as an asynchronous context manager."""
 
-    def __init__(
-        self, node: Node, user: User, image: Image, *, writes: Iterable[str] = (), fs_type: str = "overlay"
-    ) -> None:
+    def __init__(self, node: Node, user: User, image: Image, *, writes: Iterable[str] = ()) -> None:
         self.node, self.user, self.image = node, user, image
         self._writes = list(writes)
         self.caller = 0
@@ -190,7 +188,7 @@ class GuestSite:
             parents=tuple(layer.fd for layer in disk.parents) if disk else (),
         )  # fmt: skip
         guest, qmp = start(
-            self.node.config.hypervisor.qemu, plan, files, self.user, kvm_gid=None, group=find_group("12.host"),
+            self.node.config.hypervisor.qemu, plan, files, self.user, kvm_gid=None, group=JobGroup(),
             started=lambda pid: None,
         )  # fmt: skip
         os.close(seed_fd)

@@ -194,10 +194,10 @@ def ethernet(source: str, target: str, kind: int, body: bytes) -> bytes:
     return mac(target) + mac(source) + struct.pack("!H", kind) + body
 
 
-def arp(source: str, sender: str, address: str, wanted: str, operation: int = 1, trailer: bytes = b"") -> bytes:
+def arp(source: str, sender: str, address: str, wanted: str, operation: int = 1) -> bytes:
     """A request from a frame with MAC `source`, that speaks for `sender` and `address`."""
     body = struct.pack("!HHBBH", 1, IPV4, 6, 4, operation) + mac(sender) + socket.inet_aton(address)
-    return ethernet(source, BROADCAST, ARP, body + bytes(6) + socket.inet_aton(wanted) + trailer)
+    return ethernet(source, BROADCAST, ARP, body + bytes(6) + socket.inet_aton(wanted))
 
 
 def ipv4(source: str, target: str, protocol: int, body: bytes, fragment: int = 0) -> bytes:

@@ -37,11 +37,11 @@ def test_a_jobs_own_cpuset(cpuset: Path) -> None:
     machine = read_topology()
     last = machine.cpus[-1].number
     (cpuset / "cpuset.cpus").write_text(f"{last}\n")
-    found = allowed_for(machine, job_id=JOB, assigned=frozenset({machine.cpus[0].number}))
+    found = allowed_for(machine, groups=[f"torque/{JOB}"], assigned=frozenset({machine.cpus[0].number}))
     assert found.cpus == {last}
     if len(machine.cpus) > 1:
         assert found.source == f"the cpuset /torque/{JOB}"
-    assert job_cpuset(machine, "424243.vt-test.example") is None
+    assert job_cpuset(machine, ["torque/424243.vt-test.example"]) is None
 
 
 def test_a_process_in_a_cpuset(cpuset: Path) -> None:

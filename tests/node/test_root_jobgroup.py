@@ -13,6 +13,7 @@ import pytest
 
 from vmgr.errors import VTorqueError
 from vmgr.node import process
+from vmgr.node.hookcall import GroupPath
 from vmgr.node.jobgroup import JobGroup, find_group
 
 pytestmark = pytest.mark.root
@@ -51,7 +52,7 @@ def groups_of(pid: int) -> dict[str, str]:
 
 
 def test_a_child_is_in_its_groups_before_its_program_starts(job_id: str) -> None:
-    group = find_group(job_id)
+    group = find_group([GroupPath("torque", job_id)])
     assert len(group.lists) == 2
     script = "import sys; print(open('/proc/self/cgroup').read()); import os; print(sorted(os.sched_getaffinity(0)))"
     with group.opened() as joins:
@@ -76,16 +77,16 @@ def test_a_process_is_added_with_its_threads(job_id: str) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin and child.stdout
         child.stdout.readline()
-        find_group(job_id).add(child.pid)
+        find_group([GroupPath("torque", job_id)]).add(child.pid)
         for tid in process.threads(child.pid):
             assert groups_of(tid)["cpuset"] == f"/torque/{job_id}"
             assert os.sched_getaffinity(tid) == {0}
         child.stdin.close()
-    find_group(job_id).add(child.pid)  # gone: nothing to do
+    find_group([GroupPath("torque", job_id)]).add(child.pid)  # gone: nothing to do
 
 
 def test_a_job_without_groups_stays_where_it_is(job_id: str) -> None:
-    group = find_group(f"1{job_id}")
+    group = find_group([GroupPath("torque", f"1{job_id}")])
     assert group == JobGroup()
     group.add(os.getpid())
     with group.opened() as joins:
@@ -104,4 +105,4 @@ def test_what_the_kernel_refuses_is_said(job_id: str) -> None:
 
 def test_an_id_that_is_a_path_has_no_groups(job_id: str) -> None:
     for other in (f"../torque/{job_id}", f"x/../{job_id}", "..", "."):
-        assert find_group(other) == JobGroup()
+        assert find_group([GroupPath("torque", other)]) == JobGroup()

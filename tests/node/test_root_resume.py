@@ -20,7 +20,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
 from vmgr.node import record
 from vmgr.node.incoming import SavedState
-from vmgr.node.jobgroup import find_group
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.launch import Files, Guest, pin_and_run, start
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.staging.disks import close_disk, stage
@@ -195,7 +195,7 @@ class Waiting:
         self.guest: Guest
         self.qmp: socket.socket
         self.guest, self.qmp = start(
-            "qemu-system-x86_64", plan, Files(seed=fd), user, kvm_gid=None, group=find_group("12.host"),
+            "qemu-system-x86_64", plan, Files(seed=fd), user, kvm_gid=None, group=JobGroup(),
             started=lambda _pid: None,
         )  # fmt: skip
         os.close(fd)

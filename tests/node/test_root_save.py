@@ -22,9 +22,11 @@ from test_root_staging import mounted
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
 from vmgr.node import record
+from vmgr.node.orders import room
 from vmgr.node.staging.chain import MAX_LAYERS, chain_of
 from vmgr.node.staging.disks import close_disk, stage
 from vmgr.node.staging.model import StageRequest
+from vmgr.node.staging.overlay import write_overlay
 from vmgr.node.undo import undo
 from vmgr.node.userio import User
 
@@ -78,7 +80,16 @@ def left_by_guests(node: Node) -> list[str]:
     return [path.name for path in node.config.images.overlays.iterdir() if not path.name.endswith("n1-1.qcow2")]
 
 
-def test_an_image_that_stands_alone(node: Node, user: User, image: Image) -> None:
+def test_an_image_that_stands_alone(node: Node, user: User, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def write(path: str, content: bytes) -> int:
+        fd = write_overlay(path, content)
+        kept.append(os.dup(fd))  # as whoever has taken it out of QEMU has
+        return fd
+
+    monkeypatch.setattr(room, "write_overlay", write)
+
     async def work() -> tuple[str, dict[str, Any]]:
         async with GuestSite(node, user, image, writes=WRITES) as site:
             before = [step for step in record.steps(site.place) if step.get("do") == "overlay"]
@@ -93,6 +104,8 @@ def test_an_image_that_stands_alone(node: Node, user: User, image: Image) -> Non
             return digest(site.content), answers[-1]
 
     seen, _ = run(work())
+    assert [os.fstat(fd).st_blocks for fd in kept] == [0], "a descriptor that somebody keeps keeps no room"
+    os.close(kept[0])
     made = pool_of(node).get("mine")
     assert (made.parent, made.description, made.disk, made.disk_format) == (None, "as it was", "disk.qcow2", "qcow2")
     assert (made.family, made.cmdline, made.virtual_size) == (image.family, image.cmdline, 64 * MIB)

@@ -45,9 +45,9 @@ def refused(user: User, path: object, *, limit: int = LIMIT, timeout_s: float = 
     return str(caught.value)
 
 
-def theirs(user: User, path: Path, data: bytes = b"x", mode: int = 0o600) -> Path:
+def theirs(user: User, path: Path, data: bytes = b"x") -> Path:
     path.write_bytes(data)
-    path.chmod(mode)
+    path.chmod(0o600)
     os.chown(path, user.uid, user.gid)
     return path
 

@@ -56,15 +56,15 @@ def begun(node: Node, job_id: str = "12.host") -> record.Place:
     return place
 
 
-def path_of(node: Node, user: User, job_id: str = "12.host") -> str:
-    path = job_names(node.config, node.config.mounts, user, job_id, KEY).workspace
+def path_of(node: Node, user: User) -> str:
+    path = job_names(node.config, node.config.mounts, user, "12.host", KEY).workspace
     assert path is not None
     return path
 
 
-def opened(node: Node, user: User, *, undone: bool = True) -> tuple[record.Place, Path]:
+def opened(node: Node, user: User) -> tuple[record.Place, Path]:
     place, path = begun(node), path_of(node, user)
-    run(open_workspace(node.config, place, user, path, undone=undone))
+    run(open_workspace(node.config, place, user, path, undone=True))
     return place, Path(path)
 
 

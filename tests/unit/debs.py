@@ -22,7 +22,7 @@ def kernel_files(*, megabytes: int = 1) -> dict[str, bytes]:
     return {"boot/vmlinuz-1": bytes(megabytes << 20), "lib/modules/1/kernel/fs/isofs.ko": a_module()}
 
 
-def make_deb(folder: Path, name: str, files: Mapping[str, bytes], version: str = "1") -> Path:
+def make_deb(folder: Path, name: str, files: Mapping[str, bytes]) -> Path:
     """A package of architecture amd64 in `folder`; every file is executable."""
     tree = folder / f"{name}.tree"
     (tree / "DEBIAN").mkdir(mode=0o755, parents=True)
@@ -31,7 +31,7 @@ def make_deb(folder: Path, name: str, files: Mapping[str, bytes], version: str =
         (tree / path).write_bytes(data)
         (tree / path).chmod(0o755)
     (tree / "DEBIAN/control").write_text(
-        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n"
+        f"Package: {name}\nVersion: 1\nArchitecture: amd64\nMaintainer: Nobody <nobody@example.org>\n"
         "Description: for a test\n"
     )
     archive = folder / f"{name}.deb"

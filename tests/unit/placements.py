@@ -38,11 +38,11 @@ def machine(
     )
 
 
-def uniform(*packages: int, threads: int = 1, memory: int = 8 * GIB) -> Topology:
+def uniform(*packages: int, threads: int = 1) -> Topology:
     """A machine without NUMA."""
     grown = machine(*packages, threads=threads)
     return grown._replace(
-        cpus=tuple(cpu._replace(node=None) for cpu in grown.cpus), nodes=(), distances={}, memory_mib=memory
+        cpus=tuple(cpu._replace(node=None) for cpu in grown.cpus), nodes=(), distances={}, memory_mib=8 * GIB
     )
 
 

@@ -131,6 +131,23 @@ def test_flags(flags: str, state: str, bad: bool) -> None:
     assert states({"prologflags": [Value(flags)]})[3] == ("PrologFlags", state, bad)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (None, "PrologFlags=Contain,DeferBatch is missing"),
+        (
+            "Alloc,DeferBatch",
+            "PrologFlags=Contain,DeferBatch is different: it is Alloc,DeferBatch, and guests are not in control groups",
+        ),
+        ("Contain,DeferBatch", "PrologFlags=Alloc,DeferBatch is there: it is Contain,DeferBatch"),
+        ("Alloc,Contain,DeferBatch", "PrologFlags=Alloc,DeferBatch is there"),
+    ],
+)  # fmt: skip
+def test_control_groups_need_a_flag_more(flags: Optional[str], said: str) -> None:
+    settings = {"proctracktype": [Value("proctrack/cgroup")], **({"prologflags": [Value(flags)]} if flags else {})}
+    assert str(slurmconf.judge(FOLDER, settings, lambda *_: True)[3]) == said
+
+
 def test_a_site_that_calls_ours() -> None:
     settings = {"prolog": [Value("/etc/slurm/prolog.d/*")], "epilog": [Value("/site/epilog", "f line 3")]}
     found = states(settings, ("/etc/slurm/prolog.d/*",))

@@ -664,7 +664,7 @@ def test_files_of_others(make: Make) -> None:
 # the batch system
 
 
-TIMEOUTS = Timeouts(5, 30, 240, 270, 600, 60, 15, 20, 120, 600, 10)
+TIMEOUTS = Timeouts(5, 30, 240, 270, 600, 60, 15, 20, 5, 120, 600, 10)
 
 
 @pytest.mark.parametrize(

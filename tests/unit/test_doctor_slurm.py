@@ -133,6 +133,23 @@ def test_hooks(site: Site) -> None:
     only(site.found(), Level.FAILURE, "cannot be run", "chmod 755")
 
 
+def test_control_groups(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "awaited", lambda paths: [path for path in paths if path.root == "slurm"])
+    tracker = "ProctrackType           = proctrack/cgroup\nKillWait "
+    for flags, level, words in (
+        ("Alloc,DeferBatch", Level.WARNING, "has no Contain"),
+        ("Alloc,Contain,RunInJob,DeferBatch", Level.WARNING, "has RunInJob"),
+        ("Alloc,Contain,DeferBatch", Level.OK, "guests are in"),
+    ):
+        site.says(flags=flags)
+        config = site.base / "config"
+        config.write_text(config.read_text().replace("KillWait ", tracker))
+        found = [each for each in site.found() if words in each.what]
+        assert [each.level for each in found] == [level], site.found()
+    monkeypatch.setattr(slurm, "awaited", lambda paths: [])
+    only(site.found(), Level.WARNING, "where they are looked for", "cgroup.conf")
+
+
 def test_several_prologs_as_newer_ones_tell_them(site: Site) -> None:
     text = (site.base / "config").read_text().replace("Prolog   ", "Prolog[0]   = /site/own\nProlog[1]", 1)
     settings = slurm.parse_settings(text)

@@ -30,10 +30,8 @@ def clean() -> Iterator[None]:
     LOGGER.setLevel(logging.NOTSET)
 
 
-def config(
-    file: Optional[Path], *, level: str = "info", journal: bool = False, size: int = 1, keep: int = 2, jobs: int = 3
-) -> Logging:
-    return Logging(level, None if file is None else str(file), Rotate(size, keep, jobs), journal)
+def config(file: Optional[Path], *, level: str = "info", journal: bool = False, jobs: int = 3) -> Logging:
+    return Logging(level, None if file is None else str(file), Rotate(1, 2, jobs), journal)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ bootcmd:
 OURS = yaml.safe_load(TEMPLATE)
 
 
-def merged(metadata: dict[str, Any], template: bytes = TEMPLATE) -> dict[str, Any]:
-    data = merge(template, metadata).user_data
+def merged(metadata: dict[str, Any]) -> dict[str, Any]:
+    data = merge(TEMPLATE, metadata).user_data
     assert data.startswith(HEADER) and b"vtorque: guest program only" not in data
     tree: dict[str, Any] = yaml.safe_load(data)
     return tree

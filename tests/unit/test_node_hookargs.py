@@ -11,7 +11,7 @@ from nodesite import FUZZ
 
 from vmgr.jobspec import SpecPath
 from vmgr.node.hookargs import guest_job, member_index, own_job, parse_epilogue, parse_prologue, passed, place_name
-from vmgr.node.hookcall import HookCall, OwnJob
+from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
 
 SHA = "0123456789abcdef" * 4
 DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
@@ -30,7 +30,8 @@ EPILOGUE = [
 
 def test_a_real_prologue() -> None:
     call = parse_prologue(PROLOGUE, {"PBS_NODENUM": "1"})
-    assert call == HookCall("63.head.cluster", "carol", DIRECTORY, 1, "batch", TASK_FILE)
+    groups = (GroupPath("torque", "63.head.cluster"),)
+    assert call == HookCall("63.head.cluster", "carol", DIRECTORY, 1, "batch", TASK_FILE, groups=groups)
 
 
 def test_the_files_about_a_jobs_nodes() -> None:

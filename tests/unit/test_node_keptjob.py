@@ -15,6 +15,7 @@ import pytest
 from keptsite import SHELLS, Site
 from nodesite import short_folder
 
+from vmgr.errors import Code, VTorqueError
 from vmgr.node import wrapper
 from vmgr.node.client import AgentLink
 from vmgr.node.control import Control
@@ -44,6 +45,8 @@ class Agent:
         self.directory.mkdir(parents=True)
         self.overs = 0
         self.answers: asyncio.Queue[tuple[object, object]] = asyncio.Queue()
+        self.reached: asyncio.Queue[object] = asyncio.Queue()
+        self.started: Optional[Callable[[object], None]] = None
         self.progress = Progress(0, {"node": "n1", "attempt": "1-2-3"})
         self.progress.state = "ready"
         spec: dict[str, Any] = {
@@ -80,10 +83,17 @@ class Agent:
             listener.bind(str(path))
             control = Control(
                 self.progress, os.getuid(), over=self.over, attached=lambda: None,
-                detached=lambda number, error: self.answers.put_nowait((number, error)),
+                detached=lambda number, error: self.answers.put_nowait((number, error)), started=self.started,
             )  # fmt: skip
             server = await control.serve(listener)
-            self._monkeypatch.setattr(AgentLink, "open", lambda *_: AgentLink.connect(path))
+
+            async def connect(*_: object) -> AgentLink:
+                try:
+                    return await AgentLink.connect(path)
+                except OSError:
+                    raise VTorqueError("there is none", code=Code.AGENT) from None
+
+            self._monkeypatch.setattr(AgentLink, "open", connect)
             config: Any = type("Config", (), {"paths": None})
             job = wrapper.JobWrapper(config, OwnJob("12.host"), str(self.directory), {})
             job._files = type("Files", (), {"leave": lambda _, status, code: self.left.append(status)})()  # type: ignore[assignment]
@@ -172,6 +182,181 @@ def test_a_suspended_job_goes_on_in_another_attempt(
     said = capfd.readouterr().out.split()
     assert (said[0], said.count("pro"), said[-1]) == ("pro", 1, "epi")
     assert said[1:-1] == [str(n) for n in range(1, len(said) - 1)]
+
+
+class Suspended:
+    """A job that has been suspended, its session still there, and what its next attempt is told."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+        self.site = site
+        self.agent = Agent(site, monkeypatch, script)
+        self._left = site.nothing_is_left
+        monkeypatch.setattr(site, "nothing_is_left", lambda: asyncio.sleep(0))
+
+    async def begin(self) -> None:
+        agent = self.agent
+        async with agent.job() as job:
+            running = asyncio.ensure_future(job.run())
+            await until(lambda: (self.site.base / "up").exists())
+            assert await agent.suspend(1) is None
+            agent.say("suspended", 1)
+            await until(lambda: job._suspended)
+            job._signal(signal.SIGTERM)
+            await running
+        (self.site.base / "up").unlink()
+        agent.started = agent.reached.put_nowait
+        agent.progress.private["resumed"] = True
+        agent.say("ready")
+
+    async def end(self) -> None:
+        """End what is left, which nobody has let go on."""
+        assert not (self.site.base / "up").exists() and not (self.site.base / "ended").exists()
+        for process in (*self.site.processes("--keep"), *self.site.processes("session/script")):
+            process.kill()
+        await until(lambda: not self.site.processes(""))
+        for path in self.site.session.iterdir():
+            path.unlink()
+        for path in self.site.base.glob("place.*"):
+            path.rmdir()
+
+
+TRAPPING = COUNTER.replace("n=0", "trap ': >{base}/ended' HUP TERM\nn=0")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_goes_on_when_the_agent_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shell: str
+) -> None:
+    """What is stored of the job is not taken away before the script is within reach, and it does not go on before."""
+    site = Site(tmp_path, shell)
+    site.lead_there(monkeypatch)
+
+    async def work() -> None:
+        job_before = Suspended(site, monkeypatch, COUNTER)
+        await job_before.begin()
+        agent = job_before.agent
+        async with agent.job() as job:
+            running = asyncio.ensure_future(job.run())
+            assert await agent.reached.get() is None
+            await asyncio.sleep(0.2)
+            assert not (site.base / "up").exists() and agent.progress.state == "ready"
+            job._signal(signal.SIGUSR2)  # for the script, which ends by it
+            agent.say("running")
+            assert await running == 128 + signal.SIGUSR2
+        assert agent.left == [128 + signal.SIGUSR2] and agent.reached.empty()
+
+    run(work)
+    assert site.left() == []
+    said = capfd.readouterr().out.split()
+    assert said == [str(n) for n in range(1, len(said) + 1)]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_script_that_is_not_within_reach(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failed: bool
+) -> None:
+    """The agent is told why, and the job goes back to where it was, or fails."""
+
+    async def work() -> None:
+        job_before = Suspended(site, monkeypatch, TRAPPING)
+        await job_before.begin()
+        agent = job_before.agent
+        site.write("bin/ssh", "#!/bin/sh\necho 'no route' >&2\nexit 255\n")
+        async with agent.job() as job:
+            running = asyncio.ensure_future(job.run())
+            error = await agent.reached.get()
+            assert str(error).startswith("the connection to the guest vn1-1 failed or broke")
+            assert not running.done()
+            if failed:
+                agent.progress.fail(VTorqueError("the batch system refuses", code=Code.LAUNCH))
+                assert await running == Code.LAUNCH.status
+                assert agent.left == [Code.LAUNCH.status]
+            else:
+                agent.progress.facts["returned"] = "VT-CONNECT: no route"
+                agent.say("returning")
+                agent.say("suspended")
+                await until(lambda: job._suspended)
+                job._signal(signal.SIGTERM)
+                assert await running == 128 + signal.SIGTERM and agent.left == []
+        await job_before.end()
+
+    run(work)
+    said = capfd.readouterr().err
+    assert ("is to wait again, held: VT-CONNECT: no route" in said) is not failed and "Traceback" not in said
+
+
+@pytest.mark.parametrize("how", ["told to end", "sent back", "the connection breaks"])
+def test_a_script_that_is_within_reach_and_does_not_go_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It does nothing more, not even what it would do at its end: it is to go on elsewhere, from where it was."""
+
+    async def work() -> None:
+        job_before = Suspended(site, monkeypatch, TRAPPING)
+        await job_before.begin()
+        agent = job_before.agent
+        async with agent.job() as job:
+            running = asyncio.ensure_future(job.run())
+            assert await agent.reached.get() is None
+            if how == "told to end":
+                job._signal(signal.SIGTERM)
+            elif how == "sent back":
+                agent.progress.facts["returned"] = "VT-SUSPEND: deleted meanwhile"
+                agent.say("suspended")
+            else:
+                for process in site.processes("bin/ssh"):
+                    process.kill()
+                assert "failed or broke" in str(await agent.reached.get())
+                agent.progress.facts["returned"] = "VT-CONNECT: it broke"
+                agent.say("suspended")
+            if how != "told to end":
+                await until(lambda: job._suspended)
+                job._signal(signal.SIGTERM)
+            assert await running == 128 + signal.SIGTERM and agent.left == []
+        await until(lambda: not site.processes("run -a") and not site.processes("sh -c"))
+        await asyncio.sleep(0.5)
+        await job_before.end()
+
+    run(work)
+
+
+def test_an_agent_that_dies_and_what_stands_in_for_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The wrapper follows that, which says what becomes of the job."""
+
+    async def work() -> None:
+        job_before = Suspended(site, monkeypatch, TRAPPING)
+        agent = job_before.agent
+        links: list[AgentLink] = []
+        connect = AgentLink.connect
+
+        async def connected(path: Path) -> AgentLink:
+            links.append(await connect(path))
+            return links[-1]
+
+        monkeypatch.setattr(AgentLink, "connect", connected)
+        async with agent.job() as job:
+            running = asyncio.ensure_future(job.run())
+            await until(lambda: (site.base / "up").exists())
+            assert await agent.suspend(1) is None
+            (site.base / "up").unlink()
+            spec, agent.progress.private = agent.progress.private, {}
+            agent.progress.facts.clear()
+            agent.progress.state = "starting"
+            links[0]._writer.transport.abort()
+            await until(lambda: len(links) == 2)
+            agent.progress.facts["returned"] = "VT-AGENT: the node agent has died"
+            agent.progress.turn("returning")
+            agent.progress.turn("suspended")
+            await until(lambda: job._suspended)
+            job._signal(signal.SIGTERM)
+            assert await running == 128 + signal.SIGTERM and agent.left == []
+            assert spec
+        await job_before.end()
+
+    run(work)
+    assert "is to wait again, held: VT-AGENT: the node agent has died" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("resumed", [True, False])

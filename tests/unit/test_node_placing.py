@@ -16,6 +16,7 @@ from vmgr.jobspec import GuestGroup, Pinning
 from vmgr.node import placing, record
 from vmgr.node.allocation import Allocation
 from vmgr.node.guestjob import Job
+from vmgr.node.hookcall import GroupPath
 from vmgr.node.network.plan import plan_network
 from vmgr.node.placing import Seats, find_seats
 from vmgr.node.resuming import Resumption
@@ -82,6 +83,7 @@ def a_job(
     return Job(
         f"{number}.host", place, a_user(), a_spec(groups=(group,), pinning=pinning), an_image(node.base),
         Allocation(("n1",), 0, "key", slots), network, (), JobNames("/home/carol", "carol", "1.host", None), None,
+        groups=(GroupPath("torque", f"{number}.host"),),
     )  # fmt: skip
 
 
@@ -199,7 +201,7 @@ def test_slots_count_as_cpus_where_the_site_says_so(
         node = make_node(base, resources={"slots_are_cpus": setting})
         seats(node.config, a_job(node, held, 7, slots=frozenset({4, 5})))
         seats(node.config, a_job(node, held, 8))
-    assert asked == [{"job_id": "7.host", "assigned": passed}, {"job_id": "8.host", "assigned": None}]
+    assert asked == [{"groups": ["torque/7.host"], "assigned": passed}, {"groups": ["torque/8.host"], "assigned": None}]
 
 
 @pytest.mark.parametrize("pinning", [AUTO, OFF])

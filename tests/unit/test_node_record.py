@@ -360,7 +360,7 @@ def test_an_epilog_of_slurm_lets_a_sister_end_with_its_job(
     for ends in (True, False):
         place = node.place(start=LONG_AGO)
         lock, _ = made(node, place, **facts)
-        agent = subprocess.Popen(["sleep", "0.4" if ends else "60"])
+        agent = subprocess.Popen(["sleep", "0.4" if waits and ends else "60"])
         note_process(place, agent.pid, "agent")
         if guests:
             note_process(place, sleeper().pid, "qemu")

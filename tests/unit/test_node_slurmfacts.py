@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from typing import Any
 
@@ -15,6 +16,7 @@ from vmgr.node import allocation, batch, nodelist, record, slurmfacts
 from vmgr.node.checkedjob import Call
 from vmgr.node.hookcall import HookCall, OwnJob
 from vmgr.node.nodelist import expand
+from vmgr.node.slurmgroups import group_paths
 
 SHA = "0123456789abcdef" * 4
 DIRECTORY = SpecPath("/home/carol", "abcd1234efgh", SHA)
@@ -39,9 +41,11 @@ def test_a_real_prolog() -> None:
     call = slurmfacts.parse_prologue([], PROLOG)
     key = slurmfacts.attempt_key("ref", 12, 1)
     assert call == HookCall(
-        "12.ref", "carol", DIRECTORY, 1, "batch", nodes=("n1", "n2", "n3"), key=key, tag="12"
+        "12.ref", "carol", DIRECTORY, 1, "batch", nodes=("n1", "n2", "n3"), key=key, tag="12",
+        groups=group_paths("n2", 4711, 12, None),
     )  # fmt: skip
-    found = Call.of({**call._asdict(), "directory": list(DIRECTORY), "nodes": ["n1", "n2", "n3"]})
+    found = Call.of(json.loads(json.dumps({**call._asdict(), "directory": list(DIRECTORY)})))
+    assert found.groups == call.groups
     assert found.nodes is not None and found.key is not None
     told = allocation.given(found.nodes, found.node_index, found.key)
     assert (told.name, told.key, len(key), int(key, 16) > 0) == ("n2", key, allocation.KEY_DIGITS, True)

@@ -21,14 +21,16 @@ from hypothesis import strategies as st
 from nodesite import FUZZ, short_folder
 
 from vmgr.config import Paths
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.node.client import AgentLink
 from vmgr.reach import agents, login, shell, where
 from vmgr.reach import batch as batch_program
 from vmgr.reach.agents import GREETING, job_here, look_here, member_of, members, open_program, ssh_port
 from vmgr.reach.target import Target, parse_remote_path, parse_target
+from vsub import batch as batch_side
 from vsub.batch import _answer
 from vsub.engines import PlacedJob
+from vsub.engines.embedded import Embedded
 from vsub.engines.listing import known_nodes, parse_jobs, parse_pbsnodes, placed_job
 from vsub.engines.operators import may_requeue, parse_server
 from vsub.engines.torque import Torque
@@ -158,6 +160,22 @@ def test_what_torque_is_told(tmp_path: Path, before: str, new: bool) -> None:
     assert _answer(batch, ["hold", "12.server"], 10) == {"new": new}
     assert [_answer(batch, [what, "13[2]"], 10) for what in ("release", "requeue")] == [{}, {}]
     assert (tmp_path / "told").read_text() == "qhold -h u 12.server\nqrls -h u 13[2]\nqrerun 13[2]\n"
+
+
+@pytest.mark.parametrize(("before", "new"), [("n", True), ("u", False)])
+def test_torque_does_not_say_what_has_become_of_a_change(tmp_path: Path, before: str, new: bool) -> None:
+    (tmp_path / "job").write_text(HELD.format(before))
+    batch = torque(tmp_path, f"cat {tmp_path}/job", qhold="exec sleep 60", qrerun="exec sleep 60")
+    with pytest.raises(Unanswered, match="qhold has not answered within") as caught:
+        batch.hold("12", 1)
+    assert caught.value.is_new is new
+    with pytest.raises(Unanswered) as caught:
+        batch.requeue("12", 0.3)
+    assert caught.value.is_new is None
+    batch = torque(tmp_path, "exec sleep 60", qhold=f"touch {tmp_path}/told")
+    with pytest.raises(VTorqueError, match="qstat has not answered within") as nothing:
+        batch.hold("12", 0.3)
+    assert not isinstance(nothing.value, Unanswered) and not (tmp_path / "told").exists(), "nothing has been changed"
 
 
 @pytest.mark.parametrize("job", ["all", "ALL", "-f", "12[]", "12:0", "", "12 13", "x", "12.a;b"])
@@ -462,6 +480,52 @@ def test_jobs_are_changed_by_the_program(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(VTorqueError, match="VT-ENGINE: vtorque-batch gives no sensible answer"):
         batch_program.hold(config, "13")
     assert (tmp_path / "told").read_text() == "hold 12\nrelease 12\nrequeue 12\nhold 13\n"
+
+
+def test_what_the_program_has_not_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"true": True, "false": False, "null": None, '"x"': None}
+    for new, meant in said.items():
+        script = f"echo '{{\"answered\": false, \"new\": {new}}}'; echo 'VT-ENGINE: no answer' >&2; exit 2"
+        config = batch(monkeypatch, tmp_path, script)
+        with pytest.raises(Unanswered, match="VT-ENGINE: no answer") as caught:
+            batch_program.hold(config, "12")
+        assert caught.value.is_new is meant
+    for script in ("echo '[]'", "echo '{\"answered\": true}'", "echo '{}'", ":"):
+        config = batch(monkeypatch, tmp_path, f"{script}; echo 'VT-ENGINE: refused' >&2; exit 2")
+        with pytest.raises(VTorqueError, match="VT-ENGINE: refused") as refused:
+            batch_program.requeue(config, "12")
+        assert not isinstance(refused.value, Unanswered)
+    monkeypatch.setattr(batch_program, "MORE_SECONDS", 0.3 - 2 * config.timeouts.reach)
+    with pytest.raises(Unanswered):
+        batch_program.requeue(batch(monkeypatch, tmp_path, "exec sleep 60"), "12")
+
+
+def test_the_program_tells_what_it_has_not_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job").write_text(HELD.format("n"))
+    found = torque(tmp_path, f"cat {tmp_path}/job", qhold="exec sleep 60")
+    config = SimpleNamespace(timeouts=SimpleNamespace(reach=1))
+    monkeypatch.setattr(batch_side, "installation", lambda: None)
+    monkeypatch.setattr(batch_side, "load_config", lambda _: config)
+    monkeypatch.setattr(batch_side, "engine", lambda *_: found)
+    assert batch_side.main(["hold", "12"]) == Code.ENGINE.status
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"answered": False, "new": True} and err.startswith("VT-ENGINE: ")
+
+
+def test_the_embedded_one_does_not_say_what_has_become_of_a_change(tmp_path: Path) -> None:
+    with short_folder() as folder, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(folder / "s"))
+        silent.listen()
+        local: Any = SimpleNamespace(local=SimpleNamespace(socket=str(folder / "s")))
+        embedded = Embedded(local, SimpleNamespace(local_qsub="/qsub"))  # type: ignore[arg-type]
+        with pytest.raises(Unanswered):
+            embedded.hold("12", 0.2)
+        silent.close()
+        with pytest.raises(VTorqueError, match="is vtorque-local started") as refused:
+            embedded.hold("12", 0.2)
+        assert not isinstance(refused.value, Unanswered)
 
 
 # --- programs on nodes

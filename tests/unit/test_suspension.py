@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import a_user
 
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.node import suspension
 from vmgr.node.gate import Gate
 from vmgr.node.meeting import ORDERS, TRIES, of_try
@@ -60,7 +60,8 @@ class Doubles:
             check=self._check, **{name: self._doing(name) for name in ("stop", "save", "go_on")}
         )
         store: Any = SimpleNamespace(
-            **{name: self._doing(name) for name in ("begin", "complete", "claim", "drop", "remove")}
+            **{name: self._doing(name) for name in ("begin", "complete", "claim", "drop", "remove")},
+            mark=lambda job_id, entry, word: self.done.append(f"mark {word}"),
         )
 
         async def lead(order: str, number: int, step: Optional[str] = None) -> None:
@@ -87,6 +88,7 @@ class Doubles:
         return Means(
             job, "a" * 64, guests, store, self.fellows, self.gate, 60.0,  # type: ignore[arg-type]
             lambda job_id: self.step(f"requeue {job_id}"), lambda kept: self.done.append(f"keep {kept}"),
+            lambda entry: self.done.append(f"attend {entry is not None}"),
         )  # fmt: skip
 
     def _doing(self, name: str) -> Callable[..., Awaitable[None]]:
@@ -122,8 +124,10 @@ def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 TO_SAVED = ["check", "begin", "detach 1", "sisters stop-1", "stop", "sisters save-1", "save"]
-TO_REQUEUE = [*TO_SAVED, "keep True", "complete", "requeue 12.host"]
-CALLED_OFF = ["claim", "sisters goon-1", "go_on", "drop", "keep False", "remove"]
+TO_REQUEUE = [*TO_SAVED, "keep True", "mark completing", "attend True", "complete", "requeue 12.host"]
+SILENT = ("keep True", "check", "mark completing", "attend True")
+DONE = [*TO_REQUEUE, "attend False", "mark settled", "over True"]
+CALLED_OFF = ["claim", "mark settled", "attend False", "sisters goon-1", "go_on", "drop", "keep False", "remove"]
 
 
 def test_everything_in_its_order() -> None:
@@ -134,7 +138,7 @@ def test_everything_in_its_order() -> None:
         states = {}
         here.does["requeue 12.host"] = lambda: asyncio.sleep(0, states.update(requeue=here.progress.state))
         await leader.suspend(said.append)
-        assert here.done == [*TO_REQUEUE, "over True"]
+        assert here.done == DONE
         assert states == {"requeue": "running"}
         assert here.progress.state == "suspended" and here.progress.stages[-1]["name"] == "suspended"
         await running
@@ -178,6 +182,47 @@ def test_what_fails_is_called_off_and_may_be_tried_again(step: str, done: list[s
     run(work)
 
 
+@pytest.mark.parametrize("ends", [True, False], ids=["the job ends", "the job goes on"])
+@pytest.mark.parametrize("kind", [Unanswered, VTorqueError])
+def test_a_requeue_whose_answer_is_lost(ends: bool, kind: type[VTorqueError], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job may be queued again all the same: what it goes on from is not taken away as long as that may be."""
+    monkeypatch.setattr(suspension, "LATE_SECONDS", 20 if ends else 0.1)
+
+    async def work() -> None:
+        here = Doubles()
+        leader = here.leader()
+        here.does["requeue 12.host"] = kind("the batch system has not answered", code=Code.ENGINE)
+        suspending = asyncio.ensure_future(leader.suspend(len))
+        await here.reach("requeue 12.host").wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert suspending.done() is (kind is VTorqueError)
+        settled = asyncio.ensure_future(leader.settle()) if ends and kind is Unanswered else None
+        await asyncio.wait([suspending])
+        if settled is None:
+            with pytest.raises(VTorqueError, match="has not answered"):
+                suspending.result()
+            assert "claim" in here.done
+        else:
+            assert await settled is True and here.done == DONE and here.progress.state == "suspended"
+
+    run(work)
+
+
+def test_an_entry_that_cannot_be_taken_back_ends_with_the_attempt() -> None:
+    """The guests go on from where it is: no start may find it."""
+
+    async def work() -> None:
+        here = Doubles()
+        here.does.update({"requeue 12.host": REFUSED, "claim": VTorqueError("it hangs", code=Code.SUSPEND)})
+        with pytest.raises(VTorqueError, match="cannot let go"):
+            await here.leader().suspend(len)
+        assert here.done[len(TO_REQUEUE) :][:4] == ["claim", "mark stale", "attend False", "sisters goon-1"]
+        assert here.done[-1] == "remove"
+
+    run(work)
+
+
 def test_a_wrapper_that_cannot_or_does_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         here = Doubles()
@@ -192,7 +237,7 @@ def test_a_wrapper_that_cannot_or_does_not_leave(monkeypatch: pytest.MonkeyPatch
     run(work)
 
 
-@pytest.mark.parametrize("step", [step for step in TO_REQUEUE if step not in ("keep True", "check")])
+@pytest.mark.parametrize("step", [step for step in TO_REQUEUE if step not in SILENT])
 @pytest.mark.parametrize("ends", ["job", "caller"])
 def test_the_end_of_job_or_caller_in_each_phase(step: str, ends: str) -> None:
     """Before the requeue it calls everything off; from then on the batch system's word is waited for."""

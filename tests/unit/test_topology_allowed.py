@@ -49,9 +49,11 @@ def test_the_rule() -> None:
     some = frozenset({3, 5, 77})
     job = "511983.master.cm.cluster"
     own = held("27", "0-3", f"the cpuset /torque/{job}")
-    assert allowed_for(machine, job_id=job, assigned=some, root=root) == own
-    assert allowed_for(machine, job_id="9.master", assigned=some, root=root) == held("3,5", "0-3", "the batch system")
-    assert allowed_for(machine, job_id="9.master", root=root) == held("0-39", "0-3", NODE)
+    assert allowed_for(machine, groups=[f"torque/{job}"], assigned=some, root=root) == own
+    assert allowed_for(machine, groups=["torque/9.master"], assigned=some, root=root) == held(
+        "3,5", "0-3", "the batch system"
+    )
+    assert allowed_for(machine, groups=["torque/9.master"], root=root) == held("0-39", "0-3", NODE)
     assert allowed_for(machine, assigned=some, root=root).source == "the batch system"
     with pytest.raises(VTorqueError, match="none of the CPUs that the batch system assigned is online: 77,80"):
         allowed_for(machine, assigned=frozenset({77, 80}), root=root)
@@ -60,10 +62,12 @@ def test_the_rule() -> None:
 def test_the_cpuset_of_a_job() -> None:
     root = recorded(TORQUE)
     machine = read_topology(root)
-    assert job_cpuset(machine, "513099.master.cm.cluster", root) == held("0-39", "0-3", NODE)
-    assert job_cpuset(machine, "9.master", root) is None
+    assert job_cpuset(machine, ["torque/9.master", "torque/513099.master.cm.cluster"], root) == held(
+        "0-39", "0-3", NODE
+    )
+    assert job_cpuset(machine, ["torque/9.master"], root) is None
     unified = small("cpuset-with-holes")
-    found = job_cpuset(read_topology(unified), "12.host", unified)
+    found = job_cpuset(read_topology(unified), ["torque/12.host"], unified)
     assert found == held("2-3", "0", "the cpuset /torque/12.host")
 
 
@@ -73,7 +77,7 @@ def test_the_cpuset_of_a_job() -> None:
 def test_a_job_id_is_one_folder(job: str) -> None:
     root = recorded(TORQUE)
     assert not names_a_folder(job)
-    assert job_cpuset(read_topology(root), job, root) is None
+    assert job_cpuset(read_topology(root), [f"torque/{job}"], root) is None
     assert names_a_folder("12[3].host.example.org")
 
 
@@ -112,7 +116,7 @@ def test_an_empty_cpuset_allows_nothing(tmp_path: Path) -> None:
     assert cpuset_at(machine, "sys/fs/cgroup/torque/12.host", root) == held("", "0", "/sys/fs/cgroup/torque/12.host")
     assert cpuset_at(machine, "sys/fs/cgroup/torque", root) is None
     with pytest.raises(VTorqueError, match=r"/torque/12\.host has no CPU that is online") as caught:
-        allowed_for(machine, job_id="12.host", root=root)
+        allowed_for(machine, groups=["torque/12.host"], root=root)
     assert caught.value.code is Code.NODE
 
 
@@ -187,7 +191,7 @@ def test_no_text_confuses_the_search(tmp_path: Path, path: str, text: str) -> No
     (root / path).write_text(text)
     machine = read_topology(root)
     assert read_allowed(machine, root).cpus in ({1, 2, 5, 7}, frozenset(range(8)))
-    assert job_cpuset(machine, "12.host", root) in (None, held("2-3", "0", "the cpuset /torque/12.host"))
+    assert job_cpuset(machine, ["torque/12.host"], root) in (None, held("2-3", "0", "the cpuset /torque/12.host"))
     if before is None:
         (root / path).unlink()
     else:

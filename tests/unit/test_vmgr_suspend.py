@@ -164,6 +164,33 @@ def test_a_job_that_may_not_be_held_is_not_suspended(site: Vmgr, batch: Batch, a
     assert batch.called == ["hold 12.server"]
 
 
+@pytest.mark.parametrize("new", ["true", "false", "null"])
+@pytest.mark.parametrize("other", ["echo '{}'", "echo 'VT-ENGINE: qrls: nothing holds it' >&2; exit 2"])
+def test_a_hold_whose_answer_is_lost_is_undone(
+    site: Vmgr, batch: Batch, agent: Callable[..., None], new: str, other: str
+) -> None:
+    """Unless somebody had held the job before. It may be set later yet, which is said."""
+    failing_hold = 'echo \'{"answered": false, "new": %s}\'; echo VT-ENGINE: qhold has not answered >&2; exit 2'
+    batch.answer(hold=failing_hold % new, other=other)
+    agent(failing(AssertionError("no order may be given")))
+    status, out, err = site("suspend", "12")
+    assert (status, out) == (Code.ENGINE.status, "") and err.splitlines()[-1] == "VT-ENGINE: qhold has not answered"
+    assert batch.called == ["hold 12.server", *([] if new == "false" else ["release 12.server"])]
+    warned = "vmgr: job 12.server may be held, or be so later: qstat tells, qrls releases it" in err.splitlines()
+    assert warned is (new != "false") and "stays held" not in err
+
+
+def test_a_batch_system_that_hangs_may_have_held_the_job(
+    site: Vmgr, batch: Batch, agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmgr.reach.batch.MORE_SECONDS", -2 * site.node.config.timeouts.reach + 0.3)
+    batch.answer(hold="exec sleep 60")
+    agent(failing(AssertionError("no order may be given")))
+    status, _, err = site("suspend", "12")
+    assert status == Code.ENGINE.status and "may be held" in err
+    assert batch.called == ["hold 12.server", "release 12.server"]
+
+
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_it_calls_everything_off(
     site: Vmgr, batch: Batch, agent: Callable[..., None], sig: signal.Signals

@@ -49,8 +49,8 @@ class Front:
         for name, data in SCRIPTS.items():
             (site.work / name).write_bytes(data)
 
-    def configure(self, without_vm: str = "guest", text: str = "", *, engine: str = "torque") -> None:
-        self.site.configure(text, submit=f", without_vm: {without_vm}")
+    def configure(self, without_vm: str = "guest", *, engine: str = "torque") -> None:
+        self.site.configure("", submit=f", without_vm: {without_vm}")
         if engine == "slurm":
             folder = self.site.base / "bin"
             folder.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ import click
 
 from vmgr.commands.ordering import Steps, follow
 from vmgr.config import Config, load_config
-from vmgr.errors import Code, VTorqueError, printable
+from vmgr.errors import Code, Unanswered, VTorqueError, printable
 from vmgr.paths import installation
 from vmgr.reach import batch
 from vmgr.reach.target import Target, parse_target
@@ -84,6 +84,7 @@ class _Suspension:
         self._target = target
         self._before: Optional[list[Stored]] = None
         self._is_new = False
+        self._is_sure = True
         self._is_ordered = False
 
     async def run(self, steps: Optional[Steps]) -> None:
@@ -95,7 +96,11 @@ class _Suspension:
             _check(reached.job_id, reached.snapshot)
             self._before = _stored(self._config, self._target)
             with _undisturbed():
-                self._is_new = batch.hold(self._config, self.job_id)
+                try:
+                    self._is_new = batch.hold(self._config, self.job_id)
+                except Unanswered as err:
+                    self._is_new, self._is_sure = err.is_new is not False, False
+                    raise
             self._is_ordered = True
             with ExitStack() as shown:
                 if steps is not None:
@@ -124,12 +129,19 @@ class _Suspension:
         """Release the job, unless somebody had held it before."""
         if not self._is_new:
             return
+        known, said = batch.commands(self._config), None
         try:
             with _undisturbed():
                 batch.release(self._config, self.job_id)
         except VTorqueError as err:
-            by = batch.commands(self._config).release
-            print(f"vmgr: job {self.job_id} stays held, release it by {by}: {err}", file=sys.stderr)
+            said = err
+        if not self._is_sure:
+            print(
+                f"vmgr: job {self.job_id} may be held, or be so later: {known.show} tells, {known.release} releases it",
+                file=sys.stderr,
+            )
+        elif said is not None:
+            print(f"vmgr: job {self.job_id} stays held, release it by {known.release}: {said}", file=sys.stderr)
 
 
 def _the_job(text: str) -> tuple[Config, Target]:

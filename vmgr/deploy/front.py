@@ -15,7 +15,7 @@ from vmgr.deploy import apply, build, files, hookfiles, moms, outside, slurmconf
 from vmgr.deploy.apply import Outcome
 from vmgr.deploy.build import Source
 from vmgr.deploy.manifest import Manifest, Store
-from vmgr.deploy.nodeside import (
+from vmgr.deploy.places import (
     LINKED,
     earlier_trees,
     folder_wants,

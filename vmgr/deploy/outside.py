@@ -7,7 +7,7 @@ from typing import Optional
 
 from vmgr.deploy.build import COMPLETIONS
 from vmgr.deploy.manifest import Manifest
-from vmgr.deploy.nodeside import folder_wants
+from vmgr.deploy.places import folder_wants
 from vmgr.deploy.wants import FILE, LINK, Want
 
 PLACE = "/usr/local"

@@ -5,7 +5,8 @@ there: a line has `Key=Value` once or more, keys in any case, values perhaps in 
 unless a backslash is before it, a backslash at the end of a line goes on in the next one; `Include FILE` stands for a
 file's lines, relative to the folder of slurm.conf; of a key that is there twice the last value holds, but of `Prolog`
 and `Epilog` all of them since 24.05. `scontrol show config` tells a line `NAME = VALUE` for each (numbered since then,
-`Prolog[0] = PATH`), where `(null)` is nothing. Of `PrologFlags`, Contain, X11 and RunInJob imply `Alloc`.
+`Prolog[0] = PATH`), where `(null)` is nothing. Of `PrologFlags`, Contain, X11 and RunInJob imply `Alloc`; with them,
+where `ProctrackType` is proctrack/cgroup, Slurm makes control groups for a job on each of its nodes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from vmgr.deploy.slurmfiles import FLAGS, conf_lines
 MAX_FILES = 64
 ALLOC = ("alloc", "contain", "x11", "runinjob")
 """Flags of a Prolog that runs on every node of a job, in lower case."""
+CONTAIN = ("contain", "x11", "runinjob")
+"""Flags with which a job has something of its own on each of its nodes from its start, in lower case."""
+TRACKER = "proctrack/cgroup"
 THERE, MISSING, DIFFERENT = "there", "missing", "different"
 
 _SETTING = re.compile(r"^([A-Za-z]+)(?:\[[0-9]+\])?\s*=\s?(.*?)\s*$", re.MULTILINE)
@@ -140,7 +144,7 @@ def judge(folder: str, settings: Settings, calls: Callable[[str, str], bool]) ->
         name, _, wanted = line.partition("=")
         values = settings.get(name.lower(), ())
         if name == "PrologFlags":
-            found.append(_judge_flags(line, values))
+            found.append(_judge_flags(line, values, has_groups=tracks_groups(settings.get("proctracktype", ()))))
             continue
         optional = name == "TaskProlog"
         if not values:
@@ -161,13 +165,29 @@ def _hidden(wanted: str, values: Sequence[Value]) -> bool:
     return values[-1].text != wanted and bool(values[-1].where)
 
 
-def _judge_flags(line: str, values: Sequence[Value]) -> Judged:
-    flags = {flag.strip().lower() for value in values for flag in value.text.split(",")}
+def flags_of(values: Iterable[Value]) -> frozenset[str]:
+    """The flags in the values of `PrologFlags`, in lower case."""
+    return frozenset(flag.strip().lower() for value in values for flag in value.text.split(","))
+
+
+def tracks_groups(values: Sequence[Value]) -> bool:
+    """Whether the values of `ProctrackType` say that Slurm has its jobs in control groups."""
+    return [value.text.lower() for value in values] == [TRACKER]
+
+
+def _judge_flags(line: str, values: Sequence[Value], *, has_groups: bool) -> Judged:
+    """Where Slurm has its jobs in control groups, guests are in them with Contain only: then that is asked for."""
+    flags = flags_of(values)
+    contains = bool(flags & set(CONTAIN))
+    if has_groups and not contains:
+        line = f"PrologFlags=Contain,{FLAGS[1]}"
     if not values:
         return Judged(line, MISSING, "", True)
+    alloc, deferred = bool(flags & set(ALLOC)), FLAGS[1].lower() in flags
+    if has_groups and not contains:
+        return Judged(line, DIFFERENT, f"it is {_shown(values)}, and guests are not in control groups", not alloc)
     if {flag.lower() for flag in FLAGS} <= flags:
         return Judged(line, THERE, "", False)
-    alloc, deferred = bool(flags & set(ALLOC)), FLAGS[1].lower() in flags
     if alloc and deferred:
         return Judged(line, THERE, f"it is {_shown(values)}", False)
     return Judged(line, DIFFERENT, f"it is {_shown(values)}", not alloc)

@@ -28,6 +28,7 @@ MODULES = (
     "vmgr.deploy.manifest",
     "vmgr.deploy.moms",
     "vmgr.deploy.nodeside",
+    "vmgr.deploy.places",
     "vmgr.deploy.slurmfiles",
     "vmgr.deploy.timer",
     "vmgr.deploy.tree",

@@ -3,7 +3,7 @@
 Facts from slurm.conf(5) and scontrol(1) of Slurm 22.05, and seen there: `scontrol show config` tells what holds, a line
 `NAME = VALUE` for each (24.05 and newer number the Prologs, `Prolog[0] = PATH`); `(null)` is nothing, a time of 65534
 none; `PrologFlags` that imply `Alloc` are Contain, X11 and RunInJob. A hook that fails, or takes longer than
-`PrologEpilogTimeout`, drains its node with a reason that names it; since 23.02 behind one that is there already and
+`PrologEpilogTimeout`, drains its node with a reason that names it, perhaps behind one that is there already and
 ` : `. Since 25.05 `EpilogTimeout` and `PrologTimeout` are told in place of `PrologEpilogTimeout` where they differ.
 """
 
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Optional
 
 from vmgr.config import Timeouts
-from vmgr.deploy.slurmconf import ALLOC, commands_folder, parse_settings
+from vmgr.deploy.slurmconf import ALLOC, CONTAIN, TRACKER, Value, commands_folder, flags_of, parse_settings
 from vmgr.deploy.slurmfiles import FLAGS, conf_lines
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.doctor.hooks import judge_hook
 from vmgr.doctor.run import run
 from vmgr.errors import VTorqueError
+from vmgr.node.slurmgroups import awaited, group_paths
 from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
@@ -52,6 +53,7 @@ def check(node: Node) -> Iterator[Finding]:
     settings = parse_settings(told.out)
     yield from judge_hooks(settings, node)
     yield from judge_flags(settings.get("PrologFlags", ()))
+    yield from judge_groups(settings, os.uname().nodename)
     yield from judge_timeout(settings, node.config.timeouts)
     nodes = run([scontrol, "-o", "show", "nodes"], passed=_PASSED)
     if nodes.status != 0:
@@ -119,7 +121,7 @@ def _calls(path: str, words: Iterable[str]) -> bool:
 
 def judge_flags(values: Iterable[str]) -> Iterator[Finding]:
     """Whether a Prolog runs on every node of a job, before the job."""
-    flags = {flag.strip().lower() for value in values for flag in value.split(",")}
+    flags = flags_of(map(Value, values))
     remedy = f"set PrologFlags={','.join(FLAGS)} in slurm.conf; then scontrol reconfigure"
     if not flags & set(ALLOC):
         yield _find(
@@ -132,6 +134,32 @@ def judge_flags(values: Iterable[str]) -> Iterator[Finding]:
         )
     else:
         yield _find(Level.OK, f"PrologFlags is {','.join(sorted(flags))}")
+
+
+def judge_groups(settings: Mapping[str, tuple[str, ...]], host: str) -> Iterator[Finding]:
+    """Whether guests are in the control groups of their job, where Slurm makes some."""
+    if [value.lower() for value in settings.get("ProctrackType", ())] != [TRACKER]:
+        return
+    flags = flags_of(map(Value, settings.get("PrologFlags", ())))
+    if not flags & set(CONTAIN):
+        yield _find(
+            Level.WARNING, f"ProctrackType is {TRACKER}, and PrologFlags has no Contain: guests are not in the control "
+            "groups of their job, whose bounds do not hold for them",
+            f"set PrologFlags=Contain,{FLAGS[1]} in slurm.conf, and restart slurmctld and slurmd",
+        )  # fmt: skip
+    elif "runinjob" in flags:
+        yield _find(
+            Level.WARNING, "PrologFlags has RunInJob: node agents are in the job's control groups, and guests die with "
+            "the first signal to their job",
+            f"set PrologFlags=Contain,{FLAGS[1]} in slurm.conf, and restart slurmctld and slurmd",
+        )  # fmt: skip
+    elif awaited(group_paths(host.partition(".")[0], 0, 0, None)):
+        yield _find(Level.OK, "guests are in the control groups of their job")
+    else:
+        yield _find(
+            Level.WARNING, f"ProctrackType is {TRACKER}, and slurmd's control groups are not where they are looked for",
+            "is slurmd running here? CgroupSlice of cgroup.conf must be system.slice, its default",
+        )  # fmt: skip
 
 
 def judge_timeout(settings: Mapping[str, tuple[str, ...]], timeouts: Timeouts) -> Iterator[Finding]:

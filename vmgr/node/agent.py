@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
 from vmgr import logs
 from vmgr.config import Config, load_config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, VTorqueError, printable
 from vmgr.jobspec import as_plain
 from vmgr.logs import LOGGER
 from vmgr.node import process, record
@@ -46,12 +46,14 @@ from vmgr.trust import check_trusted
 
 if TYPE_CHECKING:
     from vmgr.node.leftovers import Leftovers
+    from vmgr.node.standin import StandIn
     from vmgr.node.suspension import Suspension
 
 LOCK_FD, SOCKET_FD = 3, 4
 LAST_ANSWER_SECONDS = 5.0
 REPORT_SECONDS = 1.0
 """So long after an attempt's start its report begins, when its guests are not there before."""
+MAX_REASON = 500
 
 
 def main(argv: Sequence[str]) -> int:
@@ -134,6 +136,9 @@ class Agent:
         self.ssh_ports: list[int] = []
         self.is_stored: Optional[bool] = None
         self.is_noted = False
+        self.stand_in: Optional[StandIn] = None
+        self.listener: Optional[socket.socket] = None
+        self.script_reached: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.progress.private["user"] = call.user
         self.progress.now = self._now
 
@@ -159,18 +164,20 @@ class Agent:
         leftovers = self._leftovers(user)
         control = Control(
             self.progress, user.uid, over=self.job_over.set, attached=self.attached.set,
-            joined=leftovers.join if leftovers else None, detached=self._detached,
+            joined=leftovers.join if leftovers else None, detached=self._detached, started=self._started,
             named=lambda member: self._note_member(member, user),
             orders=orders_of(
                 lambda: self.crew, lambda: self.job, self.config, self.progress.fail,
                 suspension=lambda: self.suspension, gate=self.gate,
             ),
         )  # fmt: skip
+        self.listener = listener
         server = await control.serve(listener)
         telling = [asyncio.ensure_future(tell) for tell in (
             self._publish(user), self._report(user), self._count(),
         )]  # fmt: skip
         await self._live_and_tell(user)
+        self._stand_alone()
         await self._hear_of_the_end()
         if leftovers is not None:
             await leftovers.end()
@@ -198,6 +205,17 @@ class Agent:
 
         self.is_noted = True
         note(self.log.parent, name, self.call.job_id, user.uid)
+
+    def _started(self, error: object) -> None:
+        """The job's wrapper has started the script; that of a suspended job it has within reach, or says why not."""
+        if self.job is None or self.job.resumption is None:
+            self.progress.stage("job started", "running")
+        elif not self.script_reached.done():
+            self.script_reached.set_result(error)
+
+    def _stand_alone(self) -> None:
+        if self.stand_in is not None:
+            self.stand_in.dismiss()
 
     def _leftovers(self, user: User) -> Optional[Leftovers]:
         """Where the site ends what a job leaves running on the node: what ends it."""
@@ -287,7 +305,9 @@ class Agent:
         except Exception as err:
             LOGGER.exception("fault")
             problem = VTorqueError(f"fault in the node agent: {err}", code=Code.INTERNAL)
-        if await self._is_put_back(problem, user):
+        is_put_back = await self._is_put_back(problem, user)
+        self._stand_alone()
+        if is_put_back:
             await self.job_over.wait()
             return
         self.progress.fail(problem)
@@ -342,7 +362,7 @@ class Agent:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))
         try:
             job, self.image_held = await checked_job(
-                call, self.config, self.place, user, allocation, stored=self._note_stored
+                call, self.config, self.place, user, allocation, stored=lambda there: self._note_stored(there, user)
             )
             self.job = job
             self._name_guests(allocation.name, [member.name for member in job.own])
@@ -364,8 +384,18 @@ class Agent:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
 
-    def _note_stored(self, is_stored: bool) -> None:
+    def _note_stored(self, is_stored: bool, user: User) -> None:
         self.is_stored = is_stored
+        if self.call.node_index or self.config.suspended.folder is None or self.listener is None:
+            return
+        if self.stand_in is None:
+            from vmgr.node.standin import StandIn  # few jobs can be suspended
+
+            self.stand_in = StandIn(self.config, user, self.place, self.call.job_id, self.listener)
+        if is_stored:
+            self.stand_in.call()
+        else:
+            self.stand_in.dismiss()
 
     async def _note_over(self, ending: Coroutine[Any, Any, None]) -> None:
         await ending
@@ -387,7 +417,14 @@ class Agent:
                 from vmgr.node.suspendable import suspension_of  # few jobs can be
 
                 self.suspension = suspension_of(
-                    job, self.call.directory.sha256, crew, fellows, self.config, self.progress, self.gate
+                    job,
+                    self.call.directory.sha256,
+                    crew,
+                    fellows,
+                    self.config,
+                    self.progress,
+                    self.gate,
+                    self.stand_in,
                 )
             await first(self._ready(job, crew, fellows), fellows.failure(), self.job_over.wait())
             if not self.job_over.is_set():
@@ -396,6 +433,8 @@ class Agent:
                 ends = [*(guest.died() for guest in crew.guests), fellows.failure(), self._unattended()]
                 if self.suspension is not None:
                     ends.append(self.suspension.run())
+                if job.resumption is not None and fellows.leads:
+                    ends.append(self._let_go_on(job, job.resumption))
                 await first(*ends, self.job_over.wait())
             if await self._is_suspended():
                 return
@@ -477,8 +516,18 @@ class Agent:
                 check_alike(job.resumption, job.allocation.nodes[node], data.get("resumed"))
                 own = names[node * per_node : (node + 1) * per_node]
                 self.progress.facts["ssh_ports"].update(parse_ssh_ports(data, own))
-        if job.resumption is not None and fellows.leads:
-            await self._take_over(job, job.resumption)
+
+    async def _let_go_on(self, job: Job, found: Resumption) -> None:
+        """On the mother superior: let the script go on when its wrapper has it within reach, and nothing is stored of
+        the job any more. Raises VTorqueError: VT-CONNECT when it is not within reach, and as `_take_over`.
+        """
+        error = await self.script_reached
+        if error is not None:
+            raise VTorqueError(printable(str(error)[:MAX_REASON]), code=Code.CONNECT)
+        await self._take_over(job, found)
+        self._stand_alone()
+        self.progress.stage("job started", "running")
+        await asyncio.Event().wait()
 
     async def _take_over(self, job: Job, found: Resumption) -> None:
         """Have the job be this attempt's alone: nothing of it is stored any more, and its workspace ends with it.

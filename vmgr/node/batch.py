@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from vmgr.node.hookcall import HookCall, OwnJob
+from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
+
+if TYPE_CHECKING:
+    from vmgr.node.jobgroup import JobGroup
+    from vmgr.node.record import Place
 
 _MODULES = {"torque": "hookargs", "local": "hookargs", "slurm": "slurmfacts"}
 
@@ -22,6 +26,12 @@ class Facts(Protocol):
 
     def for_commands(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The variables of a hook's environment without which the batch system's commands do not find it."""
+
+    async def guests_group(self, paths: Sequence[GroupPath], place: Place) -> JobGroup:
+        """The control groups that guests go into, once the batch system has made the job's in one of `paths` each.
+
+        What is made for that is in the record of `place`. Raises VTorqueError (VT-LAUNCH).
+        """
 
     def leader(self) -> int:
         """The first process of the hook that the caller belongs to."""

@@ -14,12 +14,13 @@ from vmgr.config import Config
 from vmgr.logs import LOGGER
 from vmgr.node import process, record
 from vmgr.node.accel import Kvm, choose_accelerator, kvm_gid, probe_beside
+from vmgr.node.batch import facts
 from vmgr.node.console import Console
 from vmgr.node.crew import Crew
 from vmgr.node.guest import RunningGuest
 from vmgr.node.guestjob import Job
 from vmgr.node.guestport import GuestPort
-from vmgr.node.jobgroup import find_group
+from vmgr.node.jobgroup import JobGroup
 from vmgr.node.keys import HostKey, make_host_key
 from vmgr.node.launch import Files, Guest, start
 from vmgr.node.members import Member
@@ -45,6 +46,13 @@ ConsoleLogs = Callable[[str], Optional[BinaryIO]]
 """Where the console of the guest of this name is logged, None for nowhere."""
 
 
+class Seated(NamedTuple):
+    """What the node has for the guests' processes: control groups, and places among the CPUs."""
+
+    group: JobGroup
+    seats: Seats
+
+
 class Staged(NamedTuple):
     """What is ready on the node before its guests are launched."""
 
@@ -54,6 +62,7 @@ class Staged(NamedTuple):
     disks: Sequence[Optional[Disk]]
     data: Optional[int]
     states: Sequence[Optional[SavedState]]
+    seated: Seated
 
 
 class Launched(NamedTuple):
@@ -69,16 +78,15 @@ async def boot(job: Job, config: Config, templates: Path, progress: Progress, co
     for template in templates.rglob("*"):
         check_trusted(template)
     own, allocation = job.own, job.allocation
-    seats = await find_seats(config, job)
-    progress.private["placement"] = seats.shown
     nodes = allocation.nodes
     connecting = asyncio.ensure_future(connect(job.network, allocation.node_index, nodes, config, job.place))
     launched: list[Launched] = []
     with ExitStack() as opened:
         try:
             staged = await _stage(job, config, progress, opened)
+            seats = staged.seated.seats
             wires = await asyncio.shield(connecting)
-            launcher = _Launcher(job, config, staged, wires, seats, progress, opened)
+            launcher = _Launcher(job, config, staged, wires, progress, opened)
             seeds = launcher.write_seeds(templates)
             progress.stage("staged")
             for member, seed in zip(own, seeds):
@@ -138,6 +146,7 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
         _stage_disks(request, job, opened),
         _open_data(job, config, opened),
         _open_states(job, config, opened),
+        _seat(job, config, progress),
     ))  # fmt: skip
     try:
         await asyncio.sleep(0)
@@ -148,6 +157,14 @@ async def _stage(job: Job, config: Config, progress: Progress, opened: ExitStack
     finally:
         staging.cancel()
         await asyncio.gather(staging, return_exceptions=True)
+
+
+async def _seat(job: Job, config: Config, progress: Progress) -> Seated:
+    """The control groups of the guests, and then their CPUs, which may be those of such a group."""
+    group = await facts(config.engine).guests_group(job.groups, job.place)
+    seats = await find_seats(config, job)
+    progress.private["placement"] = seats.shown
+    return Seated(group, seats)
 
 
 async def _stage_disks(request: StageRequest, job: Job, opened: ExitStack) -> Sequence[Optional[Disk]]:
@@ -190,14 +207,13 @@ class _Launcher:
         config: Config,
         staged: Staged,
         wires: Wires,
-        seats: Seats,
         progress: Progress,
         opened: ExitStack,
     ) -> None:
-        self.job, self.config, self.staged, self.wires, self.seats = job, config, staged, wires, seats
+        self.job, self.config, self.staged, self.wires = job, config, staged, wires
+        self.group, self.seats = staged.seated
         self.opened = opened
         self.together = Together(progress, len(job.own))
-        self.group = find_group(job.job_id)
         self.accelerator = choose_accelerator(config, staged.kvm)
         if job.part is not None:
             check_accelerator(job.part, self.accelerator)

@@ -15,6 +15,7 @@ from vmgr.jobspec import MAX_SPEC_BYTES, SpecPath, parse_spec
 from vmgr.node import abilities, record
 from vmgr.node.allocation import Allocation, find, given
 from vmgr.node.guestjob import Job
+from vmgr.node.hookcall import GroupPath
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.network.plan import plan_network
 from vmgr.node.resuming import Ask, check_machines, resumed_network
@@ -36,13 +37,18 @@ class Call(NamedTuple):
     nodes: Optional[tuple[str, ...]] = None
     key: Optional[str] = None
     tag: Optional[str] = None
+    groups: tuple[GroupPath, ...] = ()
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Call:
         """The call in a record: a `HookCall` of a guest job, as JSON keeps it."""
         nodes = facts["nodes"]
         found = {key: facts[key] for key in cls._fields}
-        found.update(directory=SpecPath(*facts["directory"]), nodes=None if nodes is None else tuple(nodes))
+        found.update(
+            directory=SpecPath(*facts["directory"]),
+            nodes=None if nodes is None else tuple(nodes),
+            groups=tuple(GroupPath(*group) for group in facts["groups"]),
+        )
         return cls(**found)
 
 
@@ -112,7 +118,8 @@ async def checked_job(
         stands_for = job_names(config, shares, user, call.job_id, path_key, copies=copies)
         mounts = tuple((mount.as_saved() if spec.suspend else mount).filled(stands_for._asdict()) for mount in shares)
         job = Job(
-            call.job_id, place, user, spec, image, allocation, network, mounts, stands_for, key, own_disk, found
+            call.job_id, place, user, spec, image, allocation, network, mounts, stands_for, key, own_disk, found,
+            call.groups,
         )  # fmt: skip
         failing.pop_all()
     return job, held

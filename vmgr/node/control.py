@@ -60,8 +60,9 @@ Order = Callable[[Talk], AsyncIterator[Mapping[str, Any]]]
 class Control:
     """Serves one attempt's socket. `over` is called when the job's own wrapper says, or shows, that the job is over,
     `attached` when it comes, `named` with what it says as `member`, `joined` with the pid of each process of the
-    owner's that says it is the job's, `detached` with what is said as `try` and `error`. `orders` has the operations on
-    the guests, by name.
+    owner's that says it is the job's, `detached` with what is said as `try` and `error`; `started` with what is said as
+    `error` when the script starts, where that is not all that there is to it. `orders` has the operations on the
+    guests, by name.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Control:
         joined: Optional[Callable[[int], Awaitable[None]]] = None,
         detached: Callable[[object, object], None] = lambda number, error: None,
         named: Callable[[object], None] = lambda member: None,
+        started: Optional[Callable[[object], None]] = None,
         orders: Optional[Mapping[str, Order]] = None,
     ) -> None:
         self._progress = progress
@@ -83,6 +85,7 @@ class Control:
         self._joined = joined
         self._detached = detached
         self._named = named
+        self._started = started or (lambda error: progress.stage("job started", "running"))
         self._orders = orders or {}
         self._clients: set[asyncio.Task[None]] = set()
         self._refusals = 0
@@ -156,7 +159,7 @@ class Control:
                         await self._join(peer)
                 elif op == "started":
                     if self._progress.state == "ready":
-                        self._progress.stage("job started", "running")
+                        self._started(request.get("error"))
                 elif op == "detached":
                     self._detached(request.get("try"), request.get("error"))
                 elif op == "end":

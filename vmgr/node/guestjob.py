@@ -9,6 +9,7 @@ from vmgr.images.pool import Image
 from vmgr.jobspec import GuestGroup, Spec
 from vmgr.node import record
 from vmgr.node.allocation import Allocation
+from vmgr.node.hookcall import GroupPath
 from vmgr.node.members import Member
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.resuming import Resumption
@@ -24,7 +25,8 @@ class Job(NamedTuple):
 
     `mounts` are the guests' shares; in their paths `stands_for` has been put in. `key` is the file of the job's key,
     None where no guest needs it. `own_disk` is the open disk where the image is the user's own. `resumption` is what
-    the guests of a suspended job go on from, None for guests that boot.
+    the guests of a suspended job go on from, None for guests that boot. `groups` are the places where the job's control
+    groups may be.
     """
 
     job_id: str
@@ -39,6 +41,7 @@ class Job(NamedTuple):
     key: Optional[bytes]
     own_disk: Optional[int] = None
     resumption: Optional[Resumption] = None
+    groups: tuple[GroupPath, ...] = ()
 
     @property
     def part(self) -> Optional[NodePart]:

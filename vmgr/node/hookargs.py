@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from vmgr.jobspec import SpecPath, parse_job_directory
-from vmgr.node.hookcall import HookCall, OwnJob
+from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
+
+if TYPE_CHECKING:
+    from vmgr.node.jobgroup import JobGroup
+    from vmgr.node.record import Place
 
 _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{0,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
@@ -33,6 +37,7 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     return _call(argv, environ, resources=argv[4], queue=queue)._replace(
         task_file=f"{script[:-3]}.JB" if script.startswith("/") and script.endswith(".SC") else None,
         node_file=environ.get("PBS_NODEFILE") or None,
+        groups=(GroupPath("torque", argv[0]),),
     )
 
 
@@ -83,6 +88,17 @@ def leader() -> int:
 def for_commands(environ: Mapping[str, str]) -> dict[str, str]:
     """The commands of TORQUE's find their server by its configuration alone."""
     return {}
+
+
+async def guests_group(paths: Sequence[GroupPath], place: Place) -> JobGroup:
+    """TORQUE makes `torque/<job id>` in each hierarchy of control groups before the prologue of the node runs.
+
+    It removes them after the epilogue, with all that is still in them (`trq_cgroups.c` of 6.1; older ones with cpusets
+    have them in the file system of cpusets, `/dev/cpuset`: `cpuset.c`).
+    """
+    from vmgr.node.jobgroup import find_group  # not for hooks
+
+    return find_group(paths)
 
 
 def own_job(environ: Mapping[str, str]) -> OwnJob:

@@ -7,6 +7,20 @@ from typing import NamedTuple, Optional
 from vmgr.jobspec import SpecPath
 
 
+class GroupPath(NamedTuple):
+    """Where a control group of a job is in a hierarchy that has one: `job`, in the batch system's own `root`.
+
+    Both are below the mount of the hierarchy, and may have several parts.
+    """
+
+    root: str
+    job: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/{self.job}"
+
+
 class HookCall(NamedTuple):
     """One call of a prologue or epilogue.
 
@@ -20,6 +34,8 @@ class HookCall(NamedTuple):
 
     `tag` tells the job from others with the same job directory, where the job's id does not: it goes into the names of
     what the agent writes there.
+
+    `groups` are the places where the control groups of the job may be on this node.
     """
 
     job_id: str
@@ -32,6 +48,7 @@ class HookCall(NamedTuple):
     nodes: Optional[tuple[str, ...]] = None
     key: Optional[str] = None
     tag: Optional[str] = None
+    groups: tuple[GroupPath, ...] = ()
 
 
 class OwnJob(NamedTuple):

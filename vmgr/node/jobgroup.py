@@ -1,28 +1,52 @@
 """The control groups that the batch system has made for a job on this node: guests belong there, and count there.
 
-TORQUE 6.1 makes `torque/<job id>` in each hierarchy before the prologue of that node runs (`trq_cgroups.c`); older ones
-with cpusets make it in the file system of cpusets, `/dev/cpuset`. It removes them after the epilogue, with all that is
-still in them.
+Where they are is the batch system's own, and known to its module: `HookCall.groups`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import process
-from vmgr.topology.allowed import names_a_folder
+from vmgr.node.hookcall import GroupPath
+from vmgr.topology.allowed import is_path
 
 KINDS = ("cgroup", "cgroup2", "cpuset")
-FOLDER = "torque"
+MOUNTS = Path("/proc/self/mounts")
 TASKS = "tasks"
 """The list of the file system `cpuset`: of threads, not of processes."""
+_OOM_KILLS = re.compile(r"^oom_kill [1-9]", re.MULTILINE)
 _OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+class Hierarchy(NamedTuple):
+    """A hierarchy of control groups that is mounted: its file system, and the options, which name its controllers."""
+
+    kind: str
+    mount: Path
+    options: frozenset[str] = frozenset()
+
+    @property
+    def list_name(self) -> str:
+        """The file of a group that lists its processes."""
+        return TASKS if self.kind == "cpuset" else "cgroup.procs"
+
+
+class Group(NamedTuple):
+    """A control group that is there: `path`, in `hierarchy`."""
+
+    hierarchy: Hierarchy
+    path: GroupPath
+
+    @property
+    def folder(self) -> Path:
+        return self.hierarchy.mount / self.path.path
 
 
 class JobGroup(NamedTuple):
@@ -43,6 +67,15 @@ class JobGroup(NamedTuple):
             for fd in fds:
                 os.close(fd)
 
+    def has_run_out(self) -> bool:
+        """Whether the kernel has ended a process in them because their bound on memory was reached (v2, v1)."""
+        for path in self.lists:
+            for name in ("memory.events", "memory.oom_control"):
+                with suppress(OSError):
+                    if _OOM_KILLS.search((path.parent / name).read_text()):
+                        return True
+        return False
+
     def add(self, pid: int) -> None:
         """Put a process in, with all its threads. Raises VTorqueError (VT-LAUNCH) when the kernel refuses."""
         for path in self.lists:
@@ -59,16 +92,29 @@ def _refused(path: Path, err: OSError) -> VTorqueError:
     return VTorqueError(f"a guest cannot go into the job's control group {path}: {err.strerror}", code=Code.LAUNCH)
 
 
-def find_group(job_id: str, mounts: Path = Path("/proc/self/mounts")) -> JobGroup:
-    """The control groups of a job, from what is mounted; none for an id that is no name of a folder."""
-    lists: list[Path] = []
-    if not names_a_folder(job_id):
-        return JobGroup()
+def hierarchies(mounts: Path = MOUNTS) -> list[Hierarchy]:
+    """What is mounted, each hierarchy once."""
+    found = []
     for line in mounts.read_text().splitlines():
         fields = line.split(" ")
-        if len(fields) > 2 and fields[2] in KINDS:
-            folder = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[1])) / FOLDER / job_id
-            name = TASKS if fields[2] == "cpuset" else "cgroup.procs"
-            if (folder / name).exists():
-                lists.append(folder / name)
-    return JobGroup(tuple(dict.fromkeys(lists)))
+        if len(fields) > 3 and fields[2] in KINDS:
+            mount = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[1]))
+            found.append(Hierarchy(fields[2], mount, frozenset(fields[3].split(","))))
+    return list({each.mount: each for each in found}.values())
+
+
+def find_groups(paths: Sequence[GroupPath], mounts: Path = MOUNTS) -> list[Group]:
+    """The groups of a job: in each hierarchy the first of `paths` that is there; what is no path is nowhere."""
+    found = []
+    for hierarchy in hierarchies(mounts):
+        groups = (Group(hierarchy, path) for path in paths if is_path(path.path))
+        there = next((group for group in groups if (group.folder / hierarchy.list_name).exists()), None)
+        if there is not None:
+            found.append(there)
+    return found
+
+
+def find_group(paths: Sequence[GroupPath], mounts: Path = MOUNTS) -> JobGroup:
+    """The groups of a job as what its guests go into."""
+    groups = find_groups(paths, mounts)
+    return JobGroup(tuple(group.folder / group.hierarchy.list_name for group in groups))

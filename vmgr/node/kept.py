@@ -7,8 +7,9 @@ import os
 import secrets
 import shlex
 import signal
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.marks import Copier
@@ -19,6 +20,10 @@ TOKEN_BYTES = 32
 ENDED = "its script has just ended"
 LEAVE_SECONDS = 10.0
 """How long the other side may take to let go of a session that has been stopped."""
+ATTACH_SECONDS = 120.0
+"""How long a connection to the session of a resumed job may take."""
+
+Allowed = Callable[[], Awaitable[None]]
 
 
 class KeptSession(GuestSession):
@@ -46,10 +51,14 @@ class KeptSession(GuestSession):
         self._describe(described, script, arguments)
         return await self._follow(f"-k {self._words()}")
 
-    async def attach(self) -> Optional[int]:
-        """Take hold again of the script, which goes on; gives what `run_kept` gives."""
+    async def attach(self, allowed: Optional[Allowed] = None) -> Optional[int]:
+        """Take hold again of the script, which goes on; gives what `run_kept` gives.
+
+        With `allowed` it is waited for once the script is within reach, and before it goes on: what that raises is
+        raised, and the script stays as it is.
+        """
         self._status_file.unlink(missing_ok=True)
-        return await self._follow(f"-a {shlex.quote(os.fspath(self._status_file))}")
+        return await self._follow(f"-a {shlex.quote(os.fspath(self._status_file))}", lambda: self._go_on(allowed))
 
     async def detach(self, timeout_s: float) -> None:
         """Stop the script, take all its output, and let go of it; what runs it in the guest holds no share then.
@@ -74,6 +83,23 @@ class KeptSession(GuestSession):
             raise _refusal("not all processes of its script could be stopped: they are another user's, or do not react")
         await self._leave(token)
 
+    async def _go_on(self, allowed: Optional[Allowed]) -> None:
+        if allowed is not None:
+            assert self._copiers is not None
+            token = secrets.token_hex(TOKEN_BYTES)
+            marks = [copier.expect(token) for copier in self._copiers]
+            self._order(f"DETACH {token}")  # it has been stopped already: what comes back shows that the way is there
+            await asyncio.wait(marks, timeout=ATTACH_SECONDS)
+            if not all(mark.done() for mark in marks):
+                raise VTorqueError(
+                    f"the job's session in the guest {self._guest} has not answered within {ATTACH_SECONDS:.0f} s",
+                    code=Code.CONNECT,
+                )
+            if None in {mark.result() for mark in marks}:
+                return  # the connection's end says more
+            await allowed()
+        self._order("ATTACH")
+
     async def _leave(self, token: str) -> None:
         assert self._copiers is not None and self._child is not None and self._gone is not None
         child, gone = self._child, self._gone
@@ -90,7 +116,8 @@ class KeptSession(GuestSession):
     def _has_left(self) -> bool:
         return self._broken_off or (self._left is not None and self._left.done() and bool(self._left.result()))
 
-    async def _follow(self, command: str) -> Optional[int]:
+    async def _follow(self, command: str, then: Optional[Allowed] = None) -> Optional[int]:
+        """What `command` ends with in the guest; `then` is done once it has been started."""
         self._gone = gone = asyncio.get_running_loop().create_future()
         self._left, self._broken_off, self.detached = None, False, False
         with Copier(1, self._complain) as out, Copier(2, self._complain) as err:
@@ -110,7 +137,7 @@ class KeptSession(GuestSession):
             for sig in signals:
                 self.signal(sig)
             try:
-                status = await child.wait()
+                status = await _status(child, then)
                 await out.end()
                 await err.end()
                 self.detached = self._has_left()
@@ -118,6 +145,7 @@ class KeptSession(GuestSession):
             finally:
                 self._child = self._copiers = None
                 await end_ssh(child)
+                await _close_orders(child)
                 gone.set_result(self.detached)
 
     def signal(self, sig: signal.Signals) -> None:
@@ -129,6 +157,31 @@ class KeptSession(GuestSession):
     def _order(self, line: str) -> None:
         if self._child is not None and self._child.stdin is not None:
             self._child.stdin.write(f"{line}\n".encode())
+
+
+async def _close_orders(child: asyncio.subprocess.Process) -> None:
+    """Close the way to a child that has ended; what it has not read is no fault, of which asyncio would tell."""
+    assert child.stdin is not None
+    child.stdin.close()
+    closing = asyncio.ensure_future(child.stdin.wait_closed())
+    await asyncio.wait([closing], timeout=SSH_SECONDS)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+
+
+async def _status(child: asyncio.subprocess.Process, then: Optional[Allowed]) -> int:
+    """The child's exit status; raises what `then` raises, unless the child ends before."""
+    ending = asyncio.ensure_future(child.wait())
+    tasks: list[asyncio.Future[Any]] = [ending, *([] if then is None else [asyncio.ensure_future(then())])]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            tasks[-1].result()
+        return await ending
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _refusal(why: str) -> VTorqueError:

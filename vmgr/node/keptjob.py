@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from vmgr.errors import VTorqueError
-from vmgr.node.kept import KeptSession
+from vmgr.node.kept import Allowed, KeptSession
 
 DETACH_SECONDS = 30.0
 
@@ -45,9 +45,9 @@ class KeptJob:
         """
         return await self._to_its_end(self._session.run_kept(described, script, arguments))
 
-    async def go_on(self) -> int:
-        """As `run`, for the script of a resumed job."""
-        return await self._to_its_end(self._session.attach())
+    async def go_on(self, allowed: Allowed) -> int:
+        """As `run`, for the script of a resumed job: it goes on when it is within reach, and `allowed` returns."""
+        return await self._to_its_end(self._session.attach(allowed))
 
     async def _to_its_end(self, connected: Awaitable[Optional[int]]) -> int:
         self._refused = None

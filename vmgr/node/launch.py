@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vmgr.node.incoming import SavedState
 
 
+_NO_GROUP = JobGroup()
+
+
 class Files(NamedTuple):
     """What QEMU gets as open descriptors; who opened them closes them. `overlay` is on `backing`, which is read only.
 
@@ -50,8 +53,14 @@ class Guest:
     """
 
     def __init__(
-        self, child: subprocess.Popen[bytes], port: socket.socket, console: socket.socket, errors: int
+        self,
+        child: subprocess.Popen[bytes],
+        port: socket.socket,
+        console: socket.socket,
+        errors: int,
+        group: JobGroup = _NO_GROUP,
     ) -> None:
+        self.group = group
         self.child = child
         self.port = port
         self.console = console
@@ -78,6 +87,8 @@ class Guest:
         """How QEMU ended, with the last lines of what it said on standard error."""
         status = self.child.returncode
         how = f"killed by signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        if status == -signal.SIGKILL and self.group.has_run_out():
+            how += ", because the job has used up its memory on this node"
         try:
             said = os.read(self.errors, 4096).decode("utf-8", "replace").strip()
         except OSError:
@@ -157,7 +168,7 @@ def start(
         for _, end in pairs:
             end.close()
     qmp, port, console = (ours for ours, _ in pairs)
-    return Guest(child, port, console, read_end), qmp
+    return Guest(child, port, console, read_end, group), qmp
 
 
 def _numbers(files: Files) -> list[int]:

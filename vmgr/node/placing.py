@@ -53,7 +53,7 @@ async def find_seats(config: Config, job: Job) -> Seats:
         return Seats((None,) * len(names), None, kept)
     topology = read_topology()
     assigned = slots if config.resources.slots_are_cpus and slots else None
-    allowed = allowed_for(topology, job_id=job.job_id, assigned=assigned)
+    allowed = allowed_for(topology, groups=[group.path for group in job.groups], assigned=assigned)
     advised = None
     if pinning.mode == "numad":
         from vmgr.topology.numad import advise  # few sites have it

@@ -14,18 +14,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from vmgr.jobspec import SpecPath, parse_job_directory
-from vmgr.node.hookcall import HookCall, OwnJob
+from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
 from vmgr.node.nodelist import expand
 from vmgr.node.slurmenv import pbs_variables
+from vmgr.node.slurmgroups import group_paths
+
+if TYPE_CHECKING:
+    from vmgr.node.jobgroup import JobGroup
+    from vmgr.node.record import Place
 
 MARK = "vtorque:"
 """What a guest job's comment begins with."""
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _COUNT = re.compile(r"[0-9]{1,10}")
+_SLUID = re.compile(r"s[0-9A-Z]{13}")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
 _PARTITION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
@@ -70,7 +76,22 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
         nodes=nodes,
         key=attempt_key(cluster, int(number), int(restarts)),
         tag=number,
+        groups=_groups(environ, node, int(number)),
     )
+
+
+def _groups(environ: Mapping[str, str], node: str, number: int) -> tuple[GroupPath, ...]:
+    uid, sluid = environ.get("SLURM_JOB_UID", ""), environ.get("SLURM_JOB_SLUID", "")
+    if not _COUNT.fullmatch(uid):
+        return ()
+    return group_paths(node, int(uid), number, sluid if _SLUID.fullmatch(sluid) else None)
+
+
+async def guests_group(paths: Sequence[GroupPath], place: Place) -> JobGroup:
+    """Slurm makes a job's groups after its Prologs, and takes them away before its Epilogs: guests have their own."""
+    from vmgr.node import slurmgroups
+
+    return await slurmgroups.guests_group(paths, place, os.environ)
 
 
 def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
@@ -10,18 +11,21 @@ from vmgr.node.crew import Crew
 from vmgr.node.fellows import Fellows
 from vmgr.node.gate import Gate
 from vmgr.node.guestjob import Job
+from vmgr.node.standin import StandIn
 from vmgr.node.state import Progress
 from vmgr.node.suspending import NodeGuests, Storing
 from vmgr.node.suspension import Follower, Leader, Means, Suspension
 from vmgr.node.workspace import keep_workspace
 from vmgr.reach import batch
+from vmgr.suspended.entry import Entry
 from vmgr.suspended.store import Store
 
 
 def suspension_of(
-    job: Job, spec_sha256: str, crew: Crew, fellows: Fellows, config: Config, progress: Progress, gate: Gate
-) -> Suspension:
-    """This node's part in suspending a job whose guests run."""
+    job: Job, spec_sha256: str, crew: Crew, fellows: Fellows, config: Config, progress: Progress, gate: Gate,
+    stand_in: Optional[StandIn],
+) -> Suspension:  # fmt: skip
+    """This node's part in suspending a job whose guests run. `stand_in`: the mother superior's."""
     store, save_s = store_of(config, job), float(config.timeouts.suspend)
     guests = NodeGuests(job, crew, store, save_s=save_s)
     path = job.stands_for.workspace if config.workspace.wipe else None
@@ -36,7 +40,13 @@ def suspension_of(
     async def requeue_job(job_id: str) -> None:
         await asyncio.get_running_loop().run_in_executor(None, requeue, config, job_id)
 
-    means = Means(job, spec_sha256, guests, store, fellows, gate, save_s, requeue_job, keep)
+    def attend(entry: Optional[Entry]) -> None:
+        if stand_in is not None and entry is not None:
+            stand_in.call(entry)
+        elif stand_in is not None:
+            stand_in.dismiss()
+
+    means = Means(job, spec_sha256, guests, store, fellows, gate, save_s, requeue_job, keep, attend)
     return Leader(means, progress) if fellows.leads else Follower(means, progress)
 
 

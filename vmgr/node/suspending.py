@@ -67,6 +67,8 @@ class Storing(Protocol):
 
     async def remove(self, job_id: str) -> None: ...
 
+    def mark(self, job_id: str, entry: Entry, word: str) -> None: ...
+
 
 class NodeGuests:
     """The guests of one node, which are stopped, saved, and let go on, in this order.

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Callable, NamedTuple, Optional, Protocol, TypeVar
 
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node.fellows import Fellows
 from vmgr.node.gate import Gate
@@ -24,13 +25,15 @@ from vmgr.node.orders.telling import Tell
 from vmgr.node.state import Progress
 from vmgr.node.suspending import MOUNT_SECONDS, QUIESCE_SECONDS, Storing
 from vmgr.node.waiting import every, first, within
-from vmgr.suspended.entry import Entry
+from vmgr.suspended.entry import COMPLETING, SETTLED, STALE, Entry
 
 DETACH_SECONDS = 60.0
 """For the wrapper to leave its session: it has 30 s for the output that is on its way."""
 MEETING_SECONDS = 60.0
 """What a step on all nodes may take beside its own time, for orders and answers to be seen."""
 REQUEUE_SECONDS = 120.0
+LATE_SECONDS = 10.0
+"""So long after a requeue without an answer the job may still end by it."""
 MAX_WHY = 1000
 MAX_TRIES = 100
 """So often may it be tried in one attempt: each try leaves a line in the attempt's record."""
@@ -53,7 +56,8 @@ class Guests(Protocol):
 class Means(NamedTuple):
     """What a suspension works with. `save_s` is in seconds; `requeue` has the batch system queue a job again.
 
-    `keep` notes whether the job's workspace outlives the attempt.
+    `keep` notes whether the job's workspace outlives the attempt, `attend` of which entry somebody is to queue the job
+    again if this process dies.
     """
 
     job: Job
@@ -65,6 +69,7 @@ class Means(NamedTuple):
     save_s: float
     requeue: Callable[[str], Awaitable[None]]
     keep: Callable[[bool], None]
+    attend: Callable[[Optional[Entry]], None]
 
 
 class Suspension(Protocol):
@@ -100,6 +105,7 @@ class Leader:
         self._given_up: asyncio.Future[VTorqueError] = asyncio.get_running_loop().create_future()
         self._detached: asyncio.Future[Optional[str]] = asyncio.get_running_loop().create_future()
         self._over: asyncio.Future[Optional[VTorqueError]] = asyncio.get_running_loop().create_future()
+        self._job_over = asyncio.Event()
         self._suspended = False
 
     async def run(self) -> None:
@@ -110,6 +116,7 @@ class Leader:
 
     async def settle(self) -> bool:
         """See `Suspension`."""
+        self._job_over.set()
         await self.give_up("the job has ended meanwhile")
         return self._suspended
 
@@ -181,14 +188,20 @@ class Leader:
             means.keep(True)
             off.append(self._keep_no_more)
             off.append(lambda: means.store.remove(job_id))
-            off.insert(0, self._take_back)  # before anything goes on: no start may find what has gone on since
-            await self._unless_given_up(means.store.complete(job_id, self._entry()))
+            entry = self._entry()
+            off[:0] = [lambda: self._take_back(entry), self._stand_alone]  # first: no start may find what goes on
+            means.store.mark(job_id, entry, COMPLETING)
+            means.attend(entry)
+            await self._unless_given_up(means.store.complete(job_id, entry))
             say("having the job requeued")
             await self._requeue()
         except BaseException:
             await self._call_off(off)
             raise
         self._suspended = True
+        means.attend(None)
+        with suppress(VTorqueError):  # it would only be told what may not be so
+            means.store.mark(job_id, entry, SETTLED)
         self._progress.stage("suspended", "suspended")
         await means.fellows.call_over(suspended=True)
         if not self._over.done():
@@ -201,9 +214,27 @@ class Leader:
         try:
             await within(REQUEUE_SECONDS, self._means.requeue(self._means.job.job_id))
         except asyncio.TimeoutError:
-            raise VTorqueError(
+            err: VTorqueError = Unanswered(
                 f"the batch system has not requeued the job within {REQUEUE_SECONDS:g} s", code=Code.ENGINE
-            ) from None
+            )
+        except VTorqueError as problem:
+            err = problem
+        else:
+            return
+        if not isinstance(err, Unanswered) or not await self._ends_all_the_same():
+            raise err
+        LOGGER.warning("the job has ended, so it has been requeued all the same: %s", err)
+
+    async def _ends_all_the_same(self) -> bool:
+        """Whether the job ends, although the batch system has not said that it will.
+
+        What is stored of it stays then: where it has been ended for another reason, nobody misses that.
+        """
+        try:
+            await within(LATE_SECONDS, self._job_over.wait())
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     async def _detach(self) -> None:
         try:
@@ -263,8 +294,17 @@ class Leader:
         self._progress.facts["suspending"] = None
         self._progress.turn("running")
 
-    async def _take_back(self) -> None:
-        await self._means.store.claim(self._means.job.job_id)
+    async def _take_back(self, entry: Entry) -> None:
+        """Take the entry away; where that cannot be done now, it is done at the end of the attempt, at the latest."""
+        try:
+            await self._means.store.claim(self._means.job.job_id)
+        except VTorqueError:
+            self._means.store.mark(self._means.job.job_id, entry, STALE)
+            raise
+        self._means.store.mark(self._means.job.job_id, entry, SETTLED)
+
+    async def _stand_alone(self) -> None:
+        self._means.attend(None)
 
     async def _keep_no_more(self) -> None:
         self._means.keep(False)

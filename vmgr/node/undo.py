@@ -32,10 +32,12 @@ def undo(place: record.Place, *, patience_s: float = KILL_SECONDS) -> list[str]:
     others = [step for step in record.steps(place) if step.get("role") != "agent"]
     gone = {step.get("path") for step in others if step.get("gone")}
     others = [step for step in others if step.get("path") not in gone or step.get("do") != "partial"]
-    workspace = {step.get("path"): step for step in others if step.get("do") == "workspace"}
+    last = {(step.get("do"), step.get("path")): step for step in others}
+    others = [step for step in others if step.get("do") != "entry" or last["entry", None] is step]
     others = [
         step for step in others
-        if step.get("do") != "workspace" or (workspace[step.get("path")] is step and step.get("kept") is not True)
+        if step.get("do") != "workspace"
+        or (last["workspace", step.get("path")] is step and step.get("kept") is not True)
     ]  # fmt: skip
     _undo_steps((step for step in others if step.get("do") == "process"), 0.0)
     if not any(step.get("pid") == os.getpid() for step in agents):  # which has ended them, and spared the job wrapper
@@ -97,6 +99,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.node.network.undo import undo_network  # few jobs have such a step
 
         undo_network(step)
+    elif kind == "group":
+        from vmgr.node.owngroup import undo_group  # as above
+
+        undo_group(step, patience_s)
     elif kind in ("workspace", "shared"):
         from vmgr.node.workspace import undo_workspace  # as above
 
@@ -105,6 +111,10 @@ def _undo_step(step: dict[str, Any], patience_s: float) -> None:
         from vmgr.suspended.store import undo_suspending  # as above
 
         undo_suspending(step, patience_s)
+    elif kind == "entry":
+        from vmgr.suspended.store import undo_entry  # as above
+
+        undo_entry(step, patience_s)
     elif kind == "partial":
         from vmgr.node.callersfile import undo_partial  # few jobs have such a step
 

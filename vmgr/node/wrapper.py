@@ -106,6 +106,7 @@ class JobWrapper:
         self._on_terminal = False
         self._kept: Optional[KeptJob] = None
         self._suspended = False
+        self._is_to_go_on = False
         self._said_returned = False
 
     async def run(self) -> int:
@@ -192,8 +193,9 @@ class JobWrapper:
                 status = await self._alive(session.run(described, self._directory / "vm_prologue"))
                 if status:
                     raise VTorqueError(f"the VM prologue of the job's own ended with status {status}", code=Code.HOOK)
-            link.send("started")
-            status = await self._job(session, spec, described, resumed)
+            if not resumed:
+                link.send("started")
+            status = await self._job(session, spec, described, link if resumed else None)
             if spec["vm_epilogue"]:
                 ended = await self._alive(session.run(described, self._directory / "vm_epilogue"))
                 if ended:
@@ -215,12 +217,19 @@ class JobWrapper:
         self._kept = KeptJob(session, lambda: self._snapshot, lambda: self._changed, answer)
         return asyncio.ensure_future(self._kept.follow())
 
-    async def _job(self, session: GuestSession, spec: dict[str, Any], described: str, resumed: bool) -> int:
-        """The job itself: its script, or for an interactive job a login shell. Gives its exit status."""
+    async def _job(
+        self, session: GuestSession, spec: dict[str, Any], described: str, resumed_by: Optional[AgentLink]
+    ) -> int:
+        """The job itself: its script, or for an interactive job a login shell. Gives its exit status.
+
+        `resumed_by` is the agent that has to let a suspended job go on.
+        """
         script = self._directory / "script"
         if self._kept is not None:
             kept = self._kept
-            return await self._alive(kept.go_on() if resumed else kept.run(described, script, spec["arguments"]))
+            if resumed_by is not None:
+                return await self._alive(self._go_on(kept, resumed_by))
+            return await self._alive(kept.run(described, script, spec["arguments"]))
         if not spec["interactive"]:
             return await self._alive(session.run(described, script, spec["arguments"]))
         if self._terminal is None:
@@ -240,6 +249,36 @@ class JobWrapper:
             return 128 + self._signalled
         return status
 
+    async def _go_on(self, kept: KeptJob, link: AgentLink) -> int:
+        """Let the script of a suspended job go on, once it is within reach and the agent agrees: what is stored of the
+        job is gone then. Where it is not within reach the agent says what becomes of the job.
+        """
+
+        async def allowed() -> None:
+            link.send("started")
+            await self._until_running()
+
+        self._is_to_go_on = True
+        try:
+            return await kept.go_on(allowed)
+        except VTorqueError as err:
+            if not self._is_to_go_on:
+                raise
+            link.send("started", error=err.message)
+            await self._until_running()
+            raise
+        finally:
+            self._is_to_go_on = False
+
+    async def _until_running(self) -> None:
+        await self._until("running")
+        if self._snapshot.get("state") != "running":  # ended before it went on: its next start needs the directory
+            raise Suspended
+        self._is_to_go_on = False
+        sig, self._signalled = self._signalled, None
+        if sig is not None and self._session is not None:
+            self._session.signal(sig)
+
     async def _alive(self, running: Coroutine[Any, Any, int]) -> int:
         """The status of something that runs in the guest; raises when the guest, or its agent, dies first."""
         task = asyncio.ensure_future(running)
@@ -248,6 +287,7 @@ class JobWrapper:
             await asyncio.wait([task, death], return_when=asyncio.FIRST_COMPLETED)
             if death.done() and not task.done():
                 death.result()
+                raise Suspended  # it was told to end before it went on
             try:
                 return int(await task)
             except VTorqueError:
@@ -273,16 +313,31 @@ class JobWrapper:
 
     async def _watch(self, link: AgentLink) -> None:
         try:
-            named = {} if self._own.member is None or self._own.marked is None else {"member": self._own.marked}
-            async for snapshot in link.follow("attach", **named):
-                self._snapshot = snapshot
-                if self._terminal is not None:
-                    self._terminal.progress(snapshot)
-                self._wake()
+            await self._follow(link)
+            await self._follow_stand_in()
             self._snapshot = {**self._snapshot, "state": ""}  # the agent is gone
         except VTorqueError as err:
             self._snapshot = {**self._snapshot, "state": "failed", "code": err.code.text, "reason": err.detail}
         self._wake()
+
+    async def _follow(self, link: AgentLink) -> None:
+        named = {} if self._own.member is None or self._own.marked is None else {"member": self._own.marked}
+        async for snapshot in link.follow("attach", **named):
+            self._snapshot = {**self._snapshot, **snapshot}
+            if self._terminal is not None:
+                self._terminal.progress(snapshot)
+            self._wake()
+
+    async def _follow_stand_in(self) -> None:
+        """Follow what stands in for an agent that has died, where something does; it knows less than the agent did."""
+        try:
+            link = await AgentLink.open(self._config.paths, self._job_id)
+        except VTorqueError:
+            return
+        try:
+            await self._follow(link)
+        finally:
+            link.close()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -297,7 +352,7 @@ class JobWrapper:
                 if returned and self._snapshot["state"] in ("suspended", ""):
                     raise Suspended
                 self._raise_failure()
-                if self._signalled and self._session is None and not returned:
+                if self._signalled and (self._session is None or self._is_to_go_on) and not returned:
                     return
             await changed.wait()
         if not quiet:
@@ -344,7 +399,7 @@ class JobWrapper:
 
     def _signal(self, sig: signal.Signals) -> None:
         self._told_to_end = self._told_to_end or sig in ENDING
-        if self._session is None or self._suspended:
+        if self._session is None or self._suspended or (self._is_to_go_on and sig in ENDING):
             if sig not in (signal.SIGTSTP, signal.SIGCONT):
                 self._signalled = sig
                 self._wake()

@@ -10,7 +10,7 @@ import subprocess
 from typing import NamedTuple
 
 from vmgr.config import Config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.paths import installation
 
 PROGRAM = "vtorque-batch"
@@ -46,7 +46,8 @@ def commands(config: Config) -> Commands:
 def hold(config: Config, job_id: str) -> bool:
     """Keep a job from starting again; whether its user had not held it before.
 
-    Raises VTorqueError: VT-ACCESS for a caller who may not, VT-ENGINE with what else the batch system says.
+    Raises VTorqueError: VT-ACCESS for a caller who may not, VT-ENGINE with what else the batch system says, Unanswered
+    where it does not say in time what has become of it.
     """
     answer = ask(config, "hold", job_id)
     if not isinstance(answer, dict) or not isinstance(answer.get("new"), bool):
@@ -73,21 +74,33 @@ def give_back(config: Config, job: str) -> None:
 
 
 def ask(config: Config, *words: str) -> object:
-    """What the program answers to these words. Raises VTorqueError with its code, VT-ENGINE for no answer."""
+    """What the program answers to these words. Raises VTorqueError with its code, Unanswered for no answer in time."""
     limit = 2 * config.timeouts.reach + MORE_SECONDS
     program = installation().program(PROGRAM)
     try:
         done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        raise VTorqueError(f"the batch system has not answered within {limit:g} s", code=Code.ENGINE) from None
+        raise Unanswered(f"the batch system has not answered within {limit:g} s", code=Code.ENGINE) from None
     except OSError as err:
         raise VTorqueError(f"cannot run {program}: {err.strerror}", code=Code.ENGINE, hint="install again") from None
-    if done.returncode:
-        raise refusal(done.stderr)
     try:
-        return json.loads(done.stdout[:MAX_ANSWER_BYTES])
+        said = json.loads(done.stdout[:MAX_ANSWER_BYTES])
     except (ValueError, RecursionError):
-        raise senseless() from None
+        said = None
+    if done.returncode:
+        raise _failure(done.stderr, said)
+    if said is None:
+        raise senseless()
+    return said
+
+
+def _failure(printed: bytes, said: object) -> VTorqueError:
+    err = refusal(printed)
+    if not isinstance(said, dict) or said.get("answered") is not False:
+        return err
+    unanswered = Unanswered(err.message, code=err.code, hint=err.hint)
+    unanswered.is_new = said.get("new") if isinstance(said.get("new"), bool) else None
+    return unanswered
 
 
 def refusal(said: bytes) -> VTorqueError:

@@ -23,6 +23,10 @@ MAX_BYTES = 1 << 50
 MAX_NODES = 1 << 16
 MAX_SECONDS = 1 << 40
 
+COMPLETING, STALE, SETTLED = "completing", "stale", "settled"
+"""What an attempt's record says of an entry: the job is not known to be queued again yet; the job has gone on since, so
+it is to be removed; nothing more is to be done about it."""
+
 # texts: what is not used need not be compiled
 _JOB_ID = r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?(?:\.[A-Za-z0-9._-]{1,255})?"
 USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"

@@ -16,12 +16,13 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
 from vmgr.node.userio import User, act_now, open_file, read_from
-from vmgr.suspended.entry import USER, Entry, NodePart, dump_entry, dump_part, parse_entry
+from vmgr.suspended.entry import COMPLETING, SETTLED, STALE, USER, Entry, NodePart, dump_entry, dump_part, parse_entry
 from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 
 FRAMES_BYTES = 1 << 20
 """What the lengths between the texts of an entry may add to them."""
 HINT = "`vmgr show suspended` lists what is stored"
+LOST = "its node, or node agent, was lost before the job was known to be queued again"
 
 
 class Store:
@@ -118,7 +119,11 @@ class Store:
         """Remove the job's entry, and what is left of others of the job; fine when there is none."""
         await self._act(lambda: self._shelf.remove(job_id), job_id, self._long_s)
 
-    def _record(self, job_id: str) -> None:
+    def mark(self, job_id: str, entry: Entry, word: str) -> None:
+        """Note in the attempt's record what is to become of the entry with it; the last word counts."""
+        self._record(job_id, do="entry", key=entry.key, when=entry.when, word=word)
+
+    def _record(self, job_id: str, **more: object) -> None:
         """Note in the attempt's record what is to be removed with it."""
         if self._place is not None:
             user, shelf = self._user, self._shelf
@@ -127,7 +132,7 @@ class Store:
                 "gid": user.gid, "gids": user.gids,
             }  # fmt: skip
             try:
-                record.append(self._place, step)
+                record.append(self._place, {**step, **more})
             except OSError as err:
                 raise VTorqueError(
                     f"the record of the job cannot be written: {err.strerror}", code=Code.SUSPEND,
@@ -151,13 +156,41 @@ class Store:
 
 def undo_suspending(step: Mapping[str, Any], patience_s: float) -> None:
     """Remove what an attempt was writing, from its record, for as long as that may take. Raises OSError."""
+    _undo(step, patience_s, lambda shelf, job_id: shelf.drop(job_id))
+
+
+def undo_entry(step: Mapping[str, Any], patience_s: float) -> None:
+    """Do what the record says of the job's entry, where that is still there, for as long as that may take.
+
+    Raises OSError.
+    """
+
+    def work(shelf: Shelf, job_id: str) -> None:
+        texts = shelf.find(job_id)
+        entry = parse_entry(texts[0], JOB) if texts else None
+        if entry is None or (entry.key, entry.when) != (step["key"], step["when"]):
+            return
+        if step["word"] == STALE:
+            shelf.remove(job_id)
+        elif step["word"] == COMPLETING:
+            shelf.note(job_id, LOST)
+
+    if step["word"] != SETTLED:
+        _undo(step, patience_s, work)
+
+
+def _undo(step: Mapping[str, Any], patience_s: float, work: Callable[[Shelf, str], object]) -> None:
     shelf = Shelf(str(step["folder"]), str(step["user"]), int(step["uid"]))
     job_id = str(step["job"])
     if patience_s <= 0:
         raise OSError(f"{shelf.path}: no time was left for it")
     gids = tuple(("", int(gid)) for gid in step["gids"])
     user = User(shelf.user, shelf.uid, int(step["gid"]), "", "/", "/bin/sh", gids)
-    act_now(user, lambda: shelf.drop(job_id), shelf.path, timeout_s=patience_s)
+
+    def doing() -> None:
+        work(shelf, job_id)
+
+    act_now(user, doing, shelf.path, timeout_s=patience_s)
 
 
 def _check_name(name: str) -> None:

@@ -1,14 +1,14 @@
 """Which CPUs and NUMA nodes of a machine a job, or a process, may use.
 
-Facts are from cpuset(7), cgroups(7), the kernel's Documentation/admin-guide/cgroup-v2.rst, and, for the cpusets of
-jobs, TORQUE's src/resmom/trq_cgroups.c and src/resmom/linux/cpuset.c: `torque/<job id>` below the cpuset mount.
+Facts are from cpuset(7), cgroups(7) and the kernel's Documentation/admin-guide/cgroup-v2.rst. Where below the mount
+the cpuset of a job is, the batch system's own module knows.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -20,23 +20,23 @@ from vmgr.topology.tree import Tree
 NODE = "the node"
 """The source of what is bounded by the machine alone."""
 
-_JOBS = "torque"
-_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]-]{0,254}", re.ASCII)
+_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\[\]-]{0,254}", re.ASCII)
 
 
 def allowed_for(
     topology: Topology,
     *,
-    job_id: Optional[str] = None,
+    groups: Sequence[str] = (),
     assigned: Optional[frozenset[int]] = None,
     root: Path = Path("/"),
 ) -> Allowed:
     """What a job may use of `topology`, the machine at `root`.
 
-    That is the cpuset that the batch system made for the job; where it made none, the CPUs that it `assigned`; else
-    what a process of the machine may use. Raises VTorqueError (VT-NODE) when no CPU of it is online.
+    That is the cpuset that the batch system made for the job, in one of its `groups` (see `job_cpuset`); where it made
+    none, the CPUs that it `assigned`; else what a process of the machine may use. Raises VTorqueError (VT-NODE) when
+    no CPU of it is online.
     """
-    found = None if job_id is None else job_cpuset(topology, job_id, root)
+    found = job_cpuset(topology, groups, root)
     if found is None:
         found = read_allowed(topology, root)
         if assigned is not None:
@@ -81,15 +81,23 @@ def read_allowed(topology: Topology, root: Path = Path("/")) -> Allowed:
     return found if found[:2] == bound[:2] else bound
 
 
-def job_cpuset(topology: Topology, job_id: str, root: Path = Path("/")) -> Optional[Allowed]:
-    """What the batch system's own cpuset of a job allows; None where it has made none, or `job_id` names no folder."""
-    if not names_a_folder(job_id):
-        return None
+def job_cpuset(topology: Topology, groups: Sequence[str], root: Path = Path("/")) -> Optional[Allowed]:
+    """What the batch system's own cpuset of a job allows; None where it has made none.
+
+    `groups` are the paths below the mount that it may have, the first that is there counts; what is no path is none.
+    """
+    paths = [path for path in groups if is_path(path)]
     for mount in _mounts(Tree(root)):
-        found = cpuset_at(topology, f"{mount}/{_JOBS}/{job_id}", root, f"the cpuset /{_JOBS}/{job_id}")
-        if found is not None:
-            return found
+        for path in paths:
+            found = cpuset_at(topology, f"{mount}/{path}", root, f"the cpuset /{path}")
+            if found is not None:
+                return found
     return None
+
+
+def is_path(path: str) -> bool:
+    """Whether each part of a path is the name of a folder."""
+    return all(map(names_a_folder, path.split("/")))
 
 
 def names_a_folder(job_id: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 from vmgr.config import Config
-from vmgr.errors import Code, VTorqueError
+from vmgr.errors import Code, Unanswered, VTorqueError
 from vmgr.paths import Installation
 from vsub.engines import PHASES, JobState, PlacedJob, shell_status
 from vsub.engines.pbs import QsubDialect
@@ -115,7 +115,7 @@ class Embedded(QsubDialect):
         """It is in the resource list, of which it is an item of its own."""
 
     def _change(self, operation: str, job_id: str, timeout_s: float) -> dict[str, Any]:
-        """The daemon's answer. Raises VTorqueError."""
+        """The daemon's answer. Raises VTorqueError, Unanswered where there is none in time."""
         answer = self._ask({"op": operation, "job": job_id}, timeout_s)
         if answer is None:
             raise VTorqueError(f"job {job_id} is not known to the batch system", code=Code.ENGINE, hint="see qstat")
@@ -135,7 +135,9 @@ class Embedded(QsubDialect):
             code = Code.ACCESS if refusal.code == protocol.PERMISSION else Code.ENGINE
             raise VTorqueError(f"the batch system refuses: {refusal}", code=code) from None
         except (OSError, protocol.ProtocolError) as err:
-            raise VTorqueError(
+            import socket
+
+            raise (Unanswered if isinstance(err, socket.timeout) else VTorqueError)(
                 f"the batch system does not answer at {self._socket}: {err}",
                 code=Code.ENGINE,
                 hint="is vtorque-local started?",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from vmgr.errors import Code, VTorqueError, printable
+from vmgr.errors import Code, Unanswered, VTorqueError, printable
 from vmgr.node.allocation import MAX_NODES, parse_exec_host
 from vsub.engines import PlacedJob
 
@@ -60,9 +60,10 @@ def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[
     """Run a command of the batch system that changes a job; `denied` is the hint for a caller who may not.
 
     Raises VTorqueError with what the command says: VT-ACCESS for a caller who may not, else VT-ENGINE. A status is an
-    error number modulo 256, which may be 0: what it says of the failure on standard error counts as well.
+    error number modulo 256, which may be 0: what it says of the failure on standard error counts as well. Unanswered is
+    raised where it says nothing in time.
     """
-    done = _run(argv, key, timeout_s)
+    done = _run(argv, key, timeout_s, late=Unanswered)
     said = _last_line(done.stderr)
     if not done.returncode and not said.startswith(f"{Path(argv[0]).name}: "):
         return
@@ -72,7 +73,9 @@ def change(argv: Sequence[str], key: str, timeout_s: float, *, denied: Optional[
     raise VTorqueError(text, code=Code.ENGINE)
 
 
-def _run(argv: Sequence[str], key: str, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+def _run(
+    argv: Sequence[str], key: str, timeout_s: float, *, late: type[VTorqueError] = VTorqueError
+) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
             argv,
@@ -85,9 +88,22 @@ def _run(argv: Sequence[str], key: str, timeout_s: float) -> subprocess.Complete
             },
         )
     except subprocess.TimeoutExpired:
-        raise VTorqueError(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
+        raise late(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
     except OSError as err:
         raise VTorqueError(f"cannot run {argv[0]}: {err.strerror}", code=Code.ENGINE, hint=f"set {key}") from None
+
+
+def hold_by(argv: Sequence[str], key: str, timeout_s: float, *, is_new: bool) -> bool:
+    """Run a command that holds a job, which its user had not held before if that `is_new`; gives that.
+
+    Raises VTorqueError as `change`.
+    """
+    try:
+        change(argv, key, timeout_s)
+    except Unanswered as err:
+        err.is_new = is_new
+        raise
+    return is_new
 
 
 def _last_line(said: bytes) -> str:

@@ -4,8 +4,9 @@ The request may be in the language of qsub, in that of sbatch (behind `--slurm`,
 variables), or in both. They are gone through in this order, and of two that say the same the last one counts: `#PBS`
 lines, `#SBATCH` lines, variables, the command line, what stands behind `--slurm`.
 
-Facts, seen on Slurm 22.05: the comment of a job reaches its Prolog, up to 1,024 bytes; `sbatch --parsable` prints the
-id alone; `scontrol uhold` sets a user's hold, also of a running job, which goes on and is held once it is queued again.
+Facts, seen on Slurm 22.05 to 26.05: the comment of a job reaches its Prolog, up to 1,024 bytes; `sbatch --parsable`
+prints the id alone; `scontrol uhold` sets a user's hold, also of a running job, which goes on and is held once it is
+queued again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
+from vsub.engines.slurmlayout import check_nodelist, comment_option, layout_options
 from vsub.engines.slurmoptions import USAGE, from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
@@ -25,9 +27,7 @@ from vsub.engines.slurmtranslate import (
     Value,
     access_option,
     check_refused,
-    comment_option,
     for_session,
-    layout_options,
     output_options,
     translate,
     words,
@@ -104,11 +104,17 @@ class Slurm:
         if script is not None and b"#SBATCH" in script.data:
             from vsub.engines.slurmdirectives import read_sbatch_lines  # scripts for qsub have none
 
-            native = read_sbatch_lines(script.data, script.name)
+            native = read_sbatch_lines(script.data, script.name, self.takes_blanks)
             options += native.options
             vm, problem = (*vm, *native.vm), problem or native.problem
         options += from_environment(os.environ)
         return directives._replace(options=tuple(options), vm=vm, problem=problem)
+
+    def takes_blanks(self) -> bool:
+        """Whether a backslash takes a blank in the `#SBATCH` lines of this cluster. Raises VTorqueError (VT-ENGINE)."""
+        from vsub.engines.slurmlisting import parse_version  # few lines have such a blank
+
+        return parse_version(self._ask(["sbatch", "--version"], self._config.timeouts.reach) or "") >= (24, 5)
 
     def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
         """What a job asks of its nodes; everything else that it asks of Slurm is checked too."""
@@ -170,6 +176,7 @@ class Slurm:
         lies = layout(asked, job.fitted.nodes, dict(job.fitted.memory), job.options)
         source = _OF_GUESTS if job.fitted.nodes or asked.option is None else asked.option.source
         mem_source = _OF_GUESTS if job.fitted.memory else "; ".join(given.text for given in asked.memory.values())
+        check_nodelist(found, lies.nodes)
         found.update(layout_options(lies, found, source, mem_source, one_task=job.interactive))
         origin = self._config.origin("submit.node_access")
         return {**found, **access_option(job.node_access, found, origin)}
@@ -263,12 +270,12 @@ class Slurm:
 
     def hold(self, job_id: str, timeout_s: float) -> bool:
         """Hold a job by `scontrol uhold`."""
+        from vsub.engines.listing import hold_by
         from vsub.engines.slurmlisting import is_held
 
         job = self._alone(job_id, timeout_s)
-        text = self._known(job, timeout_s)
-        self._change(["scontrol", "uhold", job], timeout_s)
-        return not is_held(text)
+        is_new = not is_held(self._known(job, timeout_s))
+        return hold_by([self._program("scontrol"), "uhold", job], "slurm.bin", timeout_s, is_new=is_new)
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `scontrol release`, which is content with one that nobody holds."""

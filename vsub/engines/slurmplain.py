@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from vmgr.errors import Code, VTorqueError
 from vsub.engines import Plain
 from vsub.engines.slurmenvironment import plain_environment
+from vsub.engines.slurmlayout import layout_options
 from vsub.engines.slurmoptions import USAGE, ForSbatch, split_option
 from vsub.engines.slurmrequest import (
     PBS_MEMORY,
@@ -28,12 +29,11 @@ from vsub.engines.slurmtranslate import (
     Translated,
     Value,
     for_session,
-    layout_options,
     output_options,
     translate,
     words,
 )
-from vsub.options import SBATCH, Line, Option, last, parse_line
+from vsub.options import ONE_SCRIPT, SBATCH, Line, Option, last, parse_line
 from vsub.visible import below
 
 _NOT_WITHOUT_GUESTS = {
@@ -139,7 +139,7 @@ def _script(line: Line, options: tuple[Option, ...]) -> list[str]:
     script = line.operands[0] if line.operands else "-"
     if len(line.operands) > 1:
         raise VTorqueError(
-            f"one script can be submitted, not also {line.operands[1]!r}", code=Code.USAGE, hint="quote its path"
+            f"one script can be submitted, not also {line.operands[1]!r}", code=Code.USAGE, hint=ONE_SCRIPT
         )
     option = last(options, "F")
     arguments = shlex.split(option.value or "") if option is not None else []

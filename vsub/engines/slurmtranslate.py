@@ -16,18 +16,17 @@ from vsub.attributes import Attribute, read_attributes
 from vsub.engines.slurmdepend import dependency_list
 from vsub.engines.slurmoptions import TABLE, split_option
 from vsub.engines.slurmoutput import Output, Place, patterns
-from vsub.engines.slurmrequest import PBS_MEMORY, PBS_NODES, SLURM_MEMORY, SLURM_NODES, Layout, without_counterpart
+from vsub.engines.slurmrequest import PBS_MEMORY, PBS_NODES, SLURM_MEMORY, SLURM_NODES, without_counterpart
 from vsub.options import SBATCH, Option
 from vsub.resources import Resource, read_resources
 
-MAX_COMMENT_BYTES = 1024
-"""What reaches a Prolog of a job's comment."""
-COMMENT = "vtorque:"
 MAX_NAME_BYTES = 200
 """A job's name with `.o`, the number and the index behind it is the name of a file, which may have 255."""
 
 _ELSEWHERE = frozenset("cCdFISTuvVxz")
 """Options that vsub takes care of, or that are part of the job's environment."""
+_SAME = {"A": "account", "N": "job-name", "h": "hold", "t": "array"}
+"""Options that mean the same, with the same value."""
 _NOTHING = {
     "b": "vsub does not try again",
     "E": "the job has the variables of TORQUE in any case",
@@ -139,83 +138,12 @@ def for_session(found: Translated) -> Translated:
     return {name: value for name, value in found.items() if name not in _REQUEUE}
 
 
-def layout_options(lies: Layout, found: Translated, source: str, mem_source: str, *, one_task: bool) -> Translated:
-    """The options that ask for a layout, beside those `found`; `one_task`: one task on each node, with all processors.
-
-    `mem_source` is where the memory comes from, `source` everything else. Raises VTorqueError (VT-OPTION) for features
-    that cannot be joined with a `--constraint`.
-    """
-    tasks, cpus = (1, lies.tasks * lies.cpus) if one_task else (lies.tasks, lies.cpus)
-    wanted = {"nodes": Value(str(lies.nodes), source), "ntasks-per-node": Value(str(tasks), source)}
-    if cpus > 1 or one_task:
-        wanted["cpus-per-task"] = Value(str(cpus), source)
-    if lies.mib is not None:
-        wanted["mem"] = Value(f"{lies.mib}M", mem_source)
-    if lies.hosts:
-        wanted["nodelist"] = Value(",".join(lies.hosts), source)
-    elif "nodelist" in found:
-        _check_nodelist(found["nodelist"], lies.nodes)
-    if lies.features:
-        wanted["constraint"] = Value("&".join((*lies.features, *_plain_features(found))), source)
-    return wanted
-
-
-def _check_nodelist(asked: Value, nodes: int) -> None:
-    """Refuse a list of more nodes than the job has, whose refusal by sbatch tells of neither. Raises VTorqueError."""
-    from vmgr.node.nodelist import expand  # few jobs name their nodes
-
-    text = asked.text or ""
-    if "/" in text:
-        return  # a file of names, which sbatch reads
-    try:
-        number = len(expand(text))
-    except ValueError:
-        raise VTorqueError(
-            f"--nodelist={text[:80]} ({asked.source}) is no list of nodes", code=Code.USAGE, hint="such as n1,n[3-5]"
-        ) from None
-    if number > nodes:
-        raise VTorqueError(
-            f"--nodelist={text[:80]} ({asked.source}) names {number} nodes, and the job has {nodes}",
-            code=Code.OPTION,
-            hint=f"say --nodes={number}",
-        )
-
-
-def _plain_features(found: Translated) -> list[str]:
-    """The features of a `--constraint` that asks for all of them. Raises VTorqueError (VT-OPTION) for another."""
-    asked = found.get("constraint")
-    features = (asked.text or "").split("&") if asked is not None else []
-    if not all(feature.replace("_", "").replace("-", "").replace(".", "").isalnum() for feature in features):
-        raise VTorqueError(
-            f"the constraint {asked.text if asked else ''!r} ({asked.source if asked else ''}) cannot be joined with "
-            "the features in nodes=",
-            code=Code.OPTION,
-            hint="say all of it by --constraint",
-        )
-    return features
-
-
 def access_option(access: Optional[str], found: Translated, source: str) -> Translated:
     """The option for who may share the nodes, where nobody has said that."""
     if access is None or "exclusive" in found or "oversubscribe" in found:
         return {}
     text = _ACCESS[access]
     return {} if text is None else {"exclusive": Value(text or None, source)}
-
-
-def comment_option(directory: str, found: Translated) -> Value:
-    """The comment that carries the job directory, with the user's own behind it. Raises VTorqueError (VT-VALUE)."""
-    own = found.get("comment")
-    text = f"{COMMENT}{directory}" + (f" {own.text}" if own is not None and own.text else "")
-    size = len(text.encode("utf-8", "surrogateescape"))
-    if size > MAX_COMMENT_BYTES:
-        raise VTorqueError(
-            f"the comment ({own.source if own else 'of the job'}) is too long: with the job directory it has {size} "
-            "bytes",
-            code=Code.VALUE,
-            hint=f"{MAX_COMMENT_BYTES} is allowed",
-        )
-    return Value(text, own.source if own else "vsub")
 
 
 class _Walk:
@@ -236,6 +164,8 @@ class _Walk:
         elif letter == "W":
             for attribute in read_attributes((option,)):
                 self._attribute(attribute)
+        elif letter in _SAME:
+            self._set(_SAME[letter], option.value, option.source)
         elif letter in _NOTHING:
             raise without_counterpart(option, _NOTHING[letter])
         elif letter not in _ELSEWHERE and letter not in "oejkL":
@@ -261,20 +191,11 @@ class _Walk:
     def _unknown(self, option: Option) -> None:
         raise without_counterpart(option, "it is not known")
 
-    def _letter_A(self, option: Option) -> None:
-        self._set("account", option.value, option.source)
-
     def _letter_q(self, option: Option) -> None:
         queue, at, _ = (option.value or "").partition("@")
         if at or not queue or "," in queue:
             raise without_counterpart(option, "name one partition, whose policy holds")
         self._set("partition", queue, option.source)
-
-    def _letter_N(self, option: Option) -> None:
-        self._set("job-name", option.value, option.source)
-
-    def _letter_h(self, option: Option) -> None:
-        self._set("hold", None, option.source)
 
     def _letter_n(self, option: Option) -> None:
         self._set("exclusive", None, option.source, "oversubscribe")
@@ -284,9 +205,6 @@ class _Walk:
             raise _unreadable(option, "-r y or -r n")
         stays = option.value == "n"
         self._set("no-requeue" if stays else "requeue", None, option.source, *_REQUEUE)
-
-    def _letter_t(self, option: Option) -> None:
-        self._set("array", option.value, option.source)
 
     def _letter_w(self, option: Option) -> None:
         self._set("chdir", self._around.folder, option.source)

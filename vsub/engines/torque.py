@@ -97,15 +97,14 @@ class Torque(QsubDialect):
 
     def hold(self, job_id: str, timeout_s: float) -> bool:
         """Hold a job by `qhold`; whether it was held before is in `qstat -f`."""
-        from vsub.engines.listing import ask, change, parse_holds  # as above
+        from vsub.engines.listing import ask, hold_by, parse_holds  # as above
 
         qstat = for_this_host(self._submit.qstat, "submit.qstat")
         text = ask([qstat, "-f", job_id], "submit.qstat", timeout_s, unknown=_UNKNOWN_JOB)
         if text is None:
             raise VTorqueError(f"job {job_id} is not known to the batch system", code=Code.ENGINE, hint="see qstat")
         program = for_this_host(self._submit.qhold, "submit.qhold")
-        change([program, "-h", "u", job_id], "submit.qhold", timeout_s)
-        return "u" not in parse_holds(text)
+        return hold_by([program, "-h", "u", job_id], "submit.qhold", timeout_s, is_new="u" not in parse_holds(text))
 
     def release(self, job_id: str, timeout_s: float) -> None:
         """Release a job by `qrls`."""

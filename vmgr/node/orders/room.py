@@ -45,7 +45,8 @@ def unnamed_disk(config: Config, place: record.Place, name: str, empty: bytes, s
     """An open file of root's with the content `empty`, in the node's folder for overlays, which may grow to `size`.
 
     It has no name, so it is gone with its last descriptor, whatever dies first. It counts as an overlay does as long
-    as it is used. Raises VTorqueError (VT-STAGE).
+    as it is used; then it is emptied, because QEMU keeps the descriptors of a paused guest, and its user may have taken
+    one out of it. Raises VTorqueError (VT-STAGE).
     """
     path = config.images.overlays / f"{place.folder.parent.name}.{place.attempt}.{name}.copy"
     step = {"do": "overlay", "path": str(path)}
@@ -73,6 +74,7 @@ def unnamed_disk(config: Config, place: record.Place, name: str, empty: bytes, s
                 raise _no_copy(path.parent, err) from err
             yield fd
         finally:
+            os.ftruncate(fd, 0)
             os.close(fd)
     finally:
         record.append(place, {**step, "reserved": -size})

@@ -183,7 +183,7 @@ def _child(
     try:
         channel = Channel(link)
         try:
-            _let_go([link.fileno(), *keep])
+            let_go([link.fileno(), *keep])
             if user is not None:
                 become(user.uid, user.gid, user.gids)
             dies()
@@ -198,7 +198,7 @@ def _child(
         os._exit(0)
 
 
-def _let_go(keep: Iterable[int]) -> None:
+def let_go(keep: Iterable[int]) -> None:
     """Close all descriptors but these, the attempt's lock first of all, and have nobody wait for our output."""
     signal.set_wakeup_fd(-1)
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
