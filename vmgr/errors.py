@@ -52,7 +52,12 @@ class Code(enum.Enum):
     BOOT = Row("VT-BOOT", 75, "the guest did not become ready in time", "see the last console lines")
     GUEST = Row("VT-GUEST", 76, "the guest ended while the job was running", "see the node's log; submit again")
     HOOK = Row("VT-HOOK", 77, "a VM prologue or epilogue failed", "see its output, printed before this line")
-    AGENT = Row("VT-AGENT", 78, "no node agent serves this job", "are the prologue hooks installed on the node?")
+    AGENT = Row(
+        "VT-AGENT",
+        78,
+        "no node agent serves this job",
+        "does the batch system call vTorque's hooks there? `vmgr doctor` tells",
+    )
     CONNECT = Row("VT-CONNECT", 79, "the connection to the guest failed or broke", "see the node's log")
 
     @property

@@ -213,7 +213,7 @@ def _submitted(context: Context, submitted: Submitted, started: float) -> int:
     if submitted.directory is not None:
         from vsub.sweep import sweep  # by now the job is the batch system's
 
-        sweep(submitted.directory, context.engine)
+        sweep(submitted.directory, context.engine, context.config)
     if context.asks("--wait") and status == 0:
         return _follow(context, submitted, started)
     return status

@@ -2,7 +2,7 @@
 
 Such a job was deleted while it was queued, or its wrapper was killed, or the `vsub --wait` that was to read its
 result was interrupted. Later submissions look after what it left: a few directories at a time, as the user, and
-never at the expense of the submission, which is over by then.
+never at the expense of the submission, which is over by then. So they do with what is stored of suspended jobs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import os
 import re
 import stat
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
+from vmgr.config import Config
 from vsub.engines import Engine
 from vsub.jobdir import JOB_ID, remove_tree
 from vsub.report import debug
@@ -40,26 +42,36 @@ class Old(NamedTuple):
     path: str
 
 
-def sweep(directory: str, engine: Engine) -> None:
-    """Settle a few old siblings of the `directory` of a job that was just submitted. Nothing comes of a failure.
+def sweep(directory: str, engine: Engine, config: Config) -> None:
+    """Settle a few old siblings of the `directory` of a job that was just submitted, and entries of suspended jobs.
+
+    Nothing comes of a failure.
 
     Ctrl-C ends it, not the submission.
     """
     try:
-        _sweep(directory.rsplit("/", 1)[0], engine)
+        _sweep(directory.rsplit("/", 1)[0], engine, config)
     except (Exception, KeyboardInterrupt) as err:  # whatever it is: the job has been submitted
         debug(f"sweep: {type(err).__name__}: {err}")
 
 
-def _sweep(new: str, engine: Engine) -> None:
+def _sweep(new: str, engine: Engine, config: Config) -> None:
     base = new.rsplit("/", 1)[0]
     candidates = old_directories(base)
-    if not candidates:
+    if not candidates and config.suspended.folder is None:
         return
     new_id = read_job_id(new)
     if new_id is None:
         return
     batch = _Batch(engine, new_id)
+    _sweep_directories(candidates, batch)
+    if config.suspended.folder is not None:
+        from vsub.sweepstored import sweep_stored  # few sites store jobs
+
+        sweep_stored(config, lambda job_id: batch.is_its_own(job_id) and batch.has_time() and batch.is_gone(job_id))
+
+
+def _sweep_directories(candidates: Sequence[Old], batch: _Batch) -> None:
     settled = 0
     for old in candidates:
         job_id = read_job_id(old.path)
@@ -103,11 +115,16 @@ class _Batch:
     def is_over(self, job_id: str) -> bool:
         """Whether the job has ended. That it is not known counts only where the new job is."""
         phase = self._state(job_id)
-        if phase == "gone":
-            if self._knows_new is None:
-                self._knows_new = self._state(self._new_id) not in ("gone", "unknown")
-            return self._knows_new
-        return phase == "completed"
+        return self._knows() if phase == "gone" else phase == "completed"
+
+    def is_gone(self, job_id: str) -> bool:
+        """Whether the job is not known any more, so that it can never start again."""
+        return self._state(job_id) == "gone" and self._knows()
+
+    def _knows(self) -> bool:
+        if self._knows_new is None:
+            self._knows_new = self._state(self._new_id) not in ("gone", "unknown")
+        return self._knows_new
 
 
 def old_directories(base: str) -> list[Old]:

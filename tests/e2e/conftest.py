@@ -124,7 +124,7 @@ class User:
 
     def run(self, *argv: str, **options: object) -> subprocess.CompletedProcess[str]:
         child = self.start(*argv, **options)  # type: ignore[arg-type]
-        out, err = child.communicate(timeout=PATIENCE_S)
+        out, err = child.communicate(timeout=self.site.patience_s)
         return subprocess.CompletedProcess(argv, child.returncode, out, err)
 
     def write(self, name: str, text: str, mode: int = 0o755) -> Path:
@@ -169,6 +169,8 @@ class Site:
     """The installation, its batch system and what must not be left behind."""
 
     engine = "local"
+    patience_s = PATIENCE_S
+    """How long what a user runs may take, a whole job for instance."""
     environment: Mapping[str, str] = {}
     """What users need to find the batch system."""
     limits: tuple[str, ...] = ("-W", "umask=027", "-l", "file=100mb")

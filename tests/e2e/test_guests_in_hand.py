@@ -63,8 +63,9 @@ class Hand:
         become = [] if user == "root" else ["setpriv", "--reuid", user, "--regid", user, "--init-groups"]
         argv = [*enter, *become, str(self.cluster.vmgr), *words]
         return subprocess.run(
-            argv, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S
-        )
+            argv, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S,
+            env={**os.environ, **self.cluster.environment},
+        )  # fmt: skip
 
     def states(self) -> dict[int, str]:
         done = self.vmgr("ps", "--job", self.job, "--json")
@@ -267,7 +268,8 @@ def test_the_console(hand: Hand) -> None:
     follower = hand.user.start(*argv)
     typist = subprocess.Popen(
         [*argv, "--attach"], user=hand.user.uid, group=hand.user.gid, extra_groups=[], cwd=hand.user.home,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PATH": "/usr/bin:/bin", "HOME": str(hand.user.home)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(hand.user.home), **hand.cluster.environment},
     )  # fmt: skip
     assert typist.stdin is not None and typist.stdout is not None and follower.stdout is not None
     try:

@@ -100,6 +100,13 @@ def test_an_array(cluster: Slurm, user: User) -> None:
     errors = [path.read_text() for path in user.home.glob("job.sh.e*")]
     assert said == {index: f"{index} {index}\n" for index in said}, errors
     eventually(lambda: not list((user.home / ".vtorque").iterdir()), "their directory is gone", limit_s=15)
+    noted = [line for node in cluster.nodes for path in cluster.own(node).glob("log/jobs/*.members-*")
+             for line in path.read_text().splitlines()]  # fmt: skip
+    assert sorted(line.split()[0] for line in noted) == ["3", "4", "5"] and f" {number[0]}.ref" in " ".join(noted)
+    for index, whole in (line.split() for line in noted):
+        report = f"{cluster.vmgr} report {number[0]}_{index} --here --json 2>/dev/null || :"
+        told = [text for node in ("n1", "n2", "n3") if (text := cluster.enter(node, "sh", "-c", report))]
+        assert [json.loads(text)["job_id"] for text in told] == [whole]
 
 
 def test_an_interactive_job(cluster: Slurm, user: User) -> None:
@@ -251,7 +258,7 @@ def test_a_job_that_slurm_suspends_goes_on(cluster: Slurm, user: User) -> None:
 def cancelled(cluster: Slurm, job: str) -> None:
     """Cancel a job: all nodes end clean soon, and stay so."""
     assert cluster.control(job.partition(".")[0], program="scancel").returncode == 0
-    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=30)
+    eventually(lambda: not cluster.left_behind(), lambda: f"left: {cluster.left_behind()}", limit_s=60)
     cluster.wait(job)
     assert cluster.facts(job)["JobState"] == "CANCELLED"
     assert not cluster.left_behind()
@@ -273,6 +280,50 @@ def test_a_user_who_changes_the_comment_gains_nothing(cluster: Slurm, user: User
     foreign = f"--comment=vtorque:/root/.vtorque/{'a' * 16}/{'0' * 64}"
     done = user.run(str(BIN / "sbatch"), "--parsable", foreign, "-o", "plain.o", str(path))
     assert cluster.wait(done.stdout.strip()) == 0 and user.output("plain.o") == "n1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_user_makes_of_jobs_by_hand_leaves_nothing(cluster: Slurm, user: User) -> None:
+    """One specification for a plain job that runs, for both parts of a heterogeneous job, and for a job of root's."""
+    held = user.submit("true\n", "-h").partition(".")[0]
+    comment = cluster.facts(held)["Comment"]
+    plain = str(user.write("plain.sh", "#!/bin/sh\nsleep 300\n"))
+    sbatch = (str(BIN / "sbatch"), "--parsable", "--output=/dev/null")
+    runs = user.run(*sbatch, plain).stdout.strip()
+    parts = user.run(*sbatch, f"--comment={comment}", ":", f"--comment={comment}", plain).stdout.strip()
+    roots = cluster.control("--parsable", "--output=/dev/null", f"--comment={comment}", plain, program="sbatch")
+    jobs = [runs, parts, roots.stdout.strip()]
+    eventually(lambda: all(cluster.running(job) for job in jobs), lambda: str([cluster.facts(job) for job in jobs]))
+    done = user.run(str(BIN / "scontrol"), "update", f"job={runs}", f"comment={comment}")
+    assert done.returncode == 0, done.stderr
+    eventually(
+        lambda: "no job has come for the guest" in "".join(map(cluster.log, cluster.nodes)), "guests without jobs"
+    )
+    assert any("jobs of root do not run in guests" in cluster.log(node) for node in cluster.nodes)
+    for job in (*jobs, held):
+        cluster.control(job, program="scancel")
+    for job in jobs:
+        cluster.wait(job)
+    cluster.assert_clean()  # no tombstone either
+
+
+def left_on(cluster: Slurm, node: str) -> list[str]:
+    """What there is of jobs on a node."""
+    return [what for what in cluster.left_behind() if what.startswith(f"{node} ") or f"/nodes/{node}/" in what]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_that_gives_a_node_back_goes_on_without_it(cluster: Slurm, user: User) -> None:
+    job = user.submit("echo before; touch runs; while [ ! -e go ]; do sleep 1; done; echo after\n", *TWO)
+    eventually((user.home / "runs").exists, "the script runs")
+    done = user.run(str(BIN / "scontrol"), "update", f"job={job.partition('.')[0]}", "numnodes=1")
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: not left_on(cluster, "n2"), lambda: str(left_on(cluster, "n2")), limit_s=60)
+    user.write("go", "")
+    assert cluster.wait(job) == 0
+    assert output(user, job) == "before\nafter\n"
 
 
 def test_the_controller_may_go_while_guests_run(cluster: Slurm, user: User) -> None:

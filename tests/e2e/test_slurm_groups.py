@@ -17,6 +17,7 @@ from .slurmcluster import Slurm, found_programs, slurm_site
 
 GROUPS = Path("/sys/fs/cgroup")
 KINDS = ("memory", "cpuset", "cpuacct", "freezer")
+ONE = "-l", "nodes=1:ppn=1", "-vm", "vcpus=1,ram=200M"
 TWO = "-l", "nodes=2:ppn=1", "-vm", "vcpus=1,ram=200M"
 HOST_MEMORY_MIB = 256
 WAITS = "trap 'echo told >told; exit 0' TERM; touch runs; while :; do sleep 0.2; done\n"
@@ -102,12 +103,16 @@ def started(cluster: Bound, user: User, *options: str) -> str:
     return job
 
 
-def test_guests_are_bound_as_their_job_is_and_outlive_its_first_signal(cluster: Bound, user: User) -> None:
-    job = started(cluster, user, *TWO)
+@pytest.mark.parametrize("asked", [ONE, pytest.param(TWO, marks=pytest.mark.slow)])
+def test_guests_are_bound_as_their_job_is_and_outlive_its_first_signal(
+    cluster: Bound, user: User, asked: tuple[str, ...]
+) -> None:
+    job = started(cluster, user, *asked)
     guests = cluster.guests()
-    places = {node: f"/slurm_{node}/uid_{user.uid}/job_{job}" for node in cluster.nodes}
+    nodes = cluster.nodes if asked == TWO else cluster.nodes[:1]
+    places = [f"/slurm_{node}/uid_{user.uid}/job_{job}/vtorque" for node in nodes]
     for kind in KINDS:
-        assert sorted(group_of(guest, kind) for guest in guests) == [f"{each}/vtorque" for each in places.values()]
+        assert sorted(group_of(guest, kind) for guest in guests) == places
     for guest in guests:
         place = group_of(guest, "memory").rpartition("/")[0]
         limit = int((GROUPS / "memory" / place[1:] / "memory.limit_in_bytes").read_text())
@@ -129,7 +134,7 @@ def test_a_job_that_ends_by_itself(cluster: Bound, user: User) -> None:
 
 @pytest.mark.slow
 def test_a_guest_whose_agent_is_killed(cluster: Bound, user: User) -> None:
-    job = started(cluster, user, "-l", "nodes=1", "-vm", "vcpus=1,ram=200M")
+    job = started(cluster, user, *ONE)
     (agent,) = cluster.processes("libexec/vtorque-agent")
     (guest,) = cluster.guests()
     os.kill(agent.pid, signal.SIGKILL)

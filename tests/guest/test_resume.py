@@ -52,7 +52,9 @@ def suspended(jobs: Jobs) -> Suspended:
 
 
 def settled(job: Job, then: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
-    """What the agent says when its guest is ready, or has failed; then that is looked at, and the job is over."""
+    """What the agent says when its guest goes on, or has failed; then that is looked at, and the job is over."""
+
+    stored = Path(str(job.node.config.suspended.folder), job.owner.pw_name, "any")
 
     async def follow() -> dict[str, Any]:
         link = await AgentLink.open(job.node.config.paths, job.job_id)
@@ -61,7 +63,10 @@ def settled(job: Job, then: Callable[[dict[str, Any]], None] = lambda _: None) -
             while True:
                 snapshot = await link.snapshot()
                 assert snapshot is not None
-                if snapshot["state"] in ("ready", "failed"):
+                if snapshot["state"] == "ready":
+                    assert left_in(stored) != [], "its script is not within reach yet"
+                    link.send("started")
+                if snapshot["state"] in ("running", "failed"):
                     await asyncio.get_running_loop().run_in_executor(None, then, snapshot)
                     return snapshot
         finally:
@@ -174,9 +179,11 @@ def test_a_guest_goes_on(jobs: Jobs, suspended: Suspended) -> None:
 
     with jobs.job(suspended.path) as job:
         said = settled(job, look)
-    assert said["state"] == "ready", said
+    assert said["state"] == "running", said
     stages = [stage["name"] for stage in said["stages"]]
-    assert stages[stages.index("pinned and running") :] == ["pinned and running", "resumed", "ready"], stages
+    assert stages[stages.index("pinned and running") :] == [
+        "pinned and running", "resumed", "ready", "job started",
+    ], stages  # fmt: skip
     assert (Path(jobs.owner.pw_dir) / "made").read_text() == "made\n"
     assert left_in(suspended.folder) == []
     log = Path(str(jobs.node.config.logging.file)).read_text()
@@ -202,7 +209,7 @@ def test_guests_on_a_network_of_their_own_go_on(jobs: Jobs) -> None:
 
     with jobs.job(path, "14.host") as job:
         said = settled(job, look)
-    assert said["state"] == "ready", said
+    assert said["state"] == "running", said
     assert left_in(suspended.folder) == []
 
 
@@ -227,5 +234,5 @@ def test_a_guest_with_a_disk_goes_on(jobs: Jobs) -> None:
 
     with jobs.job(path, "13.host") as job:
         said = settled(job, look)
-    assert said["state"] == "ready", said
+    assert said["state"] == "running", said
     assert left_in(suspended.folder) == []

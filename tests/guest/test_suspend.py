@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -22,7 +24,7 @@ from nodejob import Job, Jobs, account
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
-from vmgr.node import process, record, suspendable
+from vmgr.node import process, record, returning, suspendable
 from vmgr.node.client import AgentLink
 from vmgr.node.record import newest_socket
 from vmgr.node.undo import undo
@@ -160,6 +162,11 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 2 * PATIENCE_S))
 
 
+async def until(true: Callable[[], object]) -> None:
+    while not true():
+        await asyncio.sleep(0.05)
+
+
 @pytest.fixture
 def batch(site: tuple[Jobs, Batch], monkeypatch: pytest.MonkeyPatch) -> Batch:
     batch = site[1]
@@ -281,6 +288,73 @@ def test_an_agent_that_is_killed_leaves_nothing(site: tuple[Jobs, Batch], batch:
         assert undo(place) == [] and stored(jobs) == []
 
 
+@pytest.mark.slow
+def test_an_agent_that_is_killed_while_its_job_is_stored(
+    site: tuple[Jobs, Batch], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job waits again, held: before its requeue was asked for, and before its script was within reach again."""
+    jobs, _ = site
+    asked = jobs.node.base / "asked-after"
+    asked.unlink(missing_ok=True)
+
+    def ask(what: str) -> Callable[[Config, str], object]:
+        def note(_config: Config, job_id: str) -> None:
+            with open(asked, "a") as lines:
+                lines.write(f"{what} {job_id}\n")
+
+        return note
+
+    monkeypatch.setattr(returning, "batch", SimpleNamespace(hold=ask("hold"), requeue=ask("requeue")))
+    store = Store(jobs.node.config, look_up(jobs.owner.pw_name))
+
+    async def is_put_back(job: Job) -> None:
+        """Where the wrapper looks for who stands in for the agent."""
+        path = newest_socket(jobs.node.config.paths, job.job_id)
+        assert path is not None
+        link = await AgentLink.connect(path)
+        said = [snapshot async for snapshot in link.follow("attach")]
+        link.close()
+        assert said[-1]["state"] == "suspended" and "VT-AGENT" in said[-1]["returned"]
+
+    async def killed_at_requeue(job: Job) -> None:
+        async with wrapped(job) as wrapper:
+
+            def kill(text: str, link: AgentLink) -> None:
+                if text == "having the job requeued":
+                    os.kill(job.agent, signal.SIGKILL)
+
+            with pytest.raises(VTorqueError, match="the node agent has ended"):
+                await order(job, kill)
+            await wrapper.until("gone")
+            await is_put_back(job)
+
+    async def killed_when_ready(job: Job) -> None:
+        async for snapshot in (await AgentLink.open(jobs.node.config.paths, job.job_id)).follow("attach"):
+            if snapshot["state"] == "ready":
+                assert await store.find(job.job_id) is not None
+                os.kill(job.agent, signal.SIGKILL)
+        await is_put_back(job)
+
+    batch.says.write_text("waits")
+    path = jobs.submit("#!/bin/sh\n", suspend=True, mounts=("home", "workspace"))
+    with jobs.job(path) as job:
+        run(killed_at_requeue(job))
+        (place,) = record.places(jobs.node.config.paths)
+        assert undo(place) == []
+    found = asyncio.run(store.find("12.host"))
+    assert found is not None and (jobs.node.base / "scratch" / f"12.host.{found[0].key}").is_dir()
+    monkeypatch.setattr(record, "new_place", lambda _, job_id: jobs.node.place(job_id, record.hook_start() + 1))
+    with jobs.job(path) as job:
+        run(killed_when_ready(job))
+        (place,) = record.places(jobs.node.config.paths)
+        assert undo(place) == []
+    assert asyncio.run(store.find("12.host")) == found
+    assert asked.read_text() == 2 * "hold 12.host\nrequeue 12.host\n"
+    assert "12.host/reason" in stored(jobs)
+    asyncio.run(store.remove("12.host"))
+    shutil.rmtree(jobs.node.base / "scratch" / f"12.host.{found[0].key}")
+
+
 COUNTS = "cd /tmp; (while sleep 0.1; do echo x >>/tmp/count; done) >/dev/null 2>&1 & echo kept >/workspace/kept; echo"
 GOES_ON = (
     "before=$(wc -l </tmp/count); until [ $(wc -l </tmp/count) -gt $before ]; do sleep 0.1; done; cat /workspace/kept"
@@ -321,9 +395,18 @@ def test_a_job_goes_on_as_often_as_it_is_suspended(
                 os.kill(job.agent, signal.SIGKILL)
         link.close()
 
+    asked = jobs.node.base / "held"
+
+    def hold(_config: Config, job_id: str) -> None:
+        asked.write_text(job_id)
+        raise VTorqueError("it is refused", code=Code.ENGINE)
+
+    monkeypatch.setattr(returning, "batch", SimpleNamespace(hold=hold, requeue=hold))
     for stage in ("spec", "launched"):
+        asked.unlink(missing_ok=True)
         with jobs.job(path) as job:
             run(killed(job, stage))
+            run(until(asked.exists))
             (place,) = record.places(jobs.node.config.paths)
             guests = [process.recorded(step) for step in record.steps(place) if step.get("role") == "qemu"]
             assert all(process.end(guest, timeout_s=10, sig=0) for guest in guests)

@@ -965,6 +965,27 @@ def test_a_guest_with_dhcp_asks_but_does_not_answer(site: tuple[Node, socket.soc
         node.run(wires.close())
 
 
+@pytest.mark.parametrize("site", [{"name": "br0"}], indirect=True)
+def test_a_bridge_keeps_its_address(site: tuple[Node, socket.socket]) -> None:
+    """It takes the lowest of its ports', and the node would get another one with each guest."""
+    node, _ = site
+
+    def address(high: str = "") -> str:
+        with links.netlink() as ip:
+            if high:
+                ip.link("set", index=links.index_of(ip, "port"), address=high)
+            return str(ip.get_links(links.index_of(ip, "br0"))[0].get_attr("IFLA_ADDRESS"))
+
+    first = "fc:ff:ff:ff:ff:ff"  # higher than any that the kernel makes up, but one in 64
+    assert node.do(lambda: net.in_thread(lambda: address(first))) == first
+    wires = node.wire(net.plan_for(node, "12.s", ["n1"], kind="bridge"), ["n1"])
+    try:
+        assert node.do(lambda: net.in_thread(address)) == first
+    finally:
+        node.run(wires.close())
+    assert node.do(lambda: net.in_thread(address)) == first
+
+
 @pytest.mark.parametrize("site", [SITE], indirect=True)
 def test_guests_have_addresses_of_the_pool_and_keep_to_them(site: tuple[Node, socket.socket]) -> None:
     node, wire = site

@@ -98,6 +98,18 @@ def test_a_guest_is_in_all_of_them_and_nothing_stays(job: Job) -> None:
     assert job.left() == {"."} and not job.place.folder.exists()
 
 
+def test_the_jobs_bound_on_memory_holds_and_is_told(job: Job) -> None:
+    (TOPS[1] / job.root / "uid_4711/job_12/memory.limit_in_bytes").write_text(str(64 << 20))
+    group = make_group(job.paths, job.place)
+    with group.opened() as joins:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", "print(len(bytearray(200 << 20)))"], user=NOBODY, group=NOBODY, extra_groups=[],
+            preexec_fn=process.dies_with(os.getpid(), joins),
+        )  # fmt: skip
+    assert done.returncode == -9 and group.has_run_out()
+    assert undo(job.place) == []
+
+
 def test_what_the_job_still_needs_is_left_to_slurm(job: Job) -> None:
     make_group(job.paths, job.place)
     assert undo(job.place) == []

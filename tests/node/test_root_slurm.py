@@ -29,6 +29,7 @@ from vmgr.node.slurmenv import pbs_variables
 from vsub.engines import PlacedJob
 from vsub.engines.slurm import Slurm
 from vsub.engines.slurmdirectives import split_words
+from vsub.engines.slurmlisting import parse_version
 from vsub.engines.slurmoptions import TABLE
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"needs Slurm: {missing()} is missing")
@@ -79,7 +80,11 @@ class Here(NamedTuple):
     def facts(self, job: str) -> dict[str, str]:
         """What Slurm says of a job, but for what it is called and when it came."""
         told = self.run("scontrol", "-o", "show", "job", job).stdout
+        told = re.sub(r" SubmitLine=.*(?= WorkDir=)", "", told)
         found = dict(re.findall(r"(\S+?)=(.*?)(?= \S+=|\s*$)", told))
+        if found.get("Exclusive") == "USER":  # as 26.05 tells it
+            found["OverSubscribe"] = found.pop("Exclusive")
+        found["StdErr"] = found["StdErr"] or found["StdOut"]  # empty for one file for both since 24.05
         return {name: value for name, value in found.items() if name not in COMES}
 
     def ended(self, job: str) -> int:
@@ -133,7 +138,11 @@ def test_a_job(here: Here) -> None:
     assert {name: made[name] for name in expected} == expected
     told = here.run("scontrol", "show", "job", job).stdout
     assert f"Comment=vtorque:{here.site.directory} my own" in told
-    assert "MinMemoryNode=768M" in told and "OverSubscribe=USER" in told and "TimeLimit=00:01:00" in told
+    assert (
+        "MinMemoryNode=768M" in told
+        and re.search("(OverSubscribe|Exclusive)=USER", told)
+        and "TimeLimit=00:01:00" in told
+    )
     assert (here.site.directory.parent / "job_id").read_text() == f"{job}.ref\n"
 
 
@@ -148,7 +157,7 @@ def test_an_array_and_what_depends_on_it(here: Here) -> None:
     array = here.submit("-h", "-t", "3,5%1", "-j", "oe", "-o", "$PBS_ARRAYID.$PBS_JOBNAME", "job.sh")
     after = here.submit("-W", f"depend=afterany:{array}[].ref", "-N", "after", "job.sh")
     assert (here.engine.state(array).phase, here.engine.state(after).phase) == ("held", "waiting")
-    here.engine.release(array, 20)
+    here.run("scontrol", "release", array)
     assert here.ended(after) == 5
     assert here.ended(f"{array}[3]") == here.ended(f"{array}_5") == 5
     assert [(here.site.work / f"{index}.job.sh").read_text() for index in (3, 5)] == ["out 1\nerr\n"] * 2
@@ -346,9 +355,27 @@ def test_every_option_of_sbatch_is_known(here: Here) -> None:
     assert passed - sessions <= NOT_IN_ITS_HELP | OF_SOME_VERSIONS
 
 
+@pytest.fixture(scope="module")
+def takes_blanks(cluster: Path) -> bool:
+    """Whether a backslash takes a blank, in this version."""
+    words = [str(BIN / "sbatch"), "--version"]
+    told = subprocess.run(words, env={"SLURM_CONF": str(cluster)}, capture_output=True, text=True, timeout=PATIENCE_S)
+    return parse_version(told.stdout) >= (24, 5)
+
+
+def test_a_blank_behind_a_backslash(here: Here, takes_blanks: bool) -> None:
+    here.site.script("#!/bin/sh\n#SBATCH --comment=a\\ b\n")
+    done = here.vsub("--dry-run", "--json", "job.sh")
+    if takes_blanks:
+        assert any(re.fullmatch("--comment=vtorque:.* a b", word) for word in json.loads(done.stdout)["argv"])
+    else:
+        assert done.returncode != 0 and b"'b' is no option of sbatch" in done.stderr
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="ab=-\"'\\ \t#x:", max_size=16))
-def test_lines_are_read_as_sbatch_reads_them(cluster: Path, text: str) -> None:
+@example(text="a\\ b")
+def test_lines_are_read_as_sbatch_reads_them(cluster: Path, takes_blanks: bool, text: str) -> None:
     line = f" --comment={text}"
     with tempfile.NamedTemporaryFile("w", suffix=".sh", dir=cluster.parent) as script:
         script.write(f"#!/bin/sh\n#SBATCH{line}\ntrue\n")
@@ -359,7 +386,7 @@ def test_lines_are_read_as_sbatch_reads_them(cluster: Path, text: str) -> None:
         ).stderr  # fmt: skip
     theirs = re.findall(r'Found in script, argument "(.*)"\n', said)
     try:
-        ours = split_words(line, "x")
+        ours = split_words(line, "x", lambda: takes_blanks)
     except VTorqueError:
         assert re.search("fatal: .* line 2", said), said
     else:

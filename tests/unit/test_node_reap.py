@@ -56,9 +56,12 @@ def test_what_an_attempt_has_left_is_named(node: Node) -> None:
     cache.mkdir()
     copy = cache / f".{HASHES[0]}.tmp"
     copy.touch()
+    group = node.base / "job" / "vtorque"
+    group.mkdir(parents=True)
     place = dead_attempt(
         node, "12.host",
         {"do": "overlay", "path": str(overlay)}, {"do": "overlay", "path": str(gone)}, {"do": "cpus", "cpus": [1]},
+        {"do": "group", "path": str(group), "root": str(node.base), "lock": str(node.base)},
         {"do": "filling", "path": str(copy), "lock": str(node.config.paths.run / "x.lock")}, {"do": "ramdisk"},
         {"do": "process", "role": "qemu", "boot": "another", "pid": 1, "start": 1}, {"do": "overlay"}, {"do": 7},
     )  # fmt: skip
@@ -67,10 +70,10 @@ def test_what_an_attempt_has_left_is_named(node: Node) -> None:
     (thing,) = find(node.config)[0]
     assert thing.line == f"attempt 12.host {place.attempt}"
     assert thing.holds == (
-        f"socket {place.socket}", f"overlay {overlay}", f"copy {copy}", f"process {guest.pid} (qemu)",
+        f"socket {place.socket}", f"overlay {overlay}", f"group {group}", f"copy {copy}", f"process {guest.pid} (qemu)",
     )  # fmt: skip
     failures = thing.remove()
-    assert guest.wait() == -9 and not overlay.exists() and not copy.exists()
+    assert guest.wait() == -9 and not overlay.exists() and not copy.exists() and not group.parent.exists()
     assert [failure.partition(":")[0] for failure in failures] == ["overlay"], "the step that is none"
 
 

@@ -342,16 +342,17 @@ def test_an_epilogue_ends_what_lives_and_leaves_no_tombstone(node: Node) -> None
 
 
 @pytest.mark.parametrize(
-    ("facts", "guests", "waits"),
+    ("facts", "over", "guests", "waits"),
     [
-        ({"node_index": 1, "nodes": ["n1", "n2"]}, True, True),
-        ({"node_index": 1, "nodes": ["n1", "n2"]}, False, False),
-        ({"node_index": 0, "nodes": ["n1", "n2"]}, True, False),
-        ({"node_index": 1, "nodes": None}, True, False),
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, False, True, True),
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, True, True, False),
+        ({"node_index": 1, "nodes": ["n1", "n2"]}, False, False, False),
+        ({"node_index": 0, "nodes": ["n1", "n2"]}, False, True, False),
+        ({"node_index": 1, "nodes": None}, False, True, False),
     ],
 )
 def test_an_epilog_of_slurm_lets_a_sister_end_with_its_job(
-    node: Node, facts: dict[str, Any], guests: bool, waits: bool
+    node: Node, facts: dict[str, Any], over: bool, guests: bool, waits: bool
 ) -> None:
     """Where the mother superior does not call it over in time, it is ended."""
     config = node.install.config
@@ -363,6 +364,8 @@ def test_an_epilog_of_slurm_lets_a_sister_end_with_its_job(
         note_process(place, agent.pid, "agent")
         if guests:
             note_process(place, sleeper().pid, "qemu")
+        if over:
+            record.append(place, {"do": "over"})
         os.close(lock)
         begun = time.monotonic()
         hooks(node, "end_job(config, '12.host')")

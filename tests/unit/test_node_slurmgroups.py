@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodesite import FUZZ
 
-from vmgr.node import record, slurmfacts, slurmgroups
+from vmgr.node import owngroup, record, slurmfacts, slurmgroups
 from vmgr.node.jobgroup import find_groups
 from vmgr.node.slurmgroups import awaited, deepest, group_paths, has_begun, makes_groups
 
@@ -112,6 +112,27 @@ def test_the_wait_ends_with_the_first_process(tree: Recorded, monkeypatch: pytes
         await asyncio.wait_for(waiting, 20)
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(("kind", "locks"), [(Version1, {"memory", "cpuset", "freezer"}), (Version2, {Version2.root})])
+def test_guests_groups_are_written_down_before_they_are_made(
+    tmp_path: Path, kind: type[Recorded], locks: set[str]
+) -> None:
+    """With what Slurm locks meanwhile: of version 1 a whole hierarchy, of version 2 its own part."""
+    tree = kind(tmp_path)
+    tree.step("4711\n")
+    place = record.Place(tmp_path, tmp_path / "socket")
+    lists = owngroup.make_group(PATHS, place, tree.mounts).lists
+    assert lists and all(str(path.parent).endswith(f"{tree.root}/{tree.job}/vtorque") for path in lists)
+    steps = [*record.steps(place)]
+    assert [step["path"] for step in steps] == [str(path.parent) for path in lists]
+    assert {step["root"].endswith(f"/{tree.root}") for step in steps} == {True}
+    top = tmp_path / "unified" if kind is Version2 else tmp_path
+    assert {Path(step["lock"]).relative_to(top).as_posix() for step in steps} == locks
+    for step in steps:
+        assert Path(step["path"]).is_dir()
+        owngroup.undo_group(step, 1.0)
+        assert not Path(step["path"]).exists() and Path(step["path"]).parent.exists()
 
 
 def test_another_jobs_groups_are_not_waited_for(tree: Recorded) -> None:

@@ -1,4 +1,4 @@
-"""`#SBATCH` lines, read as sbatch reads them. The expected words were recorded from Slurm 22.05.8 (`sbatch -vvv`)."""
+"""`#SBATCH` lines, read as sbatch reads them. The words were recorded from its 22.05.8 and 25.11.7 (`-vvv`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from hypothesis import strategies as st
 from vmgr.errors import Code, VTorqueError
 from vsub.engines.slurmdirectives import read_sbatch_lines, sbatch_lines, split_words
 from vsub.engines.slurmoptions import parse_sbatch
+
+
+def older() -> bool:
+    """That a backslash takes no blank outside of quotes, as before Slurm 24.05."""
+    return False
 
 
 @pytest.mark.parametrize(
@@ -31,7 +36,22 @@ from vsub.engines.slurmoptions import parse_sbatch
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
-    assert split_words(text, "x") == words
+    assert split_words(text, "x", older) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (" --comment=a\\ b", ["--comment=a b"]),
+        (" --comment=\\ ", ["--comment= "]),
+        (" --comment=a\\\tb", ["--comment=a", "b"]),
+        (' --comment="a\\ b"', ["--comment=a b"]),
+        (" --comment=a\\\\ b", ["--comment=a\\", "b"]),
+        (" \\ #x", [" "]),
+    ],
+)
+def test_words_of_newer_versions(text: str, words: list[str]) -> None:
+    assert split_words(text, "x", lambda: True) == words
 
 
 @pytest.mark.parametrize(
@@ -39,7 +59,7 @@ def test_words(text: str, words: list[str]) -> None:
 )
 def test_what_sbatch_gives_up_on(text: str, code: Code) -> None:
     with pytest.raises(VTorqueError) as problem:
-        split_words(text, "x")
+        split_words(text, "x", older)
     assert problem.value.code is code
 
 
@@ -62,7 +82,7 @@ def test_lines(script: bytes, found: list[tuple[int, str]]) -> None:
 @pytest.mark.parametrize("word", ["hetjob", "packjob", ":"])
 def test_jobs_of_several_kinds_of_nodes_are_refused(word: str) -> None:
     with pytest.raises(VTorqueError, match="nodes of one kind") as problem:
-        read_sbatch_lines(f"#SBATCH -N1\n#SBATCH {word}\n#SBATCH -N2\n".encode(), "job.sh")
+        read_sbatch_lines(f"#SBATCH -N1\n#SBATCH {word}\n#SBATCH -N2\n".encode(), "job.sh", older)
     assert problem.value.code is Code.OPTION and "job.sh line 2" in str(problem.value)
 
 
@@ -77,7 +97,7 @@ def test_jobs_of_several_kinds_of_nodes_are_refused(word: str) -> None:
     ],
 )
 def test_what_sbatch_would_not_take(line: str, problem: str) -> None:
-    assert read_sbatch_lines(f"#SBATCH {line}\n".encode(), "job.sh").problem == problem
+    assert read_sbatch_lines(f"#SBATCH {line}\n".encode(), "job.sh", older).problem == problem
 
 
 def test_words_as_getopt_reads_them() -> None:
@@ -94,19 +114,19 @@ def test_words_as_getopt_reads_them() -> None:
     assert (found.operands, found.rest) == ((), ("-p", "x", "--odd", "y", "job.sh"))
 
 
-@given(st.binary(max_size=200))
-def test_whatever_a_script_holds(data: bytes) -> None:
+@given(st.binary(max_size=200), st.booleans())
+def test_whatever_a_script_holds(data: bytes, takes_blanks: bool) -> None:
     """It is read, or refused for a reason."""
     try:
-        read_sbatch_lines(b"#SBATCH " + data, "x")
+        read_sbatch_lines(b"#SBATCH " + data, "x", lambda: takes_blanks)
     except VTorqueError as problem:
         assert problem.code in (Code.USAGE, Code.OPTION)
 
 
-@given(st.text(max_size=60))
-def test_words_have_no_quotes_left_open(text: str) -> None:
+@given(st.text(max_size=60), st.booleans())
+def test_words_have_no_quotes_left_open(text: str, takes_blanks: bool) -> None:
     try:
-        words = split_words(text, "x")
+        words = split_words(text, "x", lambda: takes_blanks)
     except VTorqueError:
         return
     assert all(words) and sum(map(len, words)) <= len(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Optional
 
 import pytest
@@ -14,7 +15,17 @@ from vmgr.errors import Code, VTorqueError
 from vsub.batch import main as batch_main
 from vsub.engines import JobState, PlacedJob
 from vsub.engines.slurm import Slurm
-from vsub.engines.slurmlisting import parse_cluster, parse_members, parse_nodes, parse_placed, parse_state, slurm_id
+from vsub.engines.slurmlisting import (
+    is_on_hold,
+    parse_cluster,
+    parse_members,
+    parse_nodes,
+    parse_placed,
+    parse_state,
+    parse_version,
+    runs,
+    slurm_id,
+)
 
 SQUEUE = """\
 352                             CANCELLED                       15              None
@@ -90,6 +101,38 @@ def test_whatever_stands_there(text: str) -> None:
     parse_nodes(text)
 
 
+FIELD = st.text(st.sampled_from("019\u00b2\u0663:_[]-%~"), min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(FIELD, st.sampled_from(("COMPLETED", "FAILED", "PENDING", "RUNNING", "ODD")), FIELD, FIELD)))
+def test_whatever_stands_in_the_fields_of_a_job(lines: list[tuple[str, str, str, str]]) -> None:
+    text = "\n".join("  ".join(fields) for fields in lines)
+    state = parse_state(text)
+    assert state.exit_status is None or 0 <= state.exit_status <= 255
+    assert isinstance(runs(text), bool) and isinstance(is_on_hold(text), bool)
+
+
+@given(st.text(max_size=30) | FIELD | st.from_regex(r"[0-9]{1,3}(\[[0-9]*\]|_[0-9]*)?(\..*)?"))
+def test_whatever_a_user_calls_a_job(named: str) -> None:
+    """What is given on to Slurm's commands is never an option, and one job."""
+    try:
+        job = slurm_id(named)
+    except VTorqueError as err:
+        assert err.code is Code.VALUE
+        return
+    assert re.fullmatch(r"[0-9]+(_[0-9]+)?", job)
+
+
+@given(st.text(max_size=60), st.text(max_size=20))
+def test_whatever_scontrol_tells_of_the_cluster(around: str, name: str) -> None:
+    try:
+        found = parse_cluster(f"{around}\nClusterName   = {name}")
+    except VTorqueError as err:
+        assert err.code is Code.ENGINE
+        return
+    assert found and len(found) < 256 and not any(char.isspace() for char in found)
+
+
 def test_nodes() -> None:
     assert parse_nodes("n1\nn1\nn2\n n3 \nodd name\n-x\n") == ("n1", "n2", "n3")
 
@@ -116,6 +159,12 @@ def test_no_ids(named: str) -> None:
     with pytest.raises(VTorqueError) as problem:
         slurm_id(named)
     assert problem.value.code is Code.VALUE
+
+
+def test_versions() -> None:
+    assert parse_version("slurm-wlm 22.05.8\n") == (22, 5) and parse_version("slurm 26.11.0-0rc1\n") == (26, 11)
+    with pytest.raises(VTorqueError, match="does not say its version"):
+        parse_version("slurm\n")
 
 
 @pytest.fixture

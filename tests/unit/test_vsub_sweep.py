@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from vsubsite import Runner, Site
 
 import vsub.sweep
+from vmgr.suspended.entry import Entry, dump_entry
 
 DAY = 24 * 3600
 
@@ -112,6 +114,80 @@ def test_by_the_state_of_the_job(yard: Yard, letter: Optional[str], stays: bool)
     assert yard.asked[0] == "1.host"
     yard.submit()
     assert yard.asked == [], "a job that lives is asked about once a day"
+
+
+class Stored:
+    """What is stored of suspended jobs of the one who submits."""
+
+    def __init__(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.yard = yard
+        base = yard.site.base
+        top, self.scratch = base / "suspended", base / "scratch"
+        for folder in (top, self.scratch):
+            folder.mkdir()
+            folder.chmod(0o1777)
+        me = pwd.getpwuid(os.geteuid()).pw_name
+        self.folder = top / me
+        self.folder.mkdir(mode=0o700)
+        yard.site.configure(
+            f"policy: {{img: {{default: micro}}}}\nsuspended: {{folder: {top}}}\n"
+            f"workspace: {{folder: '{self.scratch}/{{job}}', wipe: true}}\n"
+        )
+        monkeypatch.setattr("vmgr.suspended.listing._is_root", lambda: False)
+        self.user = me
+
+    def put(self, job_id: str, days: float = 2) -> Path:
+        entry = Entry(job_id, self.user, "0" * 64, "micro@1", "k", 1, 1, 1_000_000, 5)
+        folder = self.folder / job_id
+        folder.mkdir()
+        (folder / "job.json").write_bytes(dump_entry(entry))
+        (folder / "0.state").write_bytes(b"x")
+        (self.scratch / f"{job_id}.k").mkdir()
+        self.yard.age(folder, days)
+        return folder
+
+
+@pytest.fixture
+def stored(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Stored:
+    return Stored(yard, monkeypatch)
+
+
+@pytest.mark.parametrize(("letter", "stays"), [(None, False), *((letter, True) for letter in "CQHRE?")])
+def test_what_is_stored_of_a_job_that_is_gone(stored: Stored, letter: Optional[str], stays: bool) -> None:
+    """Also one that has ended may start again, as long as the batch system knows it."""
+    yard, folder = stored.yard, stored.put("1.host")
+    if letter is not None:
+        yard.knows("1.host", letter)
+    assert yard.submit() == ""
+    assert folder.exists() is stays and (stored.scratch / "1.host.k").exists() is stays
+    assert yard.asked == (["1.host"] if stays else ["1.host", "12.host"])
+    yard.submit()
+    assert yard.asked == [], "a job that lives is asked about once a day"
+
+
+def test_what_is_stored_and_stays(stored: Stored) -> None:
+    yard = stored.yard
+    young, other = stored.put("1.host", days=0.9), stored.put("2.other")
+    damaged = stored.put("3.host")
+    (damaged / "job.json").write_text("{}")
+    (stored.folder / ".4.host.new").mkdir()
+    for folder in (damaged, stored.folder / ".4.host.new"):
+        yard.age(folder, 2)
+    assert yard.submit() == "" and yard.asked == []
+    assert young.exists() and other.exists() and damaged.exists() and (stored.folder / ".4.host.new").exists()
+
+
+@pytest.mark.parametrize("trouble", ["broken", "slow", "new"])
+def test_what_is_stored_when_the_batch_system_does_not_tell(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(vsub.sweep, "AT_MOST_S", 0.5)
+    folder = stored.put("1.host")
+    if trouble == "new":  # it does not know what has just been submitted either
+        (stored.yard.site.record / "jobs" / "12.host").unlink()
+    else:
+        (stored.yard.site.record / trouble).touch()
+    assert stored.yard.submit() == "" and folder.exists()
 
 
 @pytest.mark.parametrize("trouble", ["broken", "slow"])

@@ -3,7 +3,7 @@
 Facts from slurm.conf(5) and scontrol(1) of Slurm 22.05, and seen there: `scontrol show config` tells what holds, a line
 `NAME = VALUE` for each (24.05 and newer number the Prologs, `Prolog[0] = PATH`); `(null)` is nothing, a time of 65534
 none; `PrologFlags` that imply `Alloc` are Contain, X11 and RunInJob. A hook that fails, or takes longer than
-`PrologEpilogTimeout`, drains its node with a reason that names it; since 23.02 behind one that is there already and
+`PrologEpilogTimeout`, drains its node with a reason that names it, perhaps behind one that is there already and
 ` : `. Since 25.05 `EpilogTimeout` and `PrologTimeout` are told in place of `PrologEpilogTimeout` where they differ.
 """
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
@@ -439,6 +439,9 @@ class Agent:
             if await self._is_suspended():
                 return
             self.progress.stage("job ended", "ending")
+            if self.call.nodes is not None and not fellows.leads:
+                with suppress(OSError):
+                    record.append(self.place, {"do": "over"})
             await fellows.call_over()
             if not await self._is_still_stored(job):
                 await all_of(*(guest.shut_down(timeouts) for guest in crew.guests))

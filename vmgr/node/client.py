@@ -142,7 +142,11 @@ async def state_of(socket: Path, timeout_s: float) -> Optional[dict[str, Any]]:
 
 
 def no_agent(text: str) -> VTorqueError:
-    return VTorqueError(text, code=Code.AGENT, hint="are the prologue hooks installed, and is there space and memory?")
+    return VTorqueError(
+        text,
+        code=Code.AGENT,
+        hint="does the batch system call vTorque's hooks (see vmgr doctor), and is there space and memory?",
+    )
 
 
 def failure(snapshot: dict[str, Any]) -> Optional[VTorqueError]:

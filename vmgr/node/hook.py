@@ -148,14 +148,15 @@ def _let_follow(place: record.Place, timeout_s: float) -> None:
     """On a sister with guests, wait, within a bound, for the agent, which ends when the mother superior calls it over.
 
     Only Slurm says that a node is a sister. It runs no processes of the job there, so that of a job that it ends the
-    Epilog comes at once: while the script on the mother superior has been told, and may have work for all guests.
+    Epilog comes at once: while the script on the mother superior has been told, and may have work for all guests. An
+    agent that has been called over before takes too long, or its job is ended a second time.
     """
     facts = record.begun(place)
     index, nodes = facts.get("node_index"), facts.get("nodes")
     if not isinstance(index, int) or index < 1 or not nodes:
         return
     steps = list(record.steps(place))
-    if not any(step.get("role") == "qemu" for step in steps):
+    if any(step.get("do") == "over" for step in steps) or not any(step.get("role") == "qemu" for step in steps):
         return
     for step in steps:
         if step.get("role") == "agent":

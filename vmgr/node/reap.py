@@ -133,7 +133,7 @@ def _holds(steps: Iterable[dict[str, Any]], tables: Collection[tuple[str, str]])
                 found = process.recorded(step)
                 if process.identify(found.pid) == found:
                     yield f"process {found.pid} ({step.get('role', 'of the user')})"
-            elif kind in ("overlay", "socket", "filling"):
+            elif kind in ("overlay", "socket", "filling", "group"):
                 if os.path.lexists(str(step["path"])):
                     yield f"{'copy' if kind == 'filling' else kind} {step['path']}"
             elif kind == "partial" and step["path"] in gone:

@@ -4,8 +4,9 @@ The request may be in the language of qsub, in that of sbatch (behind `--slurm`,
 variables), or in both. They are gone through in this order, and of two that say the same the last one counts: `#PBS`
 lines, `#SBATCH` lines, variables, the command line, what stands behind `--slurm`.
 
-Facts, seen on Slurm 22.05: the comment of a job reaches its Prolog, up to 1,024 bytes; `sbatch --parsable` prints the
-id alone; `scontrol uhold` sets a user's hold, also of a running job, which goes on and is held once it is queued again.
+Facts, seen on Slurm 22.05 to 26.05: the comment of a job reaches its Prolog, up to 1,024 bytes; `sbatch --parsable`
+prints the id alone; `scontrol uhold` sets a user's hold, also of a running job, which goes on and is held once it is
+queued again.
 """
 
 from __future__ import annotations
@@ -103,11 +104,17 @@ class Slurm:
         if script is not None and b"#SBATCH" in script.data:
             from vsub.engines.slurmdirectives import read_sbatch_lines  # scripts for qsub have none
 
-            native = read_sbatch_lines(script.data, script.name)
+            native = read_sbatch_lines(script.data, script.name, self.takes_blanks)
             options += native.options
             vm, problem = (*vm, *native.vm), problem or native.problem
         options += from_environment(os.environ)
         return directives._replace(options=tuple(options), vm=vm, problem=problem)
+
+    def takes_blanks(self) -> bool:
+        """Whether a backslash takes a blank in the `#SBATCH` lines of this cluster. Raises VTorqueError (VT-ENGINE)."""
+        from vsub.engines.slurmlisting import parse_version  # few lines have such a blank
+
+        return parse_version(self._ask(["sbatch", "--version"], self._config.timeouts.reach) or "") >= (24, 5)
 
     def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
         """What a job asks of its nodes; everything else that it asks of Slurm is checked too."""

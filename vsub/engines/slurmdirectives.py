@@ -1,14 +1,16 @@
 """The `#SBATCH` lines of a job script, read as Slurm's `sbatch` reads them.
 
-Seen on Slurm 22.05: the line begins with `#SBATCH` and nothing need stand after it; they end at the first line that is
-neither blank nor a comment; quotes of both kinds group, a backslash takes the next character as it is unless that is a
-blank outside of quotes, `#` outside of quotes begins a comment, a word that quotes make empty ends the line.
+Seen on Slurm 22.05 to 26.05: the line begins with `#SBATCH` and nothing need stand after it; they end at the first line
+that is neither blank nor a comment; quotes of both kinds group, a backslash takes the next character as it is, `#`
+outside of quotes begins a comment, a word that quotes make empty ends the line. Outside of quotes a backslash takes no
+tab, and a blank only since 24.05.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Callable
 
 from vmgr.errors import Code, VTorqueError
 from vsub.engines.slurmoptions import Parsed, parse_sbatch
@@ -19,15 +21,17 @@ _APART = ("hetjob", "packjob")
 """Words that part a job into several, each with nodes of its own kind."""
 
 
-def read_sbatch_lines(script: bytes, name: str) -> Parsed:
+def read_sbatch_lines(script: bytes, name: str, takes_blanks: Callable[[], bool]) -> Parsed:
     """Everything that the lines say; `name` is the script's, for messages.
+
+    `takes_blanks` tells whether a backslash takes a blank; it is asked where that matters.
 
     Raises VTorqueError: VT-USAGE for a line that sbatch would not read, VT-OPTION for a job of several kinds of nodes.
     """
     lines = []
     for number, text in sbatch_lines(script):
         source = f"{name} line {number}"
-        words = split_words(text, source)
+        words = split_words(text, source, takes_blanks)
         if words and words[0] in _APART:
             raise _apart(words[0], source)
         line = parse_sbatch(words, source, own_words=False)
@@ -58,7 +62,7 @@ def sbatch_lines(script: bytes) -> Iterator[tuple[int, str]]:
             return
 
 
-def split_words(text: str, source: str) -> list[str]:
+def split_words(text: str, source: str, takes_blanks: Callable[[], bool]) -> list[str]:
     """The words of a line. Raises VTorqueError: VT-USAGE for a quote that is not closed, VT-OPTION as above."""
     words: list[str] = []
     at = 0
@@ -67,19 +71,21 @@ def split_words(text: str, source: str) -> list[str]:
             at += 1
         if text[at : at + 1] == ":":
             raise _apart(":", source)
-        word, at = _word(text, at, source)
+        word, at = _word(text, at, source, takes_blanks)
         if not word:
             return words
         words.append(word)
 
 
-def _word(text: str, at: int, source: str) -> tuple[str, int]:
+def _word(text: str, at: int, source: str, takes_blanks: Callable[[], bool]) -> tuple[str, int]:
     """The word that begins at `at`, empty where there is none, and where the text goes on behind it."""
     word, quote, escaped = "", "", False
     while at < len(text) and (quote or text[at] not in _SPACE):
         char = text[at]
         if escaped:
             word, escaped = word + char, False
+        elif char == "\\" and not quote and text[at + 1 : at + 2] == " " and takes_blanks():
+            word, at = word + " ", at + 1
         elif char == "\\":
             escaped = True
         elif quote:

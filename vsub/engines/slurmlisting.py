@@ -170,6 +170,14 @@ def parse_cluster(text: str) -> str:
     return match[1]
 
 
+def parse_version(text: str) -> tuple[int, int]:
+    """Slurm's version in the answer of `--version`. Raises VTorqueError (VT-ENGINE) for none."""
+    match = re.search(r"\b([0-9]{2})\.([0-9]{2})(?:\.|\b)", text)
+    if match is None:
+        raise VTorqueError("Slurm does not say its version", code=Code.ENGINE, hint="see sbatch --version")
+    return int(match[1]), int(match[2])
+
+
 def slurm_id(job_id: str) -> str:
     """A job as Slurm's programs take it, from how vTorque or a user names it: `12`, `12_3`, `12[3]`, `12.cluster`.
 

@@ -144,7 +144,7 @@ class Builder:
         taps = []
         for member, lease in zip(self.own, found):
             port, inner = self._port(member), f"port{member.number}"
-            index = self._pair(ip, port, inner, namespace)
+            index = self._pair(ip, port, inner, namespace, address=links.behind_others(member.mac))
             with links.inside(namespace):
                 taps.append(self._tap_behind(member.number, inner, mtu))
             address = None if lease is None else lease.address.partition("/")[0]
@@ -293,12 +293,12 @@ class Builder:
         self.stack.callback(_empty, namespace)
         return namespace
 
-    def _pair(self, ip: Any, outer: str, inner: str, namespace: int) -> int:
-        """Two joined links, `outer` in the node's namespace, signed; gives its number.
+    def _pair(self, ip: Any, outer: str, inner: str, namespace: int, **own: str) -> int:
+        """Two joined links, `outer` in the node's namespace with its `own` attributes, signed; gives its number.
 
         What comes out of `outer` is what goes on: nothing changes it any more behind a filter there.
         """
-        ip.link("add", ifname=outer, kind="veth", peer={"ifname": inner, "net_ns_fd": namespace})
+        ip.link("add", ifname=outer, kind="veth", peer={"ifname": inner, "net_ns_fd": namespace}, **own)
         with links.inside(namespace):
             links.complete_checksums(inner)
         index = links.index_of(ip, outer)

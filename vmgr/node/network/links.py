@@ -149,6 +149,15 @@ def tap(name: str) -> int:
     return fd
 
 
+def behind_others(mac: str) -> str:
+    """A guest's MAC address, changed for its port on a bridge: high, so that the bridge does not take it for its own.
+
+    A bridge has the lowest address of its ports (net/bridge/br_stp_if.c) where it was not given one. That of a node,
+    with the node's own address on it, would change with each guest, and others would not find the node for a while.
+    """
+    return f"fe{mac[2:]}"
+
+
 def bridge(ip: Any, name: str) -> int:
     """A bridge that forwards at once; gives its number."""
     ip.link("add", ifname=name, kind="bridge", br_stp_state=0, br_forward_delay=0)
