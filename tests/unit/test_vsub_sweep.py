@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import stat
@@ -129,9 +130,8 @@ class Stored:
         me = pwd.getpwuid(os.geteuid()).pw_name
         self.folder = top / me
         self.folder.mkdir(mode=0o700)
-        yard.site.configure(
-            f"policy: {{img: {{default: micro}}}}\nsuspended: {{folder: {top}}}\nworkspace: {{folder: '{self.scratch}/{{job}}', wipe: true}}\n"
-        )
+        settings = {"suspended": {"folder": str(top)}, "workspace": {"folder": f"{self.scratch}/{{job}}", "wipe": True}}
+        yard.site.configure(json.dumps(settings)[1:-1].replace("}, ", "}\n") + "\npolicy: {img: {default: micro}}\n")
         monkeypatch.setattr("vmgr.suspended.listing._is_root", lambda: False)
         self.user = me
 
