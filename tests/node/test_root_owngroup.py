@@ -16,7 +16,7 @@ from vmgr.node import process, record, slurmgroups
 from vmgr.node.hookcall import GroupPath
 from vmgr.node.jobgroup import JobGroup
 from vmgr.node.owngroup import make_group
-from vmgr.node.slurmgroups import awaited
+from vmgr.node.slurmgroups import signs, slurms_root
 from vmgr.node.undo import undo
 
 pytestmark = pytest.mark.root
@@ -145,29 +145,28 @@ def test_a_job_that_is_over_has_none(job: Job) -> None:
     assert undo(job.place) == []
 
 
-def test_the_first_process_of_the_job_is_noticed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells of it: nothing is looked at again meanwhile."""
+def test_the_jobs_groups_are_noticed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of them: nothing is looked at again meanwhile."""
     monkeypatch.setattr(slurmgroups, "LOOK_AGAIN_SECONDS", 3600.0)
     ends(job)
     job.remove()
-    job.make(".")
-    groups = awaited(job.paths)
-    assert len(groups) == 1
+    (TOPS[2] / job.root).mkdir()
+    root = slurms_root(job.paths)
+    assert root is not None and root.name == job.root
+    cpuset = TOPS[0] / job.root / "uid_4711/job_12"
+
+    def bind() -> None:
+        for folder in (cpuset.parent.parent, cpuset.parent, cpuset):
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                (folder / name).write_text((folder.parent / name).read_text())
 
     async def work() -> None:
-        waiting = asyncio.ensure_future(slurmgroups._begun(groups))
-        for inner in ("uid_4711", "uid_4711/job_12", "uid_4711/job_12/step_extern"):
+        waiting = asyncio.ensure_future(slurmgroups._all_there(signs(job.paths, root, frozenset({"cpuset", "memory"}))))
+        folders = [top / job.root / "uid_4711/job_12/step_extern" for top in (TOPS[2], TOPS[0], TOPS[1])]
+        for step in (*(lambda folder=folder: folder.mkdir(parents=True) for folder in folders), bind):
             await asyncio.wait([waiting], timeout=0.05)
             assert not waiting.done()
-            job.make(inner)
-        await asyncio.wait([waiting], timeout=0.05)
-        assert not waiting.done()
-        child = sleeper(JobGroup((TOPS[2] / job.root / "uid_4711/job_12/step_extern/cgroup.procs",)))
-        try:
-            JobGroup((TOPS[2] / job.root / "uid_4711/job_12/step_extern/cgroup.procs",)).add(child.pid)
-            await asyncio.wait_for(waiting, 20)
-        finally:
-            child.kill()
-            child.wait()
+            step()
+        await asyncio.wait_for(waiting, 20)
 
     asyncio.run(work())

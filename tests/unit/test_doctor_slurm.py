@@ -134,7 +134,7 @@ def test_hooks(site: Site) -> None:
 
 
 def test_control_groups(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "awaited", lambda paths: [path for path in paths if path.root == "slurm"])
+    monkeypatch.setattr(slurm, "slurms_root", lambda paths: paths[0])
     tracker = "ProctrackType           = proctrack/cgroup\nKillWait "
     for flags, level, words in (
         ("Alloc,DeferBatch", Level.WARNING, "has no Contain"),
@@ -146,7 +146,7 @@ def test_control_groups(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         config.write_text(config.read_text().replace("KillWait ", tracker))
         found = [each for each in site.found() if words in each.what]
         assert [each.level for each in found] == [level], site.found()
-    monkeypatch.setattr(slurm, "awaited", lambda paths: [])
+    monkeypatch.setattr(slurm, "slurms_root", lambda paths: None)
     only(site.found(), Level.WARNING, "where they are looked for", "cgroup.conf")
 
 

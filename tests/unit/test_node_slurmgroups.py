@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from hypothesis import given
@@ -11,71 +12,85 @@ from hypothesis import strategies as st
 from nodesite import FUZZ
 
 from vmgr.node import owngroup, record, slurmfacts, slurmgroups
-from vmgr.node.jobgroup import find_groups
-from vmgr.node.slurmgroups import awaited, deepest, group_paths, has_begun, makes_groups
+from vmgr.node.jobgroup import Hierarchy, find_groups, hierarchies
+from vmgr.node.slurmgroups import Root, bounds, group_paths, signs, slurms_root
 
 SLUID = "s7Q2NDHTJ10800"
 PATHS = group_paths("n1", 4711, 12, SLUID)
 
 
 class Recorded:
-    """A tree of control groups as Slurm has them on the node n1, and the mounts that lead there."""
+    """Control groups as Slurm makes them for a job on the node n1, one after the other, and the mounts that lead there.
+
+    `made` are those of a job in the order of their making, and then its bounds: a path, and the text that comes there.
+    """
+
+    root: str
+    job: str
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mounts = folder / "mounts"
+        self.made: list[tuple[str, str]] = []
 
-    def group(self, path: str, processes: str = "") -> Path:
+    def group(self, path: str) -> None:
         group = self.folder / path
         for each in reversed([group, *group.parents]):
             if self.folder in each.parents and not each.exists():
                 each.mkdir()
-                (each / "cgroup.procs").write_text("")
-        (group / "cgroup.procs").write_text(processes)
-        return group
+                for name in ("cgroup.procs", "cpuset.cpus", "cpuset.mems"):
+                    (each / name).write_text("")
+
+    def make(self, path: str, text: str) -> None:
+        self.group(path.rpartition("/")[0] if text else path)
+        if text:
+            (self.folder / path).write_text(text)
+
+    def finish(self) -> None:
+        for path, text in self.made:
+            self.make(path, text)
 
 
 class Version1(Recorded):
     root = "slurm_n1"
     job = "uid_4711/job_12"
-    last = "step_extern"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         kinds = ("memory", "cpuset", "freezer")
-        self.tops = {kind: folder / kind for kind in kinds}
         self.mounts.write_text(
             "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n"
-            + "".join(f"cgroup {top} cgroup rw,relatime,{kind} 0 0\n" for kind, top in self.tops.items())
+            + "".join(f"cgroup {folder / kind} cgroup rw,relatime,{kind} 0 0\n" for kind in kinds)
         )
         for kind in ("memory", "freezer"):
             self.group(f"{kind}/{self.root}")
-
-    def step(self, processes: str = "") -> Path:
-        for kind in ("memory", "cpuset"):
-            self.group(f"{kind}/{self.root}/{self.job}/step_extern")
-        return self.group(f"freezer/{self.root}/{self.job}/step_extern", processes)
+        self.group("cpuset")
+        inner = f"{self.root}/{self.job}"
+        self.made = [
+            (f"freezer/{inner}/step_extern", ""), (f"cpuset/{inner}/step_extern", ""),
+            (f"cpuset/{inner}/cpuset.cpus", "1\n"), (f"cpuset/{inner}/cpuset.mems", "0\n"),
+            (f"memory/{inner}/step_extern", ""),
+        ]  # fmt: skip
 
 
 class Version2(Recorded):
     root = "system.slice/n1_slurmstepd.scope"
     job = "job_12"
-    last = "step_extern/user/task_4294967293"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.mounts.write_text(f"cgroup2 {folder / 'unified'} cgroup2 rw,nsdelegate 0 0\n")
         self.group(f"unified/{self.root}/system")
-
-    def step(self, processes: str = "") -> Path:
-        job = f"unified/{self.root}/{self.job}"
-        self.group(f"{job}/step_extern/slurm", "77\n")
-        return self.group(f"{job}/{self.last}", processes)
+        inner = f"unified/{self.root}/{self.job}"
+        self.made = [(f"{inner}/step_extern/slurm", ""), (f"{inner}/cpuset.cpus", "1\n")]
 
 
 class Newer(Version2):
     root = "system.slice/slurmstepd.scope"
     job = SLUID
+
+
+BOUND = frozenset({"cpuset", "memory"})
 
 
 @pytest.fixture(params=[Version1, Version2, Newer])
@@ -84,34 +99,45 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Recorded:
     return found
 
 
+def root_of(tree: Recorded) -> Root:
+    found = slurms_root(PATHS, tree.mounts)
+    assert found is not None and found.name == tree.root
+    return found
+
+
 def test_a_job_whose_groups_are_made_one_by_one(tree: Recorded) -> None:
-    """It has begun with the first process of the step `extern`, on the way to which there is always a folder."""
-    groups = awaited(PATHS, tree.mounts)
-    assert len({group.path.root for group in groups}) == 1 and not has_begun(groups)
-    assert str(deepest(groups)).endswith(tree.root)
-    tree.step()
-    assert not has_begun(groups), "nothing is in it, and its bounds are perhaps not set"
-    assert str(deepest(groups)).endswith(f"{tree.root}/{tree.job}/{tree.last}")
-    tree.step("4711\n")
-    assert has_begun(groups)
+    """All are there with the last; on the way to each there is a folder."""
+    waited = signs(PATHS, root_of(tree), BOUND, tree.mounts)
+    for path, text in tree.made:
+        assert not all(sign.is_there() for sign in waited), path
+        for sign in waited:
+            assert sign.nearest().is_dir() and sign.nearest() in [each for last in sign.folders for each in
+                                                                  (last, *last.parents)]  # fmt: skip
+        tree.make(path, text)
+    assert all(sign.is_there() for sign in waited)
     for group in find_groups(PATHS, tree.mounts):
         assert group.folder.is_dir() and group.path.path == f"{tree.root}/{tree.job}"
 
 
-def test_the_wait_ends_with_the_first_process(tree: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_ends_with_the_last(tree: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """By events alone: nothing is looked at again meanwhile."""
     monkeypatch.setattr(slurmgroups, "LOOK_AGAIN_SECONDS", 3600.0)
-    groups = awaited(PATHS, tree.mounts)
 
     async def work() -> None:
-        waiting = asyncio.ensure_future(slurmgroups._begun(groups))
-        for processes in ("", "4711\n"):
+        waiting = asyncio.ensure_future(slurmgroups._all_there(signs(PATHS, root_of(tree), BOUND, tree.mounts)))
+        for path, text in tree.made:
             await asyncio.wait([waiting], timeout=0.05)
-            assert not waiting.done()
-            tree.step(processes)
+            assert not waiting.done(), path
+            tree.make(path, text)
         await asyncio.wait_for(waiting, 20)
 
     asyncio.run(work())
+
+
+def test_what_does_not_bound_is_not_waited_for(tree: Recorded) -> None:
+    path, text = tree.made[0]
+    tree.make(path, text)
+    assert all(sign.is_there() for sign in signs(PATHS, root_of(tree), frozenset(), tree.mounts))
 
 
 @pytest.mark.parametrize(("kind", "locks"), [(Version1, {"memory", "cpuset", "freezer"}), (Version2, {Version2.root})])
@@ -120,7 +146,7 @@ def test_guests_groups_are_written_down_before_they_are_made(
 ) -> None:
     """With what Slurm locks meanwhile: of version 1 a whole hierarchy, of version 2 its own part."""
     tree = kind(tmp_path)
-    tree.step("4711\n")
+    tree.finish()
     place = record.Place(tmp_path, tmp_path / "socket")
     lists = owngroup.make_group(PATHS, place, tree.mounts).lists
     assert lists and all(str(path.parent).endswith(f"{tree.root}/{tree.job}/vtorque") for path in lists)
@@ -130,60 +156,73 @@ def test_guests_groups_are_written_down_before_they_are_made(
     top = tmp_path / "unified" if kind is Version2 else tmp_path
     assert {Path(step["lock"]).relative_to(top).as_posix() for step in steps} == locks
     for step in steps:
-        assert Path(step["path"]).is_dir()
+        for file in Path(step["path"]).iterdir():  # which a real group would have by itself
+            assert file.read_text() == (Path(step["path"]).parent / file.name).read_text()
+            file.unlink()
         owngroup.undo_group(step, 1.0)
         assert not Path(step["path"]).exists() and Path(step["path"]).parent.exists()
 
 
 def test_another_jobs_groups_are_not_waited_for(tree: Recorded) -> None:
-    tree.step("4711\n")
+    tree.finish()
     for paths in (group_paths("n1", 4711, 13, None), group_paths("n1", 4712, 13, SLUID[:-1] + "1")):
-        assert not has_begun(awaited(paths, tree.mounts)) and not find_groups(paths, tree.mounts)
+        assert not any(sign.is_there() for sign in signs(paths, root_of(tree), BOUND, tree.mounts))
+        assert not find_groups(paths, tree.mounts)
 
 
 def test_a_slurm_without_groups_is_not_waited_for(tmp_path: Path) -> None:
     tree = Version1(tmp_path)
-    (tmp_path / "freezer" / "slurm_n1" / "cgroup.procs").unlink()
-    (tmp_path / "freezer" / "slurm_n1").rmdir()
-    assert awaited(PATHS, tree.mounts) == []
-    other = tmp_path / "other"
-    other.mkdir()
-    assert awaited(group_paths("n2", 4711, 12, SLUID), Version1(other).mounts) == []
+    assert slurms_root(group_paths("n2", 4711, 12, SLUID), tree.mounts) is None
+    tree.mounts.write_text("tmpfs /sys/fs/cgroup tmpfs rw 0 0\n")
+    assert slurms_root(PATHS, tree.mounts) is None
+
+
+CONTAINED = "ProctrackType=proctrack/cgroup\nPrologFlags=Contain,DeferBatch\n"
+TASKS = f"{CONTAINED}TaskPlugin=task/cgroup,task/affinity\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "makes"),
+    ("text", "constrained", "bound"),
     [
-        ("ProctrackType=proctrack/cgroup\nPrologFlags=Contain,DeferBatch\n", True),
-        ("proctracktype=PROCTRACK/cgroup\nprologflags=alloc, \n", False),
-        ("ProctrackType=proctrack/cgroup\nPrologFlags=x11\n", True),
-        ("ProctrackType=proctrack/cgroup\nPrologFlags=Alloc,DeferBatch\n", False),
-        ("ProctrackType=proctrack/cgroup\n", False),
-        ("ProctrackType=proctrack/linuxproc\nPrologFlags=Contain\n", False),
-        ("PrologFlags=Contain\n", False),
-        ("what is this\n", False),
-        (None, False),
+        (TASKS, "ConstrainCores=yes\nconstrainramspace = TRUE\nConstrainDevices=no\n", {"cpuset", "memory"}),
+        (TASKS, "ConstrainSwapSpace=1\nConstrainDevices=Yes\n", {"memory", "devices"}),
+        (TASKS, None, set()),
+        (TASKS, "what is this\n", None),
+        (CONTAINED, "ConstrainCores=yes\n", set()),
+        ("proctracktype=PROCTRACK/cgroup\nprologflags=alloc, \n", None, None),
+        ("ProctrackType=proctrack/cgroup\nPrologFlags=x11\n", None, set()),
+        ("ProctrackType=proctrack/cgroup\nPrologFlags=Alloc,DeferBatch\n", None, None),
+        ("ProctrackType=proctrack/cgroup\n", None, None),
+        ("ProctrackType=proctrack/linuxproc\nPrologFlags=Contain\n", None, None),
+        ("PrologFlags=Contain\n", None, None),
+        ("what is this\n", None, None),
+        (None, "ConstrainCores=yes\n", None),
     ],
 )
-def test_what_slurm_conf_says(tmp_path: Path, text: str, makes: bool) -> None:
+def test_what_the_configuration_says(
+    tmp_path: Path, text: Optional[str], constrained: Optional[str], bound: Optional[set[str]]
+) -> None:
     conf = tmp_path / "slurm.conf"
-    if text is not None:
-        conf.write_text(text)
-    assert makes_groups({"SLURM_CONF": str(conf)}) is makes
+    for path, written in ((conf, text), (tmp_path / "cgroup.conf", constrained)):
+        if written is not None:
+            path.write_text(written)
+    assert bounds({"SLURM_CONF": str(conf)}) == bound
 
 
 def test_groups_that_do_not_come_are_waited_for_no_longer_than_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tree = Version1(tmp_path)
+    root = Root(Hierarchy("cgroup", tmp_path / "freezer", frozenset({"freezer"})), "slurm_vtnowhere")
+    (tmp_path / "freezer").mkdir()
     monkeypatch.setattr(slurmgroups, "WAIT_SECONDS", 0.05)
-    monkeypatch.setattr(slurmgroups, "awaited", lambda paths: awaited(paths, tree.mounts))
+    monkeypatch.setattr(slurmgroups, "slurms_root", lambda paths: root)
     conf = tmp_path / "slurm.conf"
-    conf.write_text("ProctrackType=proctrack/cgroup\nPrologFlags=Contain\n")
+    conf.write_text(CONTAINED)
     place = record.Place(tmp_path, tmp_path / "socket")
-    found = asyncio.run(slurmgroups.guests_group(PATHS, place, {"SLURM_CONF": str(conf)}))
+    paths = group_paths("vtnowhere", 4711, 12, None)
+    found = asyncio.run(slurmgroups.guests_group(paths, place, {"SLURM_CONF": str(conf)}))
     assert found.lists == () and not (tmp_path / "record").exists()
-    assert "Slurm has made no control groups within" in caplog.text
+    assert "Slurm has not made its control groups within" in caplog.text
 
 
 @FUZZ
@@ -198,8 +237,9 @@ def test_groups_that_do_not_come_are_waited_for_no_longer_than_that(
 def test_no_name_leads_out_of_slurms_groups(tmp_path: Path, environ: dict[str, str], node: str, number: int) -> None:
     mounts = tmp_path / "mounts"
     if not mounts.exists():
-        Version1(tmp_path).step("1\n")
+        Version1(tmp_path).finish()
     for path in slurmfacts._groups(environ, node, number):
-        for group in [*awaited([path], mounts), *find_groups([path], mounts)]:
+        assert slurms_root([path], mounts) in (None, Root(hierarchies(mounts)[-1], "slurm_n1"))
+        for group in find_groups([path], mounts):
             assert group.folder.resolve().is_relative_to((group.hierarchy.mount / path.root).resolve())
             assert ".." not in group.path.path.split("/")

@@ -22,7 +22,7 @@ from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.doctor.hooks import judge_hook
 from vmgr.doctor.run import run
 from vmgr.errors import VTorqueError
-from vmgr.node.slurmgroups import awaited, group_paths
+from vmgr.node.slurmgroups import group_paths, slurms_root
 from vmgr.trust import check_trusted
 
 NO_LIMIT = 65534
@@ -153,7 +153,7 @@ def judge_groups(settings: Mapping[str, tuple[str, ...]], host: str) -> Iterator
             "the first signal to their job",
             f"set PrologFlags=Contain,{FLAGS[1]} in slurm.conf, and restart slurmctld and slurmd",
         )  # fmt: skip
-    elif awaited(group_paths(host.partition(".")[0], 0, 0, None)):
+    elif slurms_root(group_paths(host.partition(".")[0], 0, 0, None)) is not None:
         yield _find(Level.OK, "guests are in the control groups of their job")
     else:
         yield _find(
