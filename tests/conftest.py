@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any, Optional
 
+import hypothesis
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+hypothesis.settings.register_profile("machine", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
+hypothesis.settings.load_profile("machine")  # how long an example takes says how much else runs on the machine
 
 TOGETHER = {
     "tests/e2e/test_several_nodes.py": "networks of jobs",

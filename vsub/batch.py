@@ -2,9 +2,9 @@
 
 `server` prints the name in the ids of jobs, `nodes` a list of names, `jobs` the jobs that have nodes and that the
 caller may see, `job` those that are meant by a name, which may be that of an array. `whole` prints the whole id of the
-one job that is meant by a name. A job is `{"job": id, "owner": name, "nodes": [...]}`, the
-mother superior first. Of the nodes of jobs only those are told that the batch system has: users' text stands beside
-them in what it prints.
+one job that is meant by a name, `phase` how far a job is, as `JobState` has it. A job is
+`{"job": id, "owner": name, "nodes": [...]}`, the mother superior first. Of the nodes of jobs only those are told that
+the batch system has: users' text stands beside them in what it prints.
 
 `hold`, `release` and `requeue` change one job, with the caller's rights. They print `{}`, but `hold` prints
 `{"new": BOOL}`: whether its user had not held the job before. Where the batch system does not say in time what has
@@ -24,8 +24,8 @@ from vmgr.paths import installation
 from vsub.engines import Engine, engine
 
 USAGE = (
-    "usage: vtorque-batch server | nodes | jobs | job ID | whole JOB | hold JOB | release JOB | requeue JOB | "
-    "give-back JOB | check-requeue"
+    "usage: vtorque-batch server | nodes | jobs | job ID | whole JOB | phase JOB | hold JOB | release JOB | "
+    "requeue JOB | give-back JOB | check-requeue"
 )
 LAST_SECONDS = 3.0
 """So long a command of the batch system may take where the end of a job waits for it."""
@@ -59,6 +59,8 @@ def _answer(batch: Engine, argv: list[str], timeout_s: float) -> object:
         return batch.server(timeout_s)
     if len(argv) == 2 and argv[0] == "whole":
         return batch.whole(_one_job(argv[1]), timeout_s)
+    if len(argv) == 2 and argv[0] == "phase":
+        return batch.state(_one_job(argv[1]), timeout_s).phase
     if argv == ["check-requeue"]:
         batch.check_requeue(timeout_s)
         return {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
+import slurmprograms
 from slurmprograms import BIN, PATH, lacking
 
 from vmgr.deploy.slurmfiles import conf_lines
@@ -28,29 +28,16 @@ SITE = EVERYWHERE.replace("nodes: 3, ", "nodes: 4, ")
 """Three nodes to run jobs on, and one that can be lost."""
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
-CONF = """\
-ClusterName=ref
+CONF = (
+    slurmprograms.CONF
+    + """\
 SlurmctldHost={host}({address})
-SlurmctldPort={port}
-SlurmUser=root
-AuthType=auth/munge
-CredType=cred/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=8
-StateSaveLocation={folder}/ctld
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdSpoolDir={folder}/spool-%n
-SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdTimeout=20
-MailProg=/bin/true
-MpiDefault=none
-SelectType=select/cons_tres
 {tracking}
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=1
-EnforcePartLimits=ALL
 KillWait=5
 PrologEpilogTimeout=120
-ReturnToService=2
-SlurmdParameters=config_overrides
 {hooks}
 {nodes}
 PreemptType=preempt/partition_prio
@@ -59,6 +46,7 @@ PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
+)
 # cred_expire: for so long a job that is queued again waits; bf_interval: 23.11 leaves members of arrays to backfill
 
 TRACKING = """\
@@ -94,19 +82,12 @@ class Slurm(Cluster):
     def start(self) -> None:
         """Start all daemons; returns when every node is idle."""
         self.folder.mkdir(mode=0o755)
-        for name in ("munge", "ctld", *(f"spool-{node}" for node in self.nodes)):
+        for name in ("ctld", *(f"spool-{node}" for node in self.nodes)):
             (self.folder / name).mkdir(mode=0o755)
-        key = self.folder / "munge" / "key"
-        key.touch(mode=0o400)
-        key.write_bytes(secrets.token_bytes(64))
         self.conf.write_text(self._conf())
         (self.folder / "cgroup.conf").write_text(self.cgroup_conf)
-        munge = self.folder / "munge"
-        files = [
-            f"--{name}={munge / name.partition('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
-        ]
-        self._daemon("munged", "munged", "--foreground", f"--key-file={key}", *files)
-        eventually(lambda: (munge / "socket").exists(), "munged listens", limit_s=20)
+        self._daemon("munged", *slurmprograms.munged(self.folder))
+        eventually((self.folder / "munge" / "socket").exists, "munged listens", limit_s=20)
         self.start_controller()
         local = str(self.prefix / "libexec" / "vtorque-local")
         for node in self.nodes:
@@ -119,13 +100,7 @@ class Slurm(Cluster):
 
     def end(self, name: str) -> None:
         """End one daemon."""
-        daemon = self.daemons.pop(name)
-        daemon.terminate()
-        try:
-            daemon.wait(20)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
+        slurmprograms.end(self.daemons.pop(name))
 
     def close(self) -> None:
         """End all daemons, slurmd before the controller that they talk to."""
@@ -133,12 +108,7 @@ class Slurm(Cluster):
             self.end(name)
 
     def _daemon(self, name: str, *argv: str) -> None:
-        log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115
-        with log:
-            self.daemons[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *argv], env=self._own, cwd="/",
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        self.daemons[name] = slurmprograms.start(argv, self._own, self.folder / f"{name}.log")
 
     def _conf(self) -> str:
         with socket.socket() as free:
@@ -234,7 +204,7 @@ class Slurm(Cluster):
         return f"{job_id.partition('.')[0]}.ref"
 
     def own_errors(self, text: str) -> str:
-        return re.sub(r"^slurmstepd-\S+: error: \*\*\* JOB .* \*\*\*\n", "", text, flags=re.MULTILINE)
+        return re.sub(r"^(?:slurmstepd-\S+:|\[\S+\]) error: \*\*\* JOB .* \*\*\*\n", "", text, flags=re.MULTILINE)
 
     def plain_output(self, name: str, job_id: str) -> str:
         return f"slurm-{job_id}.out"

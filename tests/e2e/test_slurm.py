@@ -320,7 +320,8 @@ def test_a_job_that_gives_a_node_back_goes_on_without_it(cluster: Slurm, user: U
     eventually((user.home / "runs").exists, "the script runs")
     done = user.run(str(BIN / "scontrol"), "update", f"job={job.partition('.')[0]}", "numnodes=1")
     assert done.returncode == 0, done.stderr
-    eventually(lambda: not left_on(cluster, "n2"), lambda: str(left_on(cluster, "n2")), limit_s=60)
+    # its Epilog waits there for `timeouts.sisters` first, in vain: the job has not ended
+    eventually(lambda: not left_on(cluster, "n2"), lambda: str(left_on(cluster, "n2")))
     user.write("go", "")
     assert cluster.wait(job) == 0
     assert output(user, job) == "before\nafter\n"

@@ -129,6 +129,28 @@ def test_a_job_goes_on_where_it_was(cluster: Cluster, user: User) -> None:
     cluster.assert_clean()
 
 
+@pytest.mark.slow
+def test_an_agent_that_is_killed_does_not_lose_its_job(cluster: Cluster, user: User) -> None:
+    """While its guest comes back: the job waits again, held, and goes on when it is released."""
+    job = begun(cluster, user)
+    suspend(cluster, user, job)
+    vmgr(cluster, user, "resume", job)
+    back = f"job {cluster.whole(job)}: pinned and running after"
+    eventually(lambda: cluster.log("n1").count(back) == 2, "its guest comes back")
+    agents = cluster.processes("libexec/vtorque-agent")  # and their children
+    for agent in [each for each in agents if each.parent() not in agents]:
+        agent.kill()
+    eventually(lambda: "VT-AGENT: the node agent has died" in waiting(cluster, user), "it waits again")
+    eventually(lambda: cluster.held(job), "the job waits again, held")
+    cluster.assert_clean()
+    (user.home / "go").touch()
+    vmgr(cluster, user, "resume", job)
+    assert cluster.wait(job) == 3
+    check_counted(user, job, "vn1-1", "vtorque: the job does not go on here, and is to wait again, held: VT-AGENT: ")
+    assert store_of(cluster, user) == []
+    cluster.assert_clean()
+
+
 def test_a_job_of_two_nodes_goes_on_elsewhere(cluster: Cluster, user: User) -> None:
     job = begun(cluster, user, "-l", "nodes=2")
     with subprocess.Popen(

@@ -152,7 +152,7 @@ def test_a_state_that_cannot_be_read_ends_quickly_in_one_line(jobs: Jobs, suspen
         ):
             state.write_bytes(hostile)
             give(look_up(jobs.owner.pw_name), state)
-            part = suspended.part._replace(guests=(guest._replace(state_bytes=len(hostile)),))
+            part = suspended.part._replace(guests=(guest._replace(state_bytes=len(hostile), state_crc32=None),))
             suspended.write(part=part)
             started = time.monotonic()
             said = refused(jobs, suspended)
@@ -161,6 +161,13 @@ def test_a_state_that_cannot_be_read_ends_quickly_in_one_line(jobs: Jobs, suspen
             assert time.monotonic() - started < 60
         suspended.write()
         assert refused(jobs, suspended).startswith("VT-SUSPEND: ")  # not as long as it says
+        damaged = bytearray(data)
+        damaged[len(data) // 2] ^= 1  # in a page, which QEMU takes as it is
+        state.write_bytes(damaged)
+        give(look_up(jobs.owner.pw_name), state)
+        assert f"VT-SUSPEND: the memory of {guest.name} in the suspended job 12.host is damaged" in refused(
+            jobs, suspended
+        )
     finally:
         state.unlink(missing_ok=True)
         whole.rename(state)

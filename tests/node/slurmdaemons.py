@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import subprocess
 import time
@@ -12,39 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
+import slurmprograms
 from slurmprograms import PATH, lacking
 
 LIMIT_S = 60
-CONF = """\
-ClusterName=ref
+CONF = (
+    slurmprograms.CONF
+    + """\
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser=root
-AuthType=auth/munge
-CredType=cred/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
-StateSaveLocation={folder}/ctld
-SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-SlurmdSpoolDir={folder}/spool-%n
-SlurmdPidFile={folder}/slurmd-%n.pid
-MailProg=/bin/true
-MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,bf_interval=1
-EnforcePartLimits=ALL
-ReturnToService=2
-SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=4 RealMemory=4000 Features=ib
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=4 RealMemory=4000 Features=ib
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=long Nodes=ALL MaxTime=INFINITE State=UP
 """
+)
 
 
 def missing() -> Optional[str]:
@@ -55,20 +43,13 @@ def missing() -> Optional[str]:
 @contextmanager
 def slurm(folder: Path) -> Iterator[Path]:
     """Its configuration file, once both nodes are idle; nothing runs any more afterwards."""
-    (folder / "munge").mkdir(mode=0o755)
     (folder / "ctld").mkdir(mode=0o700)
-    key = folder / "munge" / "key"
-    key.touch(mode=0o400)
-    key.write_bytes(secrets.token_bytes(64))
     conf = folder / "slurm.conf"
     port, first, second = _free_ports(3)
     host = os.uname().nodename
     conf.write_text(CONF.format(host=host, folder=folder, port=port, first=first, second=second))
     daemons = {
-        "munged": [
-            "munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge/socket",
-            f"--pid-file={folder}/munge/pid", f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed",
-        ],
+        "munged": slurmprograms.munged(folder),
         "slurmctld": ["slurmctld", "-D"],
         "n1": ["slurmd", "-D", "-N", "n1"],
         "n2": ["slurmd", "-D", "-N", "n2"],
@@ -77,18 +58,7 @@ def slurm(folder: Path) -> Iterator[Path]:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for name, argv in daemons.items():
-            with open(folder / f"{name}.said", "wb") as said:
-                started.append(
-                    subprocess.Popen(
-                        argv,
-                        env=environment,
-                        cwd="/",
-                        stdin=subprocess.DEVNULL,
-                        stdout=said,
-                        stderr=said,
-                        start_new_session=True,
-                    )
-                )
+            started.append(slurmprograms.start(argv, environment, folder / f"{name}.said"))
             if name == "munged":
                 _until(lambda: (folder / "munge" / "socket").exists())
         _until(lambda: _states(environment) == ["idle", "idle"])
@@ -96,12 +66,7 @@ def slurm(folder: Path) -> Iterator[Path]:
     finally:
         subprocess.run(["scancel", "-u", "root"], env=environment, timeout=LIMIT_S)
         for daemon in reversed(started):
-            daemon.terminate()
-            try:
-                daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+            slurmprograms.end(daemon)
 
 
 def _until(met: Callable[[], bool]) -> None:

@@ -202,7 +202,7 @@ class Waiting:
 
     async def read(self, fd: int, limit_s: float, version: str = "7.2.0") -> str:
         """How the reading of a state fails, within a time."""
-        state = SavedState(fd, version, limit_s / 2)
+        state = SavedState(fd, version, limit_s / 2, lambda: asyncio.sleep(0))
         started = time.monotonic()
         try:
             with pytest.raises(VTorqueError) as caught:
@@ -260,7 +260,7 @@ def test_a_job_that_is_over_meanwhile_waits_for_nothing(base: Path, user: User) 
         read_end, write_end = os.pipe()
         waiting = Waiting(base, user)
         before = asyncio.all_tasks()
-        state = SavedState(read_end, running_version(), 600)
+        state = SavedState(read_end, running_version(), 600, lambda: asyncio.sleep(0))
         reading = asyncio.ensure_future(pin_and_run(waiting.guest, waiting.qmp, None, timeout_s=20, state=state))
         await asyncio.wait([reading], timeout=1)
         assert not reading.done()

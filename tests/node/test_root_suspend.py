@@ -259,7 +259,7 @@ COPY = suspending.copy_pipe
 def stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever writes the state stops in the middle."""
 
-    def copy(source: int, target: int, most: int, progress: Any) -> int:
+    def copy(source: int, target: int, most: int, progress: Any, seen: object) -> int:
         os.write(target, os.read(source, 4096))
         progress(4096)
         time.sleep(3600)

@@ -26,7 +26,7 @@ from vmgr.node.userio import User, look_up, read_from
 from vmgr.suspended import files, listing
 from vmgr.suspended.entry import Entry, NodePart, SavedGuest, dump_entry, dump_part
 from vmgr.suspended.listing import stored_jobs, suspended_uses
-from vmgr.suspended.store import Store
+from vmgr.suspended.store import LOST, Store
 from vmgr.topology.model import Layout
 
 pytestmark = pytest.mark.root
@@ -380,6 +380,44 @@ def test_what_an_attempt_has_taken_away_goes_with_it(site: Node, user: User, fol
     os.close(lock)
     listener.close()
     assert undo(place) == [] and names(folder / "carol") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "left", "reason"),
+    [
+        (["completing"], True, LOST),
+        (["completing", "settled"], True, ""),
+        (["completing", "stale"], False, ""),
+        (["completing", "stale", "settled"], True, ""),
+    ],
+)
+def test_what_becomes_of_an_entry_with_the_attempt_that_made_it(
+    known: User, folder: Path, site: Node, words: list[str], left: bool, reason: str
+) -> None:
+    place, entry = a_place(site), an_entry(known)
+    store = Store(site.config, known, place)
+    for word in words:
+        store.mark(JOB, entry, word)
+    run(save(Store(site.config, known), entry))
+    assert undo(place) == [] and not place.folder.exists()
+    assert [(found.state, found.reason) for found in stored_jobs(site.config).stored] == [("suspended", reason)] * left
+
+
+@pytest.mark.parametrize("what", ["newer", "garbage", "link", "nothing"])
+def test_another_entry_is_left_alone(known: User, folder: Path, site: Node, what: str) -> None:
+    """Whatever its user has made of it, the attempt is undone."""
+    place, entry = a_place(site), an_entry(known)
+    Store(site.config, known, place).mark(JOB, entry, "stale")
+    if what != "nothing":
+        run(save(Store(site.config, known), entry._replace(when=entry.when + 1)))
+    file = folder / "carol" / JOB / "job.json"
+    if what == "garbage":
+        file.write_bytes(b"[")
+    elif what == "link":
+        file.unlink()
+        file.symlink_to("/etc/passwd")
+    assert undo(place) == [] and not place.folder.exists()
+    assert names(folder / "carol") == ([JOB] if what != "nothing" else []) if (folder / "carol").exists() else True
 
 
 def test_why_a_job_did_not_go_on_is_kept_with_it(store: Store, known: User, folder: Path, site: Node) -> None:

@@ -132,6 +132,50 @@ def test_the_workspace_of_a_suspended_job_is_taken_over_with_its_entry(tmp_path:
         asyncio.run(work())
 
 
+def test_what_is_stored_goes_when_the_script_is_within_reach(tmp_path: Path) -> None:
+    """Not before: an attempt that does not come so far is one that failed."""
+    taken: list[object] = []
+
+    async def work() -> None:
+        node = make_node(base)
+        call = checkedjob.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, "0" * 64), 0, None)
+
+        def attempt(resumption: object) -> Agent:
+            made = Agent(node.config, tmp_path, node.place(), call, None)
+            made.job = SimpleNamespace(resumption=resumption)  # type: ignore[assignment]
+            made.progress.state = "ready"
+            return made
+
+        async def take_over(job: object, found: object) -> None:
+            taken.append(found)
+
+        found: Any = object()
+        here = attempt(found)
+        going: Any = asyncio.ensure_future(here._let_go_on(here.job, found))  # type: ignore[arg-type]
+        here._take_over = take_over  # type: ignore[method-assign]
+        await asyncio.sleep(0.05)
+        assert not taken and here.progress.state == "ready" and not going.done()
+        here._started(None)
+        here._started("a second word counts for nothing")
+        await asyncio.sleep(0.05)
+        assert taken == [found] and here.progress.state == "running" and not going.done()
+        going.cancel()
+        for said in ("the connection broke", "a\nb" * 1000, {"any": "thing"}):
+            here = attempt(found)
+            here._take_over = take_over  # type: ignore[method-assign]
+            here._started(said)
+            with pytest.raises(VTorqueError) as caught:
+                await here._let_go_on(here.job, found)  # type: ignore[arg-type]
+            assert caught.value.code is Code.CONNECT and "\n" not in str(caught.value) and len(str(caught.value)) < 2000
+        assert len(taken) == 1
+        here = attempt(None)
+        here._started(None)
+        assert here.progress.state == "running"
+
+    with short_folder() as base:
+        asyncio.run(work())
+
+
 @pytest.mark.parametrize(
     ("node_index", "there", "stored", "shut_down"),
     [

@@ -121,9 +121,10 @@ class Served:
         self.overs = 0
         self.joined: list[int] = []
         self.detached: list[tuple[object, object]] = []
+        self.named: list[object] = []
         self.control = Control(
             self.progress, os.getuid(), over=self.over, attached=lambda: None, joined=self.join,
-            detached=lambda number, error: self.detached.append((number, error)),
+            detached=lambda number, error: self.detached.append((number, error)), named=self.named.append,
             orders={"count": count, "echo": echo},
         )  # fmt: skip
 
@@ -167,6 +168,20 @@ def served(work: Callable[[Served], Coroutine[Any, Any, None]]) -> list[dict[str
 
     run(serve())
     return unhandled
+
+
+def test_a_wrapper_may_say_which_member_of_an_array_it_is() -> None:
+    async def work(place: Served) -> None:
+        await place.talk(b'{"op":"attach","member":"16_3"}\n', answers=1)
+        await place.talk(b'{"op":"follow","member":"16_4"}\n{"op":"status","member":"16_5"}\n', answers=2)
+        assert place.named == ["16_3"]
+        link = await AgentLink.connect(place.path)
+        async for _ in link.follow("attach", member="16_6"):
+            break
+        link.close()
+        assert place.named == ["16_3", "16_6"]
+
+    assert served(work) == []
 
 
 def test_status_follow_and_the_link() -> None:

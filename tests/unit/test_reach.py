@@ -287,6 +287,7 @@ def test_torque_warns_of_no_failure(tmp_path: Path) -> None:
 def test_a_job_that_torque_does_not_know(tmp_path: Path) -> None:
     told = f"touch {tmp_path}/told"
     batch = torque(tmp_path, "echo 'qstat: Unknown Job Id Error 99.server' >&2; exit 153", qhold=told)
+    assert _answer(batch, ["phase", "99.server"], 10) == "gone"
     with pytest.raises(VTorqueError, match="VT-ENGINE: job 99 is not known to the batch system"):
         batch.hold("99", 10)
     assert not (tmp_path / "told").exists()

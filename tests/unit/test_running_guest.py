@@ -158,7 +158,7 @@ def test_what_goes_on_when_the_guest_is_killed() -> None:
     with_guest(work)
 
 
-STATE = SavedState(-1, "7.2.22", 1.0)
+STATE = SavedState(-1, "7.2.22", 1.0, lambda: asyncio.sleep(0))
 
 
 def test_a_guest_that_goes_on_is_ready_when_it_has_its_shares_back() -> None:

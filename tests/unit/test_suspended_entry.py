@@ -50,7 +50,7 @@ guests = st.builds(
     SavedGuest,
     st.integers(0, stored.MAX_NODES * 256 - 1), patterns(stored._NAME), patterns(stored._MAC),
     st.none() | patterns(stored._ADDRESS), layouts(), st.integers(1, stored.MAX_BYTES),
-    st.none() | st.integers(1, stored.MAX_BYTES),
+    st.none() | st.integers(1, stored.MAX_BYTES), st.none() | st.integers(0, (1 << 32) - 1),
 )  # fmt: skip
 parts = st.builds(
     NodePart,

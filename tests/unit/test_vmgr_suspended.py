@@ -85,7 +85,7 @@ def test_what_is_refused(site: Vmgr) -> None:
     assert "VT-SUSPEND: nothing is stored of job 13; " in site.refuses("delete", "suspended", "--job", "13", "--yes")
     assert "starts from its beginning; say --yes" in site.refuses("delete", "suspended", "--job", "12")
     status, _, err = site("delete", "suspended")
-    assert status == 2 and "--job or --user is needed" in err
+    assert status == 2 and "--job, --user or --gone is needed" in err
     (site.node.base / "suspended" / "carol").chmod(0o755)
     assert "is open to others; chmod 700 closes it" in site.refuses("show", "suspended")
     (site.node.base / "suspended" / "carol").chmod(0o700)
@@ -166,3 +166,27 @@ def test_a_job_that_is_resumed_is_shown_once() -> None:
         ("12.host", "running"),
         ("12.host", "off"),
     ]
+
+
+def test_what_is_stored_of_jobs_that_are_gone_is_deleted(site: Vmgr) -> None:
+    program = Path(site.node.install.program("vtorque-batch"))
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in\nserver) echo \'"server"\' ;;\n"phase 12.server") echo \'"gone"\' ;;\n'
+        '"phase 13.server") echo \'"held"\' ;;\n"phase 14.server") echo \'"unknown"\' ;;\n'
+        '"phase 15.server") echo \'"completed"\' ;;\n*) exit 1 ;;\nesac\n'
+    )
+    program.chmod(0o755)
+    for number in range(12, 16):
+        put(site, f"{number}.server")
+    put(site, "12.other")
+    put(site, ".12.server.new")
+    put(site, "16.server", b"{}")
+    left = sorted(path.name for path in (site.node.base / "suspended" / "carol").iterdir())
+    status, out, err = site("delete", "suspended", "--gone")
+    assert (status, out, err) == (0, "deleted what was stored of job 12.server of carol\n", "")
+    left.remove("12.server")
+    left.remove(".12.server.new")  # what is left of the same job
+    assert sorted(path.name for path in (site.node.base / "suspended" / "carol").iterdir()) == left
+    assert site("delete", "suspended", "--gone", "--job", "13") == (0, "", "")
+    program.write_text("#!/bin/sh\necho 'VT-ENGINE: away' >&2; exit 2\n")
+    assert "VT-ENGINE: away" in site.refuses("delete", "suspended", "--gone")

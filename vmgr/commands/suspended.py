@@ -49,28 +49,34 @@ def show(job: Optional[str], user: Optional[str], as_json: bool) -> None:
 @click.command("suspended")
 @_job
 @_user
+@click.option("--gone", is_flag=True, help="Only of jobs that the batch system does not know any more.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_json
-def delete(job: Optional[str], user: Optional[str], yes: bool, as_json: bool) -> None:
+def delete(job: Optional[str], user: Optional[str], gone: bool, yes: bool, as_json: bool) -> None:
     """Delete what is stored of suspended jobs.
 
-    Such a job is not ended by that: released, it starts from its beginning. To be rid of it as well: qdel, or scancel,
-    which leave what is stored. Its workspace is wiped, where the site has those of ended jobs wiped, and this host sees
-    it. What is just being written goes too; then the job is not suspended, and goes on.
+    Such a job is not ended by that: released, it starts from its beginning. To be rid of it as well: qdel, or scancel;
+    what is stored goes a day later then, when its user submits a job, or at once by --gone. Its workspace is wiped,
+    where the site has those of ended jobs wiped, and this host sees it. What is just being written goes too; then the
+    job is not suspended, and goes on.
 
     Example: vmgr delete suspended --job 12
     """
     from vmgr.suspended.listing import remove
 
-    if job is None and user is None:
-        raise click.UsageError("--job or --user is needed")
+    if job is None and user is None and not gone:
+        raise click.UsageError("--job, --user or --gone is needed")
     config = load_config(installation())
     found = _found(config, job, user)
-    if not found:
+    if gone:
+        from vmgr.reach.batch import is_gone
+
+        found = [each for each in found if each.entry is not None and is_gone(config, each.job_id)]
+    if not found and not gone:
         raise VTorqueError(
             f"nothing is stored of {_whose(job, user)}", code=Code.SUSPEND, hint="`vmgr show suspended` lists what is"
         )
-    if not yes:
+    if found and not gone and not yes:
         _confirm(found)
     for each in found:
         remove(config, each)

@@ -164,8 +164,11 @@ def _site_host_cores() -> int:
 def _job(job_id: str, allowed: Allowed) -> tuple[Seating, Allowed]:
     """Who sits where of a job, as its agent on this node says, and the CPUs that it may use."""
     from vmgr.reach.agents import job_here
+    from vmgr.reach.where import meant
 
-    job_id = job_here(load_config(installation()).paths, job_id) or job_id
+    config = load_config(installation())
+    job_id = meant(config, job_id)
+    job_id = job_here(config.paths, job_id) or job_id
     placed = asyncio.run(_ask(job_id)).get("placement")
     if placed is None:
         raise VTorqueError(

@@ -7,12 +7,13 @@ ends at once; after the event `completed` it is stopped as it was when it was sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Mapping
+from typing import Any, Callable, NamedTuple
 
 from qemu.qmp import QMPClient
 
 from vmgr.node.resuming import check_version
+from vmgr.node.waiting import every
 
 NAME = "state"
 MAX_EVENTS = 100
@@ -21,24 +22,29 @@ MAX_EVENTS = 100
 class SavedState(NamedTuple):
     """A saved state: the file, open for reading, the version of the QEMU that wrote it, and how long reading may take.
 
-    `timeout_s` is in seconds.
+    `timeout_s` is in seconds. `check` looks, beside that, at whether it is as it was written.
     """
 
     fd: int
     qemu: str
     timeout_s: float
+    check: Callable[[], Awaitable[None]]
 
 
 async def read_back(client: QMPClient, state: SavedState) -> None:
     """Have QEMU read the state; the guest is stopped afterwards.
 
-    Raises VTorqueError (VT-LAUNCH) where another QEMU wrote it, ValueError with what QEMU says, or what QMP raises when
-    QEMU ends.
+    Raises VTorqueError (VT-LAUNCH) where another QEMU wrote it, and as `check` does, ValueError with what QEMU says, or
+    what QMP raises when QEMU ends.
     """
     check_version(state.qemu, shown_version(await client.execute("query-version")))
     await client.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
     client.send_fd_scm(state.fd)
     await client.execute("getfd", {"fdname": NAME})
+    await every(_read(client), state.check())
+
+
+async def _read(client: QMPClient) -> None:
     with client.listener("MIGRATION") as listener:
         await client.execute("migrate-incoming", {"uri": f"fd:{NAME}"})
         for _ in range(MAX_EVENTS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Optional
 
 from vmgr.config import Config
@@ -13,10 +14,14 @@ from vmgr.node import record
 from vmgr.node.allocation import Allocation
 from vmgr.node.guestjob import Job
 from vmgr.node.incoming import SavedState
+from vmgr.node.piping import sum_file
 from vmgr.node.resuming import Ask, Resumption, find
+from vmgr.node.staging.child import Channel, in_child
+from vmgr.node.staging.copying import percent
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.staging.saved import SavedOverlay, restore_overlays
 from vmgr.node.userio import User
+from vmgr.suspended.entry import SavedGuest
 
 
 async def find_suspended(
@@ -37,8 +42,28 @@ async def open_states(job: Job, config: Config, opened: ExitStack) -> Sequence[S
     states = []
     for guest in part.guests:
         fd = await _open(job, f"{guest.rank}.state", guest.state_bytes, opened)
-        states.append(SavedState(fd, part.qemu, float(config.timeouts.suspend)))
+        check = partial(_check_state, job, config, guest, fd)
+        states.append(SavedState(fd, part.qemu, float(config.timeouts.suspend), check))
     return states
+
+
+async def _check_state(job: Job, config: Config, guest: SavedGuest, fd: int) -> None:
+    """Refuse a state that is not as it was written. Raises VTorqueError: VT-SUSPEND, or VT-STAGE."""
+    if guest.state_crc32 is None:
+        return
+
+    def work(channel: Channel) -> int:
+        told = percent(f"reading the memory of {guest.name}", guest.state_bytes, channel.tell)
+        return sum_file(fd, guest.state_bytes, told)
+
+    silence_s = float(config.timeouts.suspend)
+    found = await in_child(job.place, job.user, work, keep=[fd], tell=lambda _: None, silence_s=silence_s)
+    if found.result != guest.state_crc32:
+        raise VTorqueError(
+            f"the memory of {guest.name} in the suspended job {job.job_id} is damaged: it is not what was stored",
+            code=Code.SUSPEND,
+            hint=f"`vmgr delete suspended --job {job.job_id}` removes it; the job starts from its beginning then",
+        )
 
 
 async def restore_disks(request: StageRequest, job: Job, disks: Sequence[Optional[Disk]]) -> None:

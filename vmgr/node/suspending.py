@@ -25,7 +25,7 @@ from vmgr.node.members import Member
 from vmgr.node.monitor import MAX_REASON, QUARREL, Monitor
 from vmgr.node.orders.diskcopy import disk_copy, overlay_bytes
 from vmgr.node.orders.telling import Tell
-from vmgr.node.piping import copy_pipe
+from vmgr.node.piping import Sum, copy_pipe
 from vmgr.node.process import resident_bytes
 from vmgr.node.resuming import state_bound
 from vmgr.node.staging.child import Channel, in_child
@@ -144,10 +144,10 @@ class NodeGuests:
         for index, (member, guest) in enumerate(zip(self._crew.members, self._crew.guests)):
             self._tell(f"storing {guest.name}")
             overlay = await self._naming(guest, self._save_disk(member, guest))
-            state = await self._naming(guest, self._save_state(member, guest))
+            state, crc32 = await self._naming(guest, self._save_state(member, guest))
             layout = unbound(self._crew.layouts[index])
             address = member.address
-            saved.append(SavedGuest(member.rank, member.name, member.mac, address, layout, state, overlay))
+            saved.append(SavedGuest(member.rank, member.name, member.mac, address, layout, state, overlay, crc32))
         host_key = " ".join(self._crew.host_key.public.split()[:2])
         part = await describe(self._crew.guests[0].monitor, self._job.allocation.node_index, host_key, saved)
         await self._store.write_part(self._job.job_id, part)
@@ -182,16 +182,21 @@ class NodeGuests:
         finally:
             os.close(fd)
 
-    async def _save_state(self, member: Member, guest: RunningGuest) -> int:
-        """Have QEMU write the guest's state into a pipe, and a child from there into the store; its size in bytes."""
+    async def _save_state(self, member: Member, guest: RunningGuest) -> tuple[int, int]:
+        """Have QEMU write the guest's state into a pipe, and a child from there into the store.
+
+        Gives its size in bytes, and its checksum.
+        """
         ram = self._job.group.ram_mib * MIB
         most = state_bound(self._job.group.ram_mib)
         fd = await self._store.create(self._job.job_id, f"{member.rank}.state")
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
 
-        def copy(channel: Channel) -> int:
-            copy_pipe(read_end, fd, most, percent(f"storing the memory of {guest.name}", ram, channel.tell))
-            return _settle(fd)
+        def copy(channel: Channel) -> tuple[int, int]:
+            found = Sum()
+            told = percent(f"storing the memory of {guest.name}", ram, channel.tell)
+            copy_pipe(read_end, fd, most, told, found.add)
+            return _settle(fd), found.value
 
         migrating: Optional[asyncio.Future[None]] = None
         try:
@@ -200,8 +205,8 @@ class NodeGuests:
             finally:
                 os.close(write_end)
             migrating = asyncio.ensure_future(_migrate(guest.monitor))
-            size, _ = await every(self._in_child(copy, read_end, fd), migrating)
-            return int(size)
+            (size, crc32), _ = await every(self._in_child(copy, read_end, fd), migrating)
+            return int(size), int(crc32)
         finally:
             os.close(read_end)  # a QEMU that still writes hears of it
             os.close(fd)

@@ -73,6 +73,14 @@ def give_back(config: Config, job: str) -> None:
     ask(config, "give-back", job)
 
 
+def is_gone(config: Config, job_id: str) -> bool:
+    """Whether the batch system surely does not know a job any more, which was one of its own.
+
+    Raises VTorqueError (VT-ENGINE).
+    """
+    return ask(config, "server") == job_id.partition(".")[2] and ask(config, "phase", job_id) == "gone"
+
+
 def ask(config: Config, *words: str) -> object:
     """What the program answers to these words. Raises VTorqueError with its code, Unanswered for no answer in time."""
     limit = 2 * config.timeouts.reach + MORE_SECONDS

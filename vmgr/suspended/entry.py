@@ -45,7 +45,8 @@ _T = TypeVar("_T")
 class SavedGuest(NamedTuple):
     """One guest: who it is in the job, its machine, and the bytes of what was written of it.
 
-    `layout` is bound to no node of a host. `overlay_bytes` is None for a guest without a disk.
+    `layout` is bound to no node of a host. `overlay_bytes` is None for a guest without a disk, `state_crc32` where
+    nobody has summed the state up.
     """
 
     rank: int
@@ -55,6 +56,7 @@ class SavedGuest(NamedTuple):
     layout: Layout
     state_bytes: int
     overlay_bytes: Optional[int]
+    state_crc32: Optional[int] = None
 
 
 class NodePart(NamedTuple):
@@ -135,6 +137,7 @@ def _guest(tree: _Tree) -> SavedGuest:
         _layout(tree.tree("layout")),
         tree.number("state_bytes", 1, MAX_BYTES),
         tree.perhaps("overlay_bytes", lambda name: tree.number(name, 1, MAX_BYTES)),
+        tree.perhaps("state_crc32", lambda name: tree.number(name, 0, (1 << 32) - 1)),
     )
 
 

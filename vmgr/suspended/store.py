@@ -6,9 +6,11 @@ the user's word.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Optional
 
 from vmgr.config import Config
@@ -21,6 +23,7 @@ from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, p
 
 FRAMES_BYTES = 1 << 20
 """What the lengths between the texts of an entry may add to them."""
+_USELESS = (None, 0, errno.EINVAL, errno.EFBIG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 HINT = "`vmgr show suspended` lists what is stored"
 LOST = "its node, or node agent, was lost before the job was known to be queued again"
 
@@ -166,17 +169,30 @@ def undo_entry(step: Mapping[str, Any], patience_s: float) -> None:
     """
 
     def work(shelf: Shelf, job_id: str) -> None:
-        texts = shelf.find(job_id)
-        entry = parse_entry(texts[0], JOB) if texts else None
+        entry = _entry_there(shelf, job_id)
         if entry is None or (entry.key, entry.when) != (step["key"], step["when"]):
             return
         if step["word"] == STALE:
             shelf.remove(job_id)
         elif step["word"] == COMPLETING:
-            shelf.note(job_id, LOST)
+            with suppress(OSError):  # a full disk of the user's keeps nothing here
+                shelf.note(job_id, LOST)
 
     if step["word"] != SETTLED:
         _undo(step, patience_s, work)
+
+
+def _entry_there(shelf: Shelf, job_id: str) -> Optional[Entry]:
+    """The job's entry, None where there is none that anybody could use. Raises OSError."""
+    try:
+        texts = shelf.find(job_id)
+        return parse_entry(texts[0], JOB) if texts else None
+    except VTorqueError:
+        return None
+    except OSError as err:
+        if err.errno in _USELESS:
+            return None
+        raise
 
 
 def _undo(step: Mapping[str, Any], patience_s: float, work: Callable[[Shelf, str], object]) -> None:
