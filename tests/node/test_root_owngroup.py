@@ -116,6 +116,15 @@ def test_what_the_job_still_needs_is_left_to_slurm(job: Job) -> None:
     assert job.left() == {".", "uid_4711", "uid_4711/job_12", "uid_4711/job_12/step_extern"}
 
 
+def test_an_undoing_that_was_cut_short_is_taken_up(job: Job) -> None:
+    lists = make_group(job.paths, job.place).lists
+    ends(job)
+    for path in lists:
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
+    assert undo(job.place) == [] and job.left() == {"."}
+
+
 def test_another_job_of_the_user_goes_on(job: Job) -> None:
     make_group(job.paths, job.place)
     job.make("uid_4711/job_13/step_0")

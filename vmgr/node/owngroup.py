@@ -81,11 +81,12 @@ def undo_group(step: Mapping[str, Any], patience_s: float) -> None:
         for folder in own.parents:
             if folder == root or root not in folder.parents:
                 break
-            with suppress(FileNotFoundError):
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break  # there are other groups, or processes, in it
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                pass  # by the batch system, or an undoing that was cut short
+            except OSError:
+                break  # there are other groups, or processes, in it
 
 
 def _empty(own: Path, deadline: float) -> None:

@@ -1,7 +1,8 @@
 """Where Slurm has the control groups of a job, and when they are all there.
 
 Facts from Slurm's plugins cgroup/v1, cgroup/v2, proctrack/cgroup and task/cgroup, and from slurmstepd, of 22.05 to
-26.05; version 1 has been seen at work with 22.05. `N` is the node's name, `U` the user's number, `J` the job's:
+26.05; version 1 has been seen at work with 22.05, 25.11 and 26.05. `N` is the node's name, `U` the user's number, `J`
+the job's:
 
     v1  /slurm_N/uid_U/job_J/step_S, in each hierarchy by itself
     v2  /system.slice/N_slurmstepd.scope/job_J/step_S/{slurm,user/task_T}
