@@ -172,6 +172,7 @@ def test_nothing_is_lost_or_twice(site: Site, capfdbinary: pytest.CaptureFixture
         running = site.run(session, WRITER.replace("{base}", str(site.base)))
         for _ in range(6):
             await asyncio.sleep(0.15)
+            await until(lambda: session._child is not None)
             await session.detach(60)
             assert await running is None and session.detached
             await until(lambda: ["--keep" in words(each) for each in site.processes("/run -")] == [True])

@@ -39,6 +39,7 @@ class Site:
         self.refuses: Optional[str] = None
         self.agent = 0
         monkeypatch.setattr(standin, "means_of", self._means)
+        monkeypatch.setattr(standin, "LAST_ANSWER_SECONDS", 0.5)  # for who follows, and does not leave
 
     def _means(self, _config: object, _user: object, job_id: str, attached: Any, over: Any, fellows: object) -> Means:
         assert fellows is None

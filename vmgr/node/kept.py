@@ -58,7 +58,10 @@ class KeptSession(GuestSession):
         raised, and the script stays as it is.
         """
         self._status_file.unlink(missing_ok=True)
-        return await self._follow(f"-a {shlex.quote(os.fspath(self._status_file))}", lambda: self._go_on(allowed))
+        command = f"-a {shlex.quote(os.fspath(self._status_file))}"
+        if allowed is None:
+            return await self._follow(command, order="ATTACH")
+        return await self._follow(command, then=lambda: self._go_on(allowed))
 
     async def detach(self, timeout_s: float) -> None:
         """Stop the script, take all its output, and let go of it; what runs it in the guest holds no share then.
@@ -83,22 +86,20 @@ class KeptSession(GuestSession):
             raise _refusal("not all processes of its script could be stopped: they are another user's, or do not react")
         await self._leave(token)
 
-    async def _go_on(self, allowed: Optional[Allowed]) -> None:
-        if allowed is not None:
-            assert self._copiers is not None
-            token = secrets.token_hex(TOKEN_BYTES)
-            marks = [copier.expect(token) for copier in self._copiers]
-            self._order(f"DETACH {token}")  # it has been stopped already: what comes back shows that the way is there
-            await asyncio.wait(marks, timeout=ATTACH_SECONDS)
-            if not all(mark.done() for mark in marks):
-                raise VTorqueError(
-                    f"the job's session in the guest {self._guest} has not answered within {ATTACH_SECONDS:.0f} s",
-                    code=Code.CONNECT,
-                )
-            if None in {mark.result() for mark in marks}:
-                return  # the connection's end says more
+    async def _go_on(self, allowed: Allowed) -> None:
+        assert self._copiers is not None
+        token = secrets.token_hex(TOKEN_BYTES)
+        marks = [copier.expect(token) for copier in self._copiers]
+        self._order(f"DETACH {token}")  # it has been stopped already: what comes back shows that the way is there
+        await asyncio.wait(marks, timeout=ATTACH_SECONDS)
+        if not all(mark.done() for mark in marks):
+            raise VTorqueError(
+                f"the job's session in the guest {self._guest} has not answered within {ATTACH_SECONDS:.0f} s",
+                code=Code.CONNECT,
+            )
+        if None not in {mark.result() for mark in marks}:  # else the connection's end says more
             await allowed()
-        self._order("ATTACH")
+            self._order("ATTACH")
 
     async def _leave(self, token: str) -> None:
         assert self._copiers is not None and self._child is not None and self._gone is not None
@@ -116,8 +117,10 @@ class KeptSession(GuestSession):
     def _has_left(self) -> bool:
         return self._broken_off or (self._left is not None and self._left.done() and bool(self._left.result()))
 
-    async def _follow(self, command: str, then: Optional[Allowed] = None) -> Optional[int]:
-        """What `command` ends with in the guest; `then` is done once it has been started."""
+    async def _follow(
+        self, command: str, *, order: Optional[str] = None, then: Optional[Allowed] = None
+    ) -> Optional[int]:
+        """What `command` ends with in the guest: `order` is the first that it gets, `then` is done beside it."""
         self._gone = gone = asyncio.get_running_loop().create_future()
         self._left, self._broken_off, self.detached = None, False, False
         with Copier(1, self._complain) as out, Copier(2, self._complain) as err:
@@ -133,6 +136,8 @@ class KeptSession(GuestSession):
             out.start()
             err.start()
             self._child, self._copiers = child, (out, err)
+            if order is not None:  # before anybody can give another
+                self._order(order)
             signals, self.waiting = self.waiting, []
             for sig in signals:
                 self.signal(sig)
