@@ -93,10 +93,13 @@ class Site:
 
     def left(self) -> list[str]:
         """Processes, and files of sessions, that are still there."""
-        mine = str(self.base)
-        found = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
         files = [str(path) for path in (*self.session.iterdir(), *self.base.glob("place.*"))]
-        return [line for line in found if mine in line and "pytest" not in line] + files
+        return [" ".join(process.info["cmdline"]) for process in self.processes("")] + files
+
+    def end(self) -> None:
+        """Leave nothing of a test that has failed."""
+        for process in self.processes(""):
+            process.kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
         mine = str(self.base)

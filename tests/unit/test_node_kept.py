@@ -118,8 +118,11 @@ def test_a_target_that_does_not_wait_gets_all(tmp_path: Path) -> None:
 def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     place = Site(tmp_path, request.param)
     place.lead_there(monkeypatch)
-    yield place
-    run(place.nothing_is_left)
+    try:
+        yield place
+        run(place.nothing_is_left)
+    finally:
+        place.end()
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:

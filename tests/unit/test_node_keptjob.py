@@ -117,8 +117,11 @@ class Agent:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     place = Site(tmp_path, SHELLS[0])
     place.lead_there(monkeypatch)
-    yield place
-    assert place.left() == []
+    try:
+        yield place
+        assert place.left() == []
+    finally:
+        place.end()
 
 
 def run(work: Callable[[], Any]) -> None:
