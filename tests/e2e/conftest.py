@@ -398,8 +398,8 @@ def on_engine(engine: str, text: str = CONFIG) -> Iterator[Site]:
 
     `text` is that for the embedded one. Where that has simulated nodes, there is no such installation for TORQUE.
     """
+    from .cluster import Cluster, nodes_of
     from .slurmcluster import found_programs, slurm_site  # these need this module
-    from .test_several_nodes import Cluster, nodes_of
     from .torquesite import MISSING, torque_site
 
     if engine == "slurm":

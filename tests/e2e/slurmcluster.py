@@ -20,9 +20,9 @@ from vmgr.deploy.slurmfiles import conf_lines
 from vmgr.node.process import Process, identify
 from vsub.engines.local.machine import Layout
 
+from .cluster import EVERYWHERE, Cluster, nodes_of
 from .conftest import PATIENCE_S, User, eventually, installed
 from .terminal import Terminal
-from .test_several_nodes import EVERYWHERE, Cluster, nodes_of
 
 SITE = EVERYWHERE.replace("nodes: 3, ", "nodes: 4, ")
 """Three nodes to run jobs on, and one that can be lost."""

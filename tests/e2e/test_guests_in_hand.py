@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from .cluster import EVERYWHERE, Cluster
 from .conftest import PATIENCE_S, Site, User, account, eventually, on_engine
 from .terminal import SHELL, terminal
-from .test_several_nodes import EVERYWHERE, Cluster
 
 ENGINES = ("local", "slurm")
 OWN = EVERYWHERE.replace("nodes: 3, ", "nodes: 4, ").replace("user_file: 2", "user_file: 2, reach: 5")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from .cluster import EVERYWHERE, Cluster
 from .conftest import REPOSITORY, Done, Site, User, on_engine
-from .test_several_nodes import EVERYWHERE, Cluster
 
 ENGINES = ("local", "slurm")
 RING = REPOSITORY / "examples" / "ring.c"

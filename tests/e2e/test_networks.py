@@ -18,8 +18,8 @@ from vmgr.config import load_config
 from vmgr.node.network.plan import plan_network
 from vmgr.paths import Installation
 
+from .cluster import EVERYWHERE, FOUR, Cluster
 from .conftest import Site, User, eventually, on_engine
-from .test_several_nodes import EVERYWHERE, FOUR, Cluster
 
 ENGINES = ("local", "slurm")
 SITES_OWN = (

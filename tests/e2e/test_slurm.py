@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import pytest
 from slurmprograms import BIN
 
+from .cluster import hanging
 from .conftest import User, eventually
 from .slurmcluster import Slurm, found_programs, slurm_site
 from .terminal import SHELL, check_size_and_keys, terminal
-from .test_several_nodes import hanging
 
 pytestmark = pytest.mark.skipif(found_programs() is not None, reason=f"needs Slurm: {found_programs()} is missing")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from .cluster import EVERYWHERE, Cluster
 from .conftest import CONFIG, PATIENCE_S, Site, User, as_user, eventually, on_engine
-from .test_several_nodes import EVERYWHERE, Cluster
 
 ENGINES = ("local", "slurm")
 SUSPENDABLE = EVERYWHERE.replace(
