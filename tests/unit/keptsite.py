@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
@@ -97,14 +98,16 @@ class Site:
         return [" ".join(process.info["cmdline"]) for process in self.processes("")] + files
 
     def end(self) -> None:
-        """Leave nothing of a test that has failed."""
+        """Leave nothing of a session that nobody lets go on, or of a test that has failed."""
         for process in self.processes(""):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
-        mine = str(self.base)
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if name in (words := " ".join(process.info["cmdline"] or [])) and mine in words
-        ]
+        """Those of this place with that in their command line: that names the place, or they are in it."""
+        mine, found = str(self.base), []
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            words = " ".join(process.info["cmdline"] or [])
+            if name in words and (mine in words or (process.info["cwd"] or "").startswith(mine)):
+                found.append(process)
+        return found

@@ -214,8 +214,7 @@ class Suspended:
     async def end(self) -> None:
         """End what is left, which nobody has let go on."""
         assert not (self.site.base / "up").exists() and not (self.site.base / "ended").exists()
-        for process in (*self.site.processes("--keep"), *self.site.processes("session/script")):
-            process.kill()
+        self.site.end()
         await until(lambda: not self.site.processes(""))
         for path in self.site.session.iterdir():
             path.unlink()
@@ -396,8 +395,7 @@ def test_a_suspended_wrapper_waits_for_its_end(site: Site, monkeypatch: pytest.M
             assert not running.done()
             job._signal(signal.SIGTERM)
             assert await running == 128 + signal.SIGTERM and agent.left == []
-        for process in (*site.processes("--keep"), *site.processes("session/script")):
-            process.kill()
+        site.end()
         for path in site.session.iterdir():
             path.unlink()
         for path in site.base.glob("place.*"):
