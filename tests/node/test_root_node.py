@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-import psutil
 import pytest
 from nodesite import REPOSITORY, make_node, wait_gone
-from settled import run
+from settled import children, run
 
 from vmgr.deploy.hookfiles import fill
 from vmgr.errors import Code, VTorqueError
@@ -142,10 +141,10 @@ def fake_probe(
     fake.chmod(0o755)
     monkeypatch.setattr(accel, "DEVICE", device)
     config = make_node(base, hypervisor={"qemu": str(fake), "probe_seconds": 1}).config
-    start = time.monotonic()
+    before, start = children(), time.monotonic()
     found = accel.probe(config, kernel and Path(kernel))
     took = time.monotonic() - start
-    assert psutil.Process().children() == [] and wait_gone(int(seen.read_text().split()[0]))
+    assert children() == before and wait_gone(int(seen.read_text().split()[0]))
     return found, took, seen.read_text()
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-import psutil
 import pytest
 from nodesite import Node, make_node
-from test_root_userio import hanging_mount, run
+from settled import children, run
+from test_root_userio import hanging_mount
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
@@ -326,6 +326,8 @@ def test_what_is_given_up_does_not_happen_later(
         (folder / "carol" / "reached").touch()
         signal.pause()
 
+    before = children()
+
     async def work() -> None:
         await store.begin(JOB, need_bytes=1)
         await write(store, a_part(0))
@@ -337,7 +339,7 @@ def test_what_is_given_up_does_not_happen_later(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert psutil.Process().children() == []
+        assert children() == before
         await store.drop(JOB)
 
     run(work())
@@ -721,6 +723,8 @@ def test_a_file_system_that_hangs_costs_the_timeout(base: Path, user: User, fold
     (folder / "carol").mkdir(mode=0o700)
     os.chown(folder / "carol", user.uid, user.gid)
 
+    before = children()
+
     async def work() -> None:
         with hanging_mount(user, folder / "carol" / JOB, takes_requests=takes_requests):
             start = time.monotonic()
@@ -731,7 +735,7 @@ def test_a_file_system_that_hangs_costs_the_timeout(base: Path, user: User, fold
             assert (found.stored, len(found.problems)) == ([], 1)
 
     run(work())
-    assert psutil.Process().children() == []
+    assert children() == before
 
 
 # --- who sees what

@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
-from settled import run
+from settled import children, run
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import userio
@@ -225,7 +224,7 @@ def hanging_mount(user: User, at: Path, *, takes_requests: bool) -> Iterator[Non
 
 @pytest.mark.parametrize("takes_requests", [False, True])
 def test_a_file_system_that_hangs_costs_the_timeout_and_no_more(user: User, takes_requests: bool) -> None:
-    at = Path(user.home) / "mnt"
+    at, before = Path(user.home) / "mnt", children()
 
     async def work() -> None:
         with hanging_mount(user, at, takes_requests=takes_requests):
@@ -240,7 +239,7 @@ def test_a_file_system_that_hangs_costs_the_timeout_and_no_more(user: User, take
         # the connection is closed now: what nothing could end while it hung has ended, and is collected
 
     run(work())
-    assert psutil.Process().children() == []
+    assert children() == before
 
 
 def test_a_stuck_child_does_not_hold_the_attempts_lock(user: User, base: Path) -> None:
@@ -318,9 +317,10 @@ for name in ("mem", "environ", "maps", "fd"):
 """
 
     async def work() -> bytes:
+        before = children()
         task = asyncio.ensure_future(userio._as_user(user, stay, "/x", limit=10, timeout_s=1))
         await asyncio.sleep(0.3)
-        (child,) = [c.pid for c in psutil.Process().children()]
+        (child,) = [child.pid for child in children() - before]
         done = await asyncio.create_subprocess_exec(
             PYTHON, "-IS", "-c", peek, str(child), stdout=subprocess.PIPE,
             user=user.uid, group=user.gid, extra_groups=[], cwd="/",
