@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vmgr.errors import Code
 from vmgr.report.parts import read_parts
 from vmgr.report.timeline import Phase, Timeline, newest, plan
 
@@ -88,15 +89,24 @@ def test_a_failing_epilogue_of_a_sister_is_told(cluster: Cluster, user: User) ->
     assert "VT-HOOK: n2: the site's VM epilogue ended with status 5 in vn2-1" in done.err
 
 
-def test_a_guest_that_dies_on_a_sister_ends_the_job(cluster: Cluster, user: User) -> None:
+@pytest.mark.parametrize("what", ["guest", pytest.param("agent", marks=pytest.mark.slow)])
+def test_what_dies_on_a_sister_ends_the_job(cluster: Cluster, user: User, what: str) -> None:
     job = user.submit("echo started; touch runs; sleep 300\n", "-l", "nodes=2")
     eventually(lambda: (user.home / "runs").exists(), "the script runs")
     (qemu,) = [process for process in cluster.processes("qemu-system") if "vn2-1" in " ".join(process.cmdline())]
-    qemu.kill()
-    assert cluster.wait(job) == 76
+    if what == "guest":
+        qemu.kill()
+    else:
+        qemu.parent().kill()
+    said = {
+        "guest": (76, "VT-GUEST: n2: the guest vn2-1 ended while the job was running"),
+        "agent": (Code.AGENT.status, "VT-AGENT: n2: the node agent has died"),
+    }
+    status, reason = said[what]
+    assert cluster.wait(job) == status
     number = job.partition(".")[0]
     assert user.output(f"job.sh.o{number}") == "started\n"
-    assert "VT-GUEST: n2: the guest vn2-1 ended while the job was running" in user.output(f"job.sh.e{number}")
+    assert reason in user.output(f"job.sh.e{number}")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ from vmgr.trust import check_trusted
 if TYPE_CHECKING:
     from vmgr.node.leftovers import Leftovers
     from vmgr.node.standin import StandIn
+    from vmgr.node.survivor import Survivor
     from vmgr.node.suspension import Suspension
 
 LOCK_FD, SOCKET_FD = 3, 4
@@ -137,6 +138,7 @@ class Agent:
         self.is_stored: Optional[bool] = None
         self.is_noted = False
         self.stand_in: Optional[StandIn] = None
+        self.witness: Optional[Survivor] = None
         self.listener: Optional[socket.socket] = None
         self.script_reached: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.progress.private["user"] = call.user
@@ -182,6 +184,8 @@ class Agent:
         if leftovers is not None:
             await leftovers.end()
         await self._wipe()
+        if self.witness is not None:
+            self.witness.dismiss()
         record.note_end(self.config.paths, self.call.job_id, self.place)
         for failure in undo(self.place):
             LOGGER.error("left behind: %s", failure)
@@ -212,6 +216,18 @@ class Agent:
             self.progress.stage("job started", "running")
         elif not self.script_reached.done():
             self.script_reached.set_result(error)
+
+    def _have_a_witness(self, user: User, fellows: Fellows) -> None:
+        """On a sister: if this process dies, the mother superior is told, which ends the job."""
+        from vmgr.node.survivor import Survivor  # few jobs have several nodes
+
+        async def tell() -> None:
+            progress = Progress(self.place.start, {})
+            progress.fail(VTorqueError("the node agent has died", code=Code.AGENT, hint="see the log of that node"))
+            await fellows.tell(FAILED, progress.failure())
+
+        self.witness = Survivor(self.config, user, self.place, self.call.job_id, role="witness")
+        self.witness.call(tell)
 
     def _stand_alone(self) -> None:
         if self.stand_in is not None:
@@ -357,6 +373,8 @@ class Agent:
         self.learned.update(key=allocation.key, node_index=allocation.node_index)
         self.learned["nodes"] = list(allocation.nodes[:1] if allocation.node_index else allocation.nodes)
         self.fellows = fellows = Fellows(call.directory.directory, allocation, user, timeout_s=timeouts.user_file)
+        if not fellows.leads:
+            self._have_a_witness(user, fellows)
         watchers = [asyncio.ensure_future(self._note_over(fellows.over()))]
         if len(allocation.nodes) > 1 and call.task_file is not None:
             watchers.append(asyncio.ensure_future(self._note_over(over(call.task_file, allocation.key))))

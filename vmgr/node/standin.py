@@ -2,8 +2,8 @@
 
 Between the moment in which all of a suspended job is stored and its requeue, and of a job that goes on until nothing of
 it is stored any more, the job's end would leave an entry without a job. So for that time the agent has a process
-beside it, which hears of its death by the end of a pipe, serves its socket then, and does what the agent itself does
-with a job that cannot go on (`vmgr.node.returning`). Where nothing is stored, it ends at once.
+beside it (`vmgr.node.survivor`), which serves its socket when it dies, and does what the agent itself does with a job
+that cannot go on (`vmgr.node.returning`). Where nothing is stored, it ends at once.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import socket
 from contextlib import suppress
 from typing import Optional
 
-from vmgr import logs
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import record
 from vmgr.node.control import Control
 from vmgr.node.returning import Means, means_of, put_back
-from vmgr.node.staging.child import let_go
 from vmgr.node.state import Progress
-from vmgr.node.userio import User, reap_later
+from vmgr.node.survivor import Survivor
+from vmgr.node.userio import User
 from vmgr.suspended.entry import SETTLED, Entry
 from vmgr.suspended.store import Store
 
@@ -31,7 +30,7 @@ LAST_ANSWER_SECONDS = 5.0
 
 
 class StandIn:
-    """The process that stands in for the agent of one attempt, while there is one. `listener` is the agent's socket."""
+    """What stands in for the agent of one attempt, while that is wanted. `listener` is the agent's socket."""
 
     def __init__(self, config: Config, user: User, place: record.Place, job_id: str, listener: socket.socket) -> None:
         self._config = config
@@ -39,50 +38,15 @@ class StandIn:
         self._place = place
         self._job_id = job_id
         self._listener = listener
-        self._word: Optional[int] = None
+        self._survivor = Survivor(config, user, place, job_id, keep=[listener.fileno()])
 
     def call(self, entry: Optional[Entry] = None) -> None:
         """Have one from now on, for this entry of the job, or any. Raises VTorqueError (VT-INTERNAL)."""
-        if self._word is not None:
-            return
-        here, word = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError as err:
-            os.close(here)
-            os.close(word)
-            raise VTorqueError(f"no process can be started: {err.strerror}", code=Code.INTERNAL) from err
-        if pid == 0:
-            self._wait(here, entry)
-        os.close(here)
-        self._word = word
-        reap_later(pid)
+        self._survivor.call(lambda: self._stand_in(entry))
 
     def dismiss(self) -> None:
         """Have none any more; fine when there is none."""
-        if self._word is not None:
-            word, self._word = self._word, None
-            try:
-                os.write(word, b".")
-            except BrokenPipeError:
-                pass  # somebody has ended it
-            os.close(word)
-
-    def _wait(self, here: int, entry: Optional[Entry]) -> None:
-        """In the child: wait for the agent's death or its word, and end without returning."""
-        try:
-            os.setsid()
-            for handler in list(LOGGER.handlers):
-                LOGGER.removeHandler(handler)
-                handler.close()
-            let_go([here, self._listener.fileno()])
-            if os.read(here, 1) or record.is_buried(self._config.paths, self._job_id, self._place):
-                return
-            logs.set_up(self._config.logging, job=self._job_id, reader=self._user.uid, lives=lambda _: True)
-            asyncio.events._set_running_loop(None)  # it is the agent's, and runs there
-            asyncio.run(self._stand_in(entry))
-        finally:
-            os._exit(0)
+        self._survivor.dismiss()
 
     async def _stand_in(self, entry: Optional[Entry]) -> None:
         attached, over = asyncio.Event(), asyncio.Event()
