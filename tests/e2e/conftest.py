@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POOL = Path("/var/lib/vtorque/images")
-PATIENCE_S = 240
+PATIENCE_S = 480
+"""How long what a user runs may take, a whole job for instance."""
 
 CONFIG = """\
 engine: local
@@ -44,7 +45,7 @@ mounts:
   - {{name: home, source: "{{home}}", target: "{{home}}"}}
   - {{name: opt-hpc, source: {root}/opt, target: /opt-hpc, readonly: true}}
 guest: {{vm_hooks: {root}/vm}}
-timeouts: {{user_file: 2, boot: 200, attach: 20}}
+timeouts: {{user_file: 2, boot: 400, attach: 20}}
 logging: {{level: debug, file: {root}/log/node.log}}
 """
 
@@ -124,7 +125,7 @@ class User:
 
     def run(self, *argv: str, **options: object) -> subprocess.CompletedProcess[str]:
         child = self.start(*argv, **options)  # type: ignore[arg-type]
-        out, err = child.communicate(timeout=self.site.patience_s)
+        out, err = child.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(argv, child.returncode, out, err)
 
     def write(self, name: str, text: str, mode: int = 0o755) -> Path:
@@ -169,8 +170,6 @@ class Site:
     """The installation, its batch system and what must not be left behind."""
 
     engine = "local"
-    patience_s = PATIENCE_S
-    """How long what a user runs may take, a whole job for instance."""
     environment: Mapping[str, str] = {}
     """What users need to find the batch system."""
     limits: tuple[str, ...] = ("-W", "umask=027", "-l", "file=100mb")

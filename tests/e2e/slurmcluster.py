@@ -60,7 +60,6 @@ class Slurm(Cluster):
     """An installation with simulated nodes, each with its slurmd; munged and slurmctld run on the machine itself."""
 
     engine = "slurm"
-    patience_s = 480  # jobs may run beside each other, and guests have longer to boot
     limits = ()
     umask, file_kib = 0o022, "unlimited"
     session_end = ""
@@ -241,7 +240,7 @@ class Slurm(Cluster):
 
 def for_slurm(text: str) -> str:
     """The configuration for the embedded batch system, for Slurm: its nodes are simulated ones in any case."""
-    changes = {"engine: local": f"engine: slurm\nslurm: {{{{bin: {BIN}}}}}", "boot: 200": "boot: 400, sisters: 25"}
+    changes = {"engine: local": f"engine: slurm\nslurm: {{{{bin: {BIN}}}}}", "boot: 400": "boot: 400, sisters: 25"}
     if not nodes_of(text):
         changes["local: {{"] = "local: {{nodes: 2, "
     for old, new in changes.items():

@@ -77,7 +77,7 @@ images: {{pool: {POOL}}}
 hypervisor: {{allow_emulation: true}}
 policy: {{img: {{default: micro}}, ram: {{default: 256M}}}}
 mounts: [{{name: home, source: "{{home}}", target: "{{home}}"}}]
-timeouts: {{boot: 200}}"""
+timeouts: {{boot: 400}}"""
 
 
 @pytest.fixture(scope="module")
