@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,8 +230,9 @@ def run_guest(qmp: socket.socket, console: socket.socket) -> None:
             said += console.recv(4096)
         talk.write(b'{"execute": "quit"}\n')
         talk.flush()
-        while talk.readline():
-            pass
+        with suppress(ConnectionResetError):  # QEMU may end before it has read the end of the line
+            while talk.readline():
+                pass
 
 
 def accesses(line: str) -> Iterator[tuple[str, str]]:
