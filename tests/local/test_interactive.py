@@ -73,6 +73,12 @@ class Session:
             assert ready, f"{pattern!r} does not come: {self.seen!r}"
             self.seen += os.read(self.master, 65536).decode()
 
+    def shows(self, text: str, within_s: float) -> bool:
+        """Whether the terminal shows it, or does so soon."""
+        if text not in self.seen and select.select([self.master], [], [], within_s)[0]:
+            self.seen += os.read(self.master, 65536).decode()
+        return text in self.seen
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
@@ -325,7 +331,8 @@ def test_waiting_and_the_question(system: System, user: User, start: Start, bloc
     os.kill(session.pid, signal.SIGTSTP)
     session.expect("you cannot suspend qsub")
     assert client.job_state(system.socket, job).letter == "Q"  # type: ignore[union-attr]
-    os.kill(session.pid, signal.SIGTERM)
+    while not session.shows("Do you wish", 0.2):
+        os.kill(session.pid, signal.SIGTERM)  # one that comes while the last answer is read is ignored
     session.expect("Do you wish")
     session.type("y\r")
     session.expect(f"Job {re.escape(job)} is being deleted\r\n")
