@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Optional
 
 from vmgr.config import Timeouts
-from vmgr.deploy.slurmconf import ALLOC, CONTAIN, TRACKER, Value, commands_folder, flags_of, parse_settings
+from vmgr.deploy.slurmconf import (
+    ALLOC,
+    CONTAIN,
+    TRACKER,
+    Value,
+    commands_folder,
+    flags_of,
+    parse_settings,
+    tracks_groups,
+)
 from vmgr.deploy.slurmfiles import FLAGS, conf_lines
 from vmgr.doctor.finding import Finding, Level, Node, finder
 from vmgr.doctor.hooks import judge_hook
@@ -138,7 +147,7 @@ def judge_flags(values: Iterable[str]) -> Iterator[Finding]:
 
 def judge_groups(settings: Mapping[str, tuple[str, ...]], host: str) -> Iterator[Finding]:
     """Whether guests are in the control groups of their job, where Slurm makes some."""
-    if [value.lower() for value in settings.get("ProctrackType", ())] != [TRACKER]:
+    if not tracks_groups([Value(value) for value in settings.get("ProctrackType", ())]):
         return
     flags = flags_of(map(Value, settings.get("PrologFlags", ())))
     if not flags & set(CONTAIN):

@@ -82,10 +82,6 @@ class Embedded(QsubDialect):
         """The server's name, from the daemon."""
         return str((self._ask({"op": "nodes"}, timeout_s) or {}).get("server"))
 
-    def whole(self, job_id: str, timeout_s: float) -> str:
-        """With the server's name."""
-        return job_id if "." in job_id else f"{job_id}.{self.server(timeout_s)}"
-
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from the daemon."""
         from vsub.engines.listing import placed_job  # as above
@@ -110,9 +106,6 @@ class Embedded(QsubDialect):
         """Root may, and nobody else."""
         if os.geteuid() != 0:
             raise VTorqueError("the embedded batch system lets only root requeue jobs", code=Code.ACCESS)
-
-    def give_back(self, job_id: str, timeout_s: float) -> None:
-        """It is in the resource list, of which it is an item of its own."""
 
     def _change(self, operation: str, job_id: str, timeout_s: float) -> dict[str, Any]:
         """The daemon's answer. Raises VTorqueError, Unanswered where there is none in time."""

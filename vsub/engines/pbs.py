@@ -5,6 +5,7 @@ Both batch systems that speak it use this class: `torque`, and `local`, which im
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Optional
 
 from vmgr.errors import Code, VTorqueError
@@ -21,8 +22,19 @@ _OURS = frozenset("CSxzI")
 """Options that the wrapper is submitted with in its own way; of `-z` vsub takes care itself, for it needs the id."""
 
 
-class QsubDialect:
+class QsubDialect(ABC):
     """Requests in the language of `qsub`."""
+
+    @abstractmethod
+    def server(self, timeout_s: float) -> str: ...
+
+    def whole(self, job_id: str, timeout_s: float) -> str:
+        """With the server's name."""
+        return job_id if "." in job_id else f"{job_id}.{self.server(timeout_s)}"
+
+    def give_back(self, job_id: str, timeout_s: float) -> None:
+        """It is in the resource list, of which it is an item of its own: nothing is to be done."""
+        return
 
     @property
     def qsub_key(self) -> str:

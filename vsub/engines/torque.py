@@ -83,10 +83,6 @@ class Torque(QsubDialect):
         program = for_this_host(self._submit.qstat, "submit.qstat")
         return parse_server_name(ask([program, "-B", "-f"], "submit.qstat", timeout_s) or "")
 
-    def whole(self, job_id: str, timeout_s: float) -> str:
-        """With the server's name."""
-        return job_id if "." in job_id else f"{job_id}.{self.server(timeout_s)}"
-
     def placed(self, job_id: Optional[str], timeout_s: float) -> tuple[PlacedJob, ...]:
         """Jobs that have nodes, from `qstat -f`."""
         from vsub.engines.listing import ask, parse_jobs  # as above
@@ -139,9 +135,6 @@ class Torque(QsubDialect):
             raise VTorqueError(
                 f"{user}@{host_name()} is neither operator nor manager", code=Code.ACCESS, hint=_operator_hint(user)
             )
-
-    def give_back(self, job_id: str, timeout_s: float) -> None:
-        """It is in the resource list, of which it is an item of its own."""
 
 
 def _own_name() -> str:
