@@ -19,8 +19,11 @@ RUNNER = Path(__file__).parents[2] / "templates" / "guest" / "common" / "run"
 SHELLS = [name for name in ("dash", "bash", "busybox") if shutil.which(name)]
 
 SSH = """
-import os, subprocess, sys, threading
-child = subprocess.Popen([PROGRAM, "-c", sys.argv[-1]], stdin=-1, stdout=-1, stderr=-1, start_new_session=True)
+import os, signal, subprocess, sys, threading
+child = subprocess.Popen(
+    [PROGRAM, "-c", sys.argv[-1]], stdin=-1, stdout=-1, stderr=-1, start_new_session=True,
+    preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+)
 def copy(source, target, close):
     try:
         while data := os.read(source, 16384):

@@ -194,6 +194,24 @@ def test_nothing_is_lost_or_twice(site: Site, capfdbinary: pytest.CaptureFixture
     assert md5(err) == md5(b"".join(b"\0\xff%07d" % n for n in range(1, count + 1)))
 
 
+def test_a_signal_for_all_of_the_job_does_not_end_the_connection(site: Site) -> None:
+    """Slurm tells every process of a job that it ends: the script in the guest is to be told, and has its time."""
+
+    async def work() -> None:
+        session = site.open()
+        running = site.run(session, f"trap 'exit 5' TERM\ntouch {site.base}/up\nwhile :; do sleep 0.02; done\n")
+        await until(lambda: (site.base / "up").exists())
+        (ssh,) = site.processes("bin/ssh")
+        ssh.terminate()
+        await asyncio.sleep(0.2)
+        assert not running.done()
+        session.signal(signal.SIGTERM)
+        assert await running == 5
+
+    run(work)
+    assert site.lost == []
+
+
 def md5(data: bytes) -> tuple[int, str]:
     return len(data), hashlib.md5(data).hexdigest()
 

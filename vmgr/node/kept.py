@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.marks import Copier
 from vmgr.node.process import dies_with
-from vmgr.node.session import RUNNER, SSH_SECONDS, GuestSession, end_ssh
+from vmgr.node.session import RUNNER, SSH_SECONDS, GuestSession, deaf, end_ssh
 
 TOKEN_BYTES = 32
 ENDED = "its script has just ended"
@@ -109,7 +109,7 @@ class KeptSession(GuestSession):
         await asyncio.wait([gone], timeout=LEAVE_SECONDS)
         if not gone.done():  # all output is here, and after this order a broken connection ends nothing
             self._broken_off = True
-            await end_ssh(child)
+            await end_ssh(child, (signal.SIGKILL,))
             await asyncio.wait([gone], timeout=SSH_SECONDS)
         if gone.done() and not gone.result():
             raise _refusal(ENDED)
@@ -131,7 +131,7 @@ class KeptSession(GuestSession):
                 stdout=out.inlet,
                 stderr=err.inlet,
                 start_new_session=True,
-                preexec_fn=dies_with(os.getpid()),
+                preexec_fn=deaf(dies_with(os.getpid())),
             )
             out.start()
             err.start()
@@ -149,7 +149,7 @@ class KeptSession(GuestSession):
                 return None if self.detached else self._ended(status)
             finally:
                 self._child = self._copiers = None
-                await end_ssh(child)
+                await end_ssh(child, (signal.SIGKILL,))
                 await _close_orders(child)
                 gone.set_result(self.detached)
 

@@ -79,7 +79,7 @@ class GuestSession:
             stdin=asyncio.subprocess.PIPE,
             # a session of its own: the batch system signals the job's, and the guest is told by us
             start_new_session=True,
-            preexec_fn=_deaf(dies_with(os.getpid())),
+            preexec_fn=deaf(dies_with(os.getpid())),
         )
         try:
             return self._ended(await child.wait())
@@ -180,7 +180,7 @@ class GuestSession:
         ]  # fmt: skip
 
 
-def _deaf(prepare: Callable[[], None]) -> Callable[[], None]:
+def deaf(prepare: Callable[[], None]) -> Callable[[], None]:
     """What a child does before its program that SIGTERM is not to end: Slurm tells all processes of a job, whatever
     their session, and `ssh` has to stay until the script in the guest has been told. It leaves a signal ignored that it
     finds ignored (OpenSSH's clientloop.c).
