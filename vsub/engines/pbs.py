@@ -5,7 +5,6 @@ Both batch systems that speak it use this class: `torque`, and `local`, which im
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Optional
 
 from vmgr.errors import Code, VTorqueError
@@ -22,11 +21,12 @@ _OURS = frozenset("CSxzI")
 """Options that the wrapper is submitted with in its own way; of `-z` vsub takes care itself, for it needs the id."""
 
 
-class QsubDialect(ABC):
+class QsubDialect:
     """Requests in the language of `qsub`."""
 
-    @abstractmethod
-    def server(self, timeout_s: float) -> str: ...
+    def server(self, timeout_s: float) -> str:
+        """The name in the ids of its jobs, which each batch system tells in its own way."""
+        raise NotImplementedError
 
     def whole(self, job_id: str, timeout_s: float) -> str:
         """With the server's name."""
@@ -34,7 +34,6 @@ class QsubDialect(ABC):
 
     def give_back(self, job_id: str, timeout_s: float) -> None:
         """It is in the resource list, of which it is an item of its own: nothing is to be done."""
-        return
 
     @property
     def qsub_key(self) -> str:
