@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -218,9 +218,9 @@ class Building:
         self.process.communicate()
 
     def wait_until(self, said: str) -> None:
-        """Read progress until it says this."""
+        """Read progress until it says this, in a whole line."""
         assert self.process.stderr is not None
-        while said.encode() not in self.said:
+        while b"\n" not in self.said.partition(said.encode())[2]:
             assert select.select([self.process.stderr], [], [], PATIENCE_S)[0], self.said
             data = os.read(self.process.stderr.fileno(), 4096)
             assert data, self.said
@@ -277,8 +277,46 @@ def test_an_interrupted_build_says_so_in_one_line_and_leaves_nothing(
             building.wait_until(moment)
             status, lines = building.end(number)
         said = [line for line in lines if not line.startswith("[")]
-        assert (status, said) == (128 + number, [f"vmgr: ended by {number.name}; the pool is as it was"])
+        assert (status, said) == (128 + number, [f"vmgr: ended by {number.name}; nothing stays of the build of hold"])
         assert content(pool) == before
+
+
+class Told(BaseException):
+    """By a signal."""
+
+
+@pytest.fixture
+def told() -> Iterator[None]:
+    """TERM raises Told."""
+
+    def tell(*_: object) -> NoReturn:
+        raise Told
+
+    before = signal.signal(signal.SIGTERM, tell)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_step_that_is_ended_while_it_starts_is_gone_at_once(
+    told: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would make its folders anew in what the build removes."""
+    start = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+    def interrupted(*arguments: Any) -> None:
+        start(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
+    before = left_behind(tmp_path)
+    with pytest.raises(Told):
+        run(["sleep", HOLD], cwd=tmp_path)
+    assert left_behind(tmp_path) == before
+
+
+def test_a_step_can_be_ended_by_signals(tmp_path: Path) -> None:
+    """That none is let through while it starts is not handed down to it."""
+    assert "SigBlk:\t0000000000000000\n" in run(["cat", "/proc/self/status"], cwd=tmp_path)
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from vmgr.commands.progress import Shown
 from vmgr.config import load_config
 from vmgr.images.pool import Pool
 from vmgr.paths import installation
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from vmgr.signals import ENDING
 
 
 class _Ended(BaseException):
@@ -62,7 +61,8 @@ def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: O
                 if not as_json:
                     click.echo(made.reference)
     except _Ended as end:
-        click.echo(f"vmgr: ended by {signal.Signals(end.number).name}; the pool is as it was", err=True)
+        name = signal.Signals(end.number).name
+        click.echo(f"vmgr: ended by {name}; nothing stays of the build of {recipe}", err=True)
         return 128 + end.number
     finally:  # also of what went well before a failure
         if as_json:
@@ -75,11 +75,11 @@ def _ended_by_signals() -> Iterator[None]:
     """Turn signals that ask us to end into an exception, the first of them alone, so that what was begun is undone."""
 
     def end(number: int, _frame: Any) -> None:
-        for each in _SIGNALS:
+        for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise _Ended(number)
 
-    before = {each: signal.signal(each, end) for each in _SIGNALS}
+    before = {each: signal.signal(each, end) for each in ENDING}
     try:
         yield
     finally:

@@ -18,11 +18,10 @@ from vmgr.errors import Code, Unanswered, VTorqueError, printable
 from vmgr.paths import installation
 from vmgr.reach import batch
 from vmgr.reach.target import Target, parse_target
+from vmgr.signals import ENDING, undisturbed
 
 if TYPE_CHECKING:
     from vmgr.suspended.listing import Stored
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -95,7 +94,7 @@ class _Suspension:
             self.job_id = reached.job_id
             _check(reached.job_id, reached.snapshot)
             self._before = _stored(self._config, self._target)
-            with _undisturbed():
+            with undisturbed():  # what is begun is to be known to be done, or not
                 try:
                     self._is_new = batch.hold(self._config, self.job_id)
                 except Unanswered as err:
@@ -131,7 +130,7 @@ class _Suspension:
             return
         known, said = batch.commands(self._config), None
         try:
-            with _undisturbed():
+            with undisturbed():
                 batch.release(self._config, self.job_id)
         except VTorqueError as err:
             said = err
@@ -224,13 +223,3 @@ def _signals_interrupt() -> Iterator[None]:
     finally:
         for sig in deadly:
             signal.signal(sig, signal.SIG_DFL)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put off signals, for this process and those that it starts: what is begun is to be known to be done, or not."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -112,6 +112,7 @@ def main(arguments: list[str]) -> int:
     split = arguments.index("--")
     words, command = arguments[:split], arguments[split + 1 :]
     root, furnished = (words[words.index(word) + 1] if word in words else "" for word in ("--root", "--furnish"))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what started this may have put signals off
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(words[0]):
         return 1  # it ended before it could take this one along

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.signals import undisturbed
 
 EPOCH = "1700000000"
 """The time that stands in files which the build itself makes: fixed, so builds can be compared."""
@@ -54,23 +55,26 @@ def run(
     for option, folder in (("--root", root), ("--furnish", furnish)):
         options += [option, os.fspath(folder)] if folder else []
     passed_on = {name: os.environ[name] for name in _PASSED_ON if root is None and name in os.environ}
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", os.fspath(_CAGE), str(os.getpid()), *options, "--", *command],
-        cwd=cwd,
-        env={**_ENVIRONMENT, **passed_on, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # an interrupt from the terminal is for us alone
-    ) as process:
-        try:
-            said, complained = process.communicate()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+    process: Optional[subprocess.Popen[str]] = None
+    try:
+        with undisturbed():  # an exception of a signal's would lose a process that has just been started
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", os.fspath(_CAGE), str(os.getpid()), *options, "--", *command],
+                cwd=cwd,
+                env={**_ENVIRONMENT, **passed_on, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # an interrupt from the terminal is for us alone
+            )
+        said, complained = process.communicate()
+    except BaseException:
+        if process is not None:
+            with process:
+                process.terminate()
+        raise
     if log is not None:
         with log.open("a") as stream:
             stream.write(f"{shlex.join(command)}\n{said}\n{complained}\n")
