@@ -25,7 +25,7 @@ REPORT_SECONDS = 1.0
 class Reporting:
     """Tells of one attempt. `log` is that of its job, None where no logs are kept, and with them no report.
 
-    What is known of the attempt before its user is stands in `progress` already.
+    The node's name stands in `progress` already, and its guests' as far as one can know them.
     """
 
     def __init__(
