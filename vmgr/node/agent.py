@@ -118,7 +118,7 @@ async def run_attempt(
 
 
 class Agent:
-    """One attempt on one node, by its user, whose earlier ones are undone."""
+    """One attempt on one node, whose user is known, and of whose job nothing earlier is left to undo."""
 
     def __init__(
         self,
