@@ -34,7 +34,7 @@ from nodesite import TEMPLATES, Node, a_spec, make_node
 from vmgr import logs
 from vmgr.jobspec import GuestGroup, SpecPath, dump_spec, spec_hash
 from vmgr.node import record, wrapper
-from vmgr.node.agent import Agent
+from vmgr.node.agent import run_attempt
 from vmgr.node.checkedjob import Call
 from vmgr.node.hookargs import member_index
 
@@ -97,12 +97,8 @@ class Job:
 
     def _be_agent(self, place: record.Place, call: Call, listener: socket.socket) -> int:
         log = logs.set_up(self.node.config.logging, job=self.job_id, reader=self.owner.pw_uid)
-
-        async def live() -> None:
-            await Agent(self.node.config, self.node.base / "templates", place, call, log).run(listener)
-
         os.setsid()
-        asyncio.run(live())
+        asyncio.run(run_attempt(self.node.config, self.node.base / "templates", place, call, log, listener))
         return 0
 
     def __exit__(self, *_: object) -> None:

@@ -21,7 +21,7 @@ from nodesite import FUZZ, REPOSITORY, Node, in_session, make_node, note_process
 
 from vmgr.jobspec import SpecPath
 from vmgr.node import hook, process, record, slurmfacts
-from vmgr.node.agent import Agent
+from vmgr.node.agent import run_attempt
 from vmgr.node.checkedjob import Call
 from vmgr.node.hook import end_job
 from vmgr.node.hookcall import HookCall
@@ -428,10 +428,7 @@ def test_an_attempt_of_nobody_who_may_have_guests_leaves_nothing(node: Node, use
     lock, listener = record.create(place, {**FACTS, "user": user})
     call = Call("12.ref", user, SpecPath("/home/carol", "abcd1234", "0" * 64), 0, None)
 
-    async def live() -> None:
-        await Agent(node.config, node.base, place, call, None).run(listener)
-
-    asyncio.run(live())
+    asyncio.run(run_attempt(node.config, node.base, place, call, None, listener))
     os.close(lock)
     listener.close()
     hook._epilogue(HookCall("12.ref", user, call.directory, 0, None), IN_FUTURE, node.config)

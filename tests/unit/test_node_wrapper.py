@@ -6,17 +6,21 @@ import asyncio
 import os
 import pty
 import signal
+import socket
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import pytest
+from nodesite import a_user
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import SpecPath
 from vmgr.node import agent, wrapper
+from vmgr.node.attendance import Attendance
 from vmgr.node.hookcall import OwnJob
 from vmgr.node.record import Place
+from vmgr.node.state import Progress
 
 
 def test_events_are_made_in_the_loop_that_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,9 +45,13 @@ def test_a_real_job_wrapper_and_agent_wait_in_their_loop(tmp_path: Path) -> None
         await asyncio.wait_for(job._changed.wait(), 5)
         call = agent.Call("12.host", "carol", SpecPath("/home/carol", "0" * 16, "0" * 64), 0, None)
         place = Place(tmp_path / "0000000000000001-1-abcdefgh", tmp_path / "s")
-        attempt = agent.Agent(config, tmp_path, place, call, None)
-        asyncio.get_running_loop().call_later(0.01, attempt.job_over.set)
-        await asyncio.wait_for(attempt.job_over.wait(), 5)
+        attendance, progress, listener = Attendance(5, awaited=True), Progress(1, {}), cast("socket.socket", None)
+        attempt = agent.Agent(config, tmp_path, place, call, None, a_user(), listener, progress, attendance)
+        asyncio.get_running_loop().call_later(0.01, attempt.attendance.over.set)
+        await asyncio.wait_for(attempt.attendance.over.wait(), 5)
+        asyncio.get_running_loop().call_later(0.01, attempt.takeover.note_within_reach, "not")
+        with pytest.raises(VTorqueError, match="VT-CONNECT: not"):
+            await asyncio.wait_for(attempt.takeover.let_go_on(config, config), 5)
 
     asyncio.run(wait())
 
