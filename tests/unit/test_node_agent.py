@@ -19,7 +19,7 @@ from vmgr.node import checkedjob, record
 from vmgr.node.agent import Agent
 from vmgr.node.allocation import Allocation
 from vmgr.node.guestjob import Job
-from vmgr.node.userio import primary_group
+from vmgr.node.user import primary_group
 from vmgr.node.workspace import JobNames
 from vmgr.policy import Subject
 

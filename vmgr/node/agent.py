@@ -38,7 +38,8 @@ from vmgr.node.resuming import Resumption, check_alike, told
 from vmgr.node.shown import shown
 from vmgr.node.state import Progress, publish
 from vmgr.node.undo import undo, undo_older
-from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up
+from vmgr.node.user import User, look_up
+from vmgr.node.userchild import MAX_DESCRIPTORS
 from vmgr.node.waiting import all_of, every, first
 from vmgr.node.workspace import keep_workspace, wipe_workspace
 from vmgr.paths import installation
