@@ -11,7 +11,7 @@ from typing import Any, Optional
 from vmgr.config import Mount
 from vmgr.node import record
 from vmgr.node.shares import Server, serve_all
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 
 class FileServers:

@@ -27,7 +27,7 @@ from vmgr.images.pool import Image
 from vmgr.node.network.plan import GuestNet
 from vmgr.node.qemu import share_arguments
 from vmgr.node.seed import SeedPlan, seed_files, write_seed
-from vmgr.node.userio import User as NodeUser
+from vmgr.node.user import User as NodeUser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATES = REPOSITORY / "templates"

@@ -24,7 +24,7 @@ from vmgr.node.hookargs import place_name
 from vmgr.node.state import Progress
 from vmgr.node.suspending import NodeGuests
 from vmgr.node.undo import undo
-from vmgr.node.userio import User, look_up
+from vmgr.node.user import User, look_up
 from vmgr.suspended.entry import Entry, NodePart, dump_entry, dump_part
 from vmgr.suspended.store import Store
 

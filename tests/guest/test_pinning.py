@@ -18,7 +18,7 @@ from vmgr.node import process
 from vmgr.node.jobgroup import JobGroup
 from vmgr.node.launch import Files, pin_and_run, start
 from vmgr.node.qemu import GuestPlan
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.topology.model import Cell, Layout, Placement
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

@@ -20,7 +20,7 @@ from suspendedjob import Suspended, give, left_in, ssh, suspend
 
 from vmgr.jobspec import Disk, GuestGroup
 from vmgr.node.client import AgentLink
-from vmgr.node.userio import look_up
+from vmgr.node.user import look_up
 from vmgr.topology.model import Layout
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

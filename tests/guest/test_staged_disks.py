@@ -22,7 +22,7 @@ from vmgr.node import record
 from vmgr.node.staging.disks import boot_files, close_disk, stage
 from vmgr.node.staging.model import StageRequest
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 POOL = Path("/var/lib/vtorque/images")

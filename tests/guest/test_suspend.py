@@ -28,7 +28,7 @@ from vmgr.node import process, record, returning, suspendable
 from vmgr.node.client import AgentLink
 from vmgr.node.record import newest_socket
 from vmgr.node.undo import undo
-from vmgr.node.userio import look_up
+from vmgr.node.user import look_up
 from vmgr.suspended.store import Store
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

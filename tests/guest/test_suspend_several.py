@@ -19,7 +19,7 @@ from vmgr.config import Config
 from vmgr.jobspec import SpecPath
 from vmgr.node import suspendable
 from vmgr.node.client import AgentLink
-from vmgr.node.userio import look_up
+from vmgr.node.user import look_up
 from vmgr.suspended.store import Store
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

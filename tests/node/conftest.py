@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))  # nodesite
 
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ from vmgr.node.staging.disks import close_disk, stage
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.state import Progress
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.workspace import JobNames
 from vmgr.topology.model import Layout
 

@@ -31,7 +31,7 @@ from vmgr.node.network.undo import undo_network
 from vmgr.node.network.wires import Wires, connect
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 pytestmark = pytest.mark.root
 

@@ -26,7 +26,7 @@ from vmgr.node.allocation import Allocation
 from vmgr.node.datadisk import disk_path, open_disk
 from vmgr.node.guestjob import Job
 from vmgr.node.network.plan import plan_network
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.workspace import JobNames
 
 pytestmark = pytest.mark.root

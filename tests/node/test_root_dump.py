@@ -21,7 +21,7 @@ from vmgr.images.pool import Image, Pool
 from vmgr.node import record, resuming
 from vmgr.node.orders import dump
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 pytestmark = pytest.mark.root
 

@@ -41,7 +41,7 @@ from vmgr.node.meeting import (
     parse_report,
     report,
 )
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 KEY, OLDER = "0123456789abcdef", "fedcba9876543210"
 PATIENCE_S = 30.0

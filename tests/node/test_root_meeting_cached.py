@@ -22,7 +22,7 @@ from vmgr.errors import VTorqueError
 from vmgr.node.allocation import Allocation
 from vmgr.node.fellows import Fellows
 from vmgr.node.meeting import job_folder, nodes_folder
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 KEY = "0123456789abcdef"
 CACHE_S, SLACK_S, PATIENCE_S, TIMEOUT_S = 30, 3.0, 60.0, 2.0

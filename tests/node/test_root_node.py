@@ -27,7 +27,7 @@ from vmgr.node.jobgroup import JobGroup
 from vmgr.node.launch import Files, pin_and_run, start
 from vmgr.node.qemu import GuestPlan
 from vmgr.node.state import Progress
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.topology.model import Layout, Placement
 from vmgr.trust import check_trusted
 

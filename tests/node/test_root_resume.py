@@ -27,7 +27,7 @@ from vmgr.node.staging.disks import close_disk, stage
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.staging.saved import SavedOverlay, restore_overlays
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.topology.model import Layout
 
 pytestmark = pytest.mark.root

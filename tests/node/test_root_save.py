@@ -28,7 +28,7 @@ from vmgr.node.staging.disks import close_disk, stage
 from vmgr.node.staging.model import StageRequest
 from vmgr.node.staging.overlay import write_overlay
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 pytestmark = pytest.mark.root
 WRITES = ("write -P 2 1M 1M", "discard 2M 1M", "write -z -u 10M 64k", "write -P 3 20M 1M", "write -P 4 63M 1M")

@@ -20,7 +20,7 @@ from vmgr.config import Mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.shares import Server, Shares, serve, serve_all
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.virtiofsd import Language, Virtiofsd, examine
 
 run = asyncio.run
@@ -183,7 +183,7 @@ from pathlib import Path
 from vmgr.config import Mount
 from vmgr.node import record
 from vmgr.node.shares import serve_all
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 async def work():
     mount = Mount("home", "virtiofs", {home!r}, {home!r}, {readonly})

@@ -30,7 +30,7 @@ from vmgr.node.staging import child, ramdisk
 from vmgr.node.staging.disks import boot_files, close_disk, stage
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -632,7 +632,7 @@ from vmgr.images.pool import Image
 from vmgr.node import record
 from vmgr.node.staging.disks import stage
 from vmgr.node.staging.model import StageRequest
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.paths import Installation
 
 image, user, prefix, job_id, fs_type, workspace = json.loads(sys.argv[2])

@@ -24,7 +24,7 @@ from vmgr.node.keys import HostKey
 from vmgr.node.staging.disks import close_disk, stage
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.suspending import NodeGuests
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.suspended.entry import Entry, NodePart
 from vmgr.suspended.store import Store
 from vmgr.topology.model import Cell, Layout

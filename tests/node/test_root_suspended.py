@@ -22,7 +22,8 @@ from test_root_userio import hanging_mount
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.undo import undo
-from vmgr.node.userio import User, look_up, read_from
+from vmgr.node.user import User, look_up
+from vmgr.node.userio import read_from
 from vmgr.suspended import files, listing
 from vmgr.suspended.entry import Entry, NodePart, SavedGuest, dump_entry, dump_part
 from vmgr.suspended.listing import stored_jobs, suspended_uses

@@ -21,7 +21,8 @@ from settled import children, run
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import userio
-from vmgr.node.userio import User, look_up, read_file, write_file
+from vmgr.node.user import User, look_up
+from vmgr.node.userio import read_file, write_file
 
 pytestmark = pytest.mark.root
 PYTHON = "/usr/bin/python3"

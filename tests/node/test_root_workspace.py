@@ -20,7 +20,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.reap import reap
 from vmgr.node.undo import undo
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.workspace import job_names, keep_workspace, open_workspace, wipe_workspace
 
 pytestmark = pytest.mark.root

@@ -22,7 +22,7 @@ from vmgr.config import Config, load_config
 from vmgr.images.pool import Image
 from vmgr.jobspec import GuestGroup, Pinning, Spec
 from vmgr.node import process, record
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.paths import Installation
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import Spec, SpecPath, dump_spec, spec_hash
 from vmgr.node import checkedjob
 from vmgr.node.allocation import Allocation
-from vmgr.node.userio import primary_group
+from vmgr.node.user import primary_group
 from vmgr.policy import Subject
 
 ALONE = Allocation(("n1",), 0, "a" * 16)

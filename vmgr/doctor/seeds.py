@@ -10,7 +10,7 @@ from vmgr.errors import VTorqueError
 from vmgr.images.pool import Pool
 from vmgr.node.network.plan import GuestNet
 from vmgr.node.seed import SeedPlan, pack_seed, seed_files, site_hooks
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 _find = finder("seeds")
 _USER = User("user", 1000, 1000, "users", "/home/user", "/bin/sh", ())

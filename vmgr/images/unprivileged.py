@@ -22,7 +22,7 @@ from typing import Any, Callable, NamedTuple, NoReturn, Optional
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.header import Header, read_header, refused
 from vmgr.node.process import dies_with
-from vmgr.node.userio import MAX_DESCRIPTORS, become, write_all
+from vmgr.node.userchild import MAX_DESCRIPTORS, become, write_all
 
 QEMU_IMG = "qemu-img"
 MEMORY = 2 << 30

@@ -34,7 +34,8 @@ from vmgr.node.shown import shown
 from vmgr.node.state import Progress
 from vmgr.node.takeover import Takeover
 from vmgr.node.undo import undo, undo_older
-from vmgr.node.userio import MAX_DESCRIPTORS, User, look_up
+from vmgr.node.user import User, look_up
+from vmgr.node.userchild import MAX_DESCRIPTORS
 from vmgr.node.waiting import first
 from vmgr.node.workspace import wipe_workspace
 from vmgr.paths import installation

@@ -19,7 +19,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import record
 from vmgr.node.staging.overlay import CREATE
-from vmgr.node.userio import User, act, act_now
+from vmgr.node.user import User
+from vmgr.node.userio import act, act_now
 from vmgr.trust import check_trusted
 
 MAX_PATH = 1024

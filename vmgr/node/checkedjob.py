@@ -19,7 +19,8 @@ from vmgr.node.hookcall import GroupPath
 from vmgr.node.keys import MAX_KEY_BYTES
 from vmgr.node.network.plan import plan_network
 from vmgr.node.resuming import Ask, check_machines, resumed_network
-from vmgr.node.userio import User, primary_group, read_file
+from vmgr.node.user import User, primary_group
+from vmgr.node.userio import read_file
 from vmgr.node.workspace import job_names
 from vmgr.policy import Subject
 

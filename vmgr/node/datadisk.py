@@ -23,7 +23,8 @@ from vmgr.node import record
 from vmgr.node.guestjob import Job
 from vmgr.node.hookargs import place_name
 from vmgr.node.process import dies_with
-from vmgr.node.userio import User, open_file, open_own
+from vmgr.node.user import User
+from vmgr.node.userio import open_file, open_own
 
 MKFS = "/usr/sbin/mkfs.ext4"
 LABEL = "vtorque-data"

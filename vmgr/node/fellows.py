@@ -15,7 +15,7 @@ from vmgr.logs import LOGGER
 from vmgr.node import meeting
 from vmgr.node.allocation import Allocation, short
 from vmgr.node.guestport import host_address
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 
 class Fellows:

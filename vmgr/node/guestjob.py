@@ -13,7 +13,7 @@ from vmgr.node.hookcall import GroupPath
 from vmgr.node.members import Member
 from vmgr.node.network.plan import NetworkPlan
 from vmgr.node.resuming import Resumption
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.workspace import JobNames
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from vmgr.node import process
 from vmgr.node.jobgroup import JobGroup
 from vmgr.node.monitor import MAX_REASON, QUARREL, Monitor
 from vmgr.node.qemu import Descriptors, GuestPlan, command_line, forwarded_port
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.waiting import first
 from vmgr.topology.model import Placement
 

@@ -31,7 +31,9 @@ from inotify_simple import INotify, flags
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import MAX_PER_NODE
-from vmgr.node.userio import Stream, User, read_stream, write_all, write_in_folder
+from vmgr.node.user import User
+from vmgr.node.userchild import write_all
+from vmgr.node.userio import Stream, read_stream, write_in_folder
 
 UP, READY, FAILED, GONE = "up", "ready", "failed", "gone"
 STOPPED, SAVED = STEPS = ("stopped", "saved")

@@ -11,7 +11,7 @@ from vmgr.node.allocation import Allocation
 from vmgr.node.fellows import Fellows
 from vmgr.node.meeting import FAILED, GONE
 from vmgr.node.state import Progress
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 if TYPE_CHECKING:
     from vmgr.node.survivor import Survivor

@@ -13,7 +13,8 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.header import read_header
 from vmgr.images.pool import Image
-from vmgr.node.userio import User, open_and_look
+from vmgr.node.user import User
+from vmgr.node.userio import open_and_look
 
 
 async def open_image(image: Image, user: User, config: Config) -> tuple[Image, int]:

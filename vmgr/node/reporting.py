@@ -16,7 +16,7 @@ from vmgr.node.checkedjob import Call
 from vmgr.node.guestjob import Job
 from vmgr.node.jobfiles import status_name
 from vmgr.node.state import Progress, publish
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 REPORT_SECONDS = 1.0
 """So long after an attempt's start its report begins, when its guests are not there before."""

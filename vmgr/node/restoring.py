@@ -20,7 +20,7 @@ from vmgr.node.staging.child import Channel, in_child
 from vmgr.node.staging.copying import percent
 from vmgr.node.staging.model import Disk, StageRequest
 from vmgr.node.staging.saved import SavedOverlay, restore_overlays
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.suspended.entry import SavedGuest
 
 

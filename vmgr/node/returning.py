@@ -16,7 +16,7 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node.fellows import Fellows
 from vmgr.node.state import Progress
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.waiting import first
 from vmgr.reach import batch
 from vmgr.suspended.store import Store

@@ -23,7 +23,7 @@ import pycdlib
 from vmgr.config import Mount, Software
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.network.plan import GuestNet
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.trust import check_trusted
 
 MAX_HOOK_BYTES = 1 << 20

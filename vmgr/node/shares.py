@@ -24,7 +24,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import process, record, syscalls
 from vmgr.node.jobgroup import JobGroup
-from vmgr.node.userio import MAX_DESCRIPTORS, User
+from vmgr.node.user import User
+from vmgr.node.userchild import MAX_DESCRIPTORS
 from vmgr.node.virtiofsd import Virtiofsd, examine
 
 MAX_SAID_BYTES = 4096

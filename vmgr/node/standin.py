@@ -22,7 +22,7 @@ from vmgr.node.control import Control
 from vmgr.node.returning import Means, means_of, put_back
 from vmgr.node.state import Progress
 from vmgr.node.survivor import Survivor
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.suspended.entry import SETTLED, Entry
 from vmgr.suspended.store import Store
 

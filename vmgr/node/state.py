@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from vmgr.errors import VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import process
-from vmgr.node.userio import User, write_file
+from vmgr.node.user import User
+from vmgr.node.userio import write_file
 
 if TYPE_CHECKING:
     from vmgr.node.guestport import Stretch

@@ -13,7 +13,8 @@ from vmgr.errors import Code, VTorqueError
 from vmgr.logs import LOGGER
 from vmgr.node import process, record
 from vmgr.node.staging.child import let_go
-from vmgr.node.userio import User, reap_later
+from vmgr.node.user import User
+from vmgr.node.userchild import reap_later
 
 
 class Survivor:

@@ -15,7 +15,7 @@ from vmgr.node.fellows import Fellows
 from vmgr.node.guestjob import Job
 from vmgr.node.resuming import Resumption
 from vmgr.node.state import Progress
-from vmgr.node.userio import User
+from vmgr.node.user import User
 from vmgr.node.workspace import keep_workspace
 
 if TYPE_CHECKING:

@@ -8,84 +8,22 @@ Bytes come back, never objects.
 from __future__ import annotations
 
 import asyncio
-import errno
-import grp
 import os
-import pwd
-import re
 import select
 import signal
 import socket
 import stat
 import time
-from array import array
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Optional
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.node.process import dies_with
+from vmgr.node.user import User
+from vmgr.node.userchild import drain, reap_later, reap_within, receive, start, write_all
 
 REAP_SECONDS = 0.5
 REAP_NOW_SECONDS = 0.05
 """The same where a hook of the batch system waits for it."""
-_GROUP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
-
-MAX_DESCRIPTORS = 4096
-"""As many as an agent may have open: a child of its own closes all of them."""
-
-
-class User(NamedTuple):
-    """A user of the node, as its name service knows it. `groups` holds (name, gid) of the supplementary groups."""
-
-    name: str
-    uid: int
-    gid: int
-    group: str
-    home: str
-    shell: str
-    groups: tuple[tuple[str, int], ...]
-
-    @property
-    def gids(self) -> list[int]:
-        return [gid for _, gid in self.groups]
-
-
-def look_up(name: str) -> User:
-    """The user `name`. Raises VTorqueError (VT-NODE) when the node does not know it, or when it is root."""
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        raise VTorqueError(f"the node does not know the user {name}", code=Code.NODE) from None
-    if entry.pw_uid == 0:
-        raise VTorqueError("jobs of root do not run in guests", code=Code.NODE)
-    gids = [gid for gid in os.getgrouplist(name, entry.pw_gid) if gid not in (0, entry.pw_gid)]
-    return User(
-        name=entry.pw_name,
-        uid=entry.pw_uid,
-        gid=entry.pw_gid,
-        group=_group_name(entry.pw_gid),
-        home=entry.pw_dir,
-        shell=entry.pw_shell or "/bin/sh",
-        groups=tuple((_group_name(gid), gid) for gid in gids),
-    )
-
-
-def primary_group(user: User) -> Optional[str]:
-    """The name of the user's primary group exactly as the node's name service has it, None when it knows none."""
-    try:
-        return grp.getgrgid(user.gid).gr_name
-    except KeyError:
-        return None
-
-
-def _group_name(gid: int) -> str:
-    """The group's name, or one that every guest can have: directory services know names with blanks."""
-    try:
-        name = grp.getgrgid(gid).gr_name
-    except KeyError:
-        name = ""
-    return name if _GROUP_NAME.fullmatch(name) else f"g{gid}"
 
 
 def open_own(path: str, user: User, flags: int) -> tuple[int, os.stat_result]:
@@ -222,9 +160,9 @@ async def open_and_look(
             socket.send_fds(way, [b"\0"], [fd])
         write_all(out, seen[:4000])
 
-    pid, results = _start(user, work, passes_files=True)
+    pid, results = start(user, work, passes_files=True)
     try:
-        data, files = await asyncio.wait_for(_receive(results), timeout_s)
+        data, files = await asyncio.wait_for(receive(results), timeout_s)
     except BaseException as err:
         os.kill(pid, signal.SIGKILL)
         if isinstance(err, asyncio.TimeoutError):
@@ -245,7 +183,7 @@ async def open_and_look(
 def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float) -> None:
     """The same for a program without a loop, which waits for it. Raises OSError."""
     try:
-        pid, results = _start(user, lambda _: work())
+        pid, results = start(user, lambda _: work())
     except VTorqueError as err:
         raise OSError(err.message) from err
     try:
@@ -263,25 +201,10 @@ def act_now(user: User, work: Callable[[], None], path: str, *, timeout_s: float
     finally:
         os.close(results)
         os.kill(pid, signal.SIGKILL)  # it has ended, or is to
-        _reap_within(pid, REAP_NOW_SECONDS)
+        reap_within(pid, REAP_NOW_SECONDS)
     verdict = said.rpartition(b"\0")[2]
     if verdict != b"ok":
         raise OSError(f"{path}: {verdict.decode('utf-8', 'replace') or 'the process for it died'}")
-
-
-def _reap_within(pid: int, timeout_s: float) -> None:
-    """Collect a child that ends in time; one that hangs in the kernel is left behind."""
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if poll.poll(timeout_s * 1000):
-            os.waitpid(pid, 0)
-    finally:
-        os.close(fd)
 
 
 class Stream:
@@ -301,7 +224,7 @@ class Stream:
 
 async def read_stream(user: User, work: Callable[[int], None]) -> Stream:
     """Start a child with the user's credentials for `work`, which writes to the descriptor that it is given."""
-    pid, results = _start(user, work)
+    pid, results = start(user, work)
     reader = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
     loop = asyncio.get_running_loop()
@@ -322,13 +245,6 @@ def _write_whole(path: str, data: bytes) -> None:
     os.rename(temporary, path)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`, in as many pieces as it takes."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 async def _as_user(
     user: User,
     work: Callable[[int], None],
@@ -340,9 +256,9 @@ async def _as_user(
     hint: Optional[str] = "submit again by vsub",
 ) -> bytes:
     """What `work` wrote to its descriptor, run in a child with the user's credentials."""
-    pid, results = _start(user, work)
+    pid, results = start(user, work)
     try:
-        data = await asyncio.wait_for(_drain(results, limit + 4096), timeout_s)
+        data = await asyncio.wait_for(drain(results, limit + 4096), timeout_s)
     except asyncio.TimeoutError:
         os.kill(pid, signal.SIGKILL)
         raise _too_late(path, timeout_s, code) from None
@@ -365,146 +281,3 @@ def _judge(verdict: bytes, path: str, code: Code, hint: Optional[str]) -> None:
     if verdict != b"ok":
         reason = verdict.decode("utf-8", "replace") if verdict else "the process for it died"
         raise VTorqueError(f"{path} cannot be used: {reason}", code=code, hint=hint)
-
-
-def _start(user: User, work: Callable[[int], None], *, passes_files: bool = False) -> tuple[int, int]:
-    """Start `work` in a child with the user's credentials: its pid, and where to read what it writes.
-
-    With `passes_files` that is a socket. Raises VTorqueError (VT-INTERNAL).
-    """
-    dies = dies_with(os.getpid())
-    ends: list[int] = []
-    try:
-        if passes_files:
-            ends += [end.detach() for end in socket.socketpair()]
-            os.set_blocking(ends[0], False)
-        else:
-            ends += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            os.set_blocking(ends[1], True)
-        pid = os.fork()
-    except OSError as err:
-        for end in ends:
-            os.close(end)
-        raise VTorqueError(f"no process can be started for the user: {err.strerror}", code=Code.INTERNAL) from err
-    results, out = ends
-    if pid == 0:
-        _child(user, work, out, dies)
-    os.close(out)
-    return pid, results
-
-
-def become(uid: int, gid: int, groups: Sequence[int]) -> None:
-    """Have these ids from now on, and no way back."""
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-
-
-def _child(user: User, work: Callable[[int], None], out: int, dies: Callable[[], None]) -> None:
-    """In the child: drop to the user for good, do the work, say how it went, end without returning."""
-    verdict = b"failed"
-    try:
-        signal.set_wakeup_fd(-1)
-        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(sig, signal.SIG_DFL)
-        os.closerange(3, out)  # the attempt's lock first of all: one that hangs must not hold it
-        os.closerange(out + 1, MAX_DESCRIPTORS)
-        become(user.uid, user.gid, user.gids)
-        dies()
-        os.umask(0o077)
-        work(out)
-        verdict = b"ok"
-    except OSError as err:
-        texts = {errno.ELOOP: "a symbolic link", errno.ENXIO: "not a regular file"}
-        verdict = texts.get(err.errno or 0, err.strerror or "failed").encode("utf-8", "backslashreplace")
-    except BaseException:
-        verdict = b"failed"
-    finally:
-        try:
-            write_all(out, b"\0" + verdict)
-        finally:
-            os._exit(0)
-
-
-async def _drain(fd: int, limit: int) -> bytes:
-    """Everything written to a pipe until its last writer closes it, at most `limit` bytes."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
-    chunks: list[bytes] = []
-
-    def readable() -> None:
-        try:
-            data = os.read(fd, 65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        chunks.append(data)
-        if (not data or sum(map(len, chunks)) > limit) and not done.done():
-            done.set_result(b"".join(chunks)[:limit])
-
-    loop.add_reader(fd, readable)
-    try:
-        return await done
-    finally:
-        loop.remove_reader(fd)
-
-
-async def _receive(fd: int) -> tuple[bytes, list[int]]:
-    """What comes over a socket until its other end is closed, with the descriptors that come along."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    chunks: list[bytes] = []
-    files: list[int] = []
-
-    def readable() -> None:
-        came = array("i")
-        try:
-            # not socket.recv_fds, which ignores its flags (Python 3.11)
-            data, parts, _, _ = way.recvmsg(4096, socket.CMSG_LEN(came.itemsize), socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, parts = b"", []
-        chunks.append(data)
-        for level, kind, content in parts:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                came.frombytes(content[: len(content) - len(content) % came.itemsize])
-        files.extend(came)
-        if not data and not done.done():
-            done.set_result(None)
-
-    with socket.socket(fileno=os.dup(fd)) as way:
-        loop.add_reader(fd, readable)
-        try:
-            await done
-        except BaseException:
-            for each in files:
-                os.close(each)
-            raise
-        finally:
-            loop.remove_reader(fd)
-    return b"".join(chunks), files
-
-
-def reap_later(pid: int) -> asyncio.Future[None]:
-    """Collect the child when it ends; one that hangs in the kernel is left behind without being waited for.
-
-    Gives what is done when it is collected.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        done.set_result(None)
-        return done
-
-    def ended() -> None:
-        loop.remove_reader(fd)
-        os.close(fd)
-        os.waitpid(pid, os.WNOHANG)
-        done.set_result(None)
-
-    loop.add_reader(fd, ended)
-    return done

@@ -16,7 +16,8 @@ from vmgr.config import Config, Mount, fill
 from vmgr.errors import Code
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, act, act_now
+from vmgr.node.user import User
+from vmgr.node.userio import act, act_now
 from vmgr.node.wiping import wipe
 
 

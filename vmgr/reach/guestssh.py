@@ -16,7 +16,8 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import parse_job_directory
 from vmgr.node.keys import MAX_KEY_BYTES
-from vmgr.node.userio import User, look_up, read_file
+from vmgr.node.user import User, look_up
+from vmgr.node.userio import read_file
 from vmgr.paths import installation
 from vmgr.reach.agents import Reached, agent_of, ssh_port
 from vmgr.reach.target import Target

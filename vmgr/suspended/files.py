@@ -20,7 +20,7 @@ from typing import NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import write_all
+from vmgr.node.userchild import write_all
 from vmgr.node.wiping import wipe
 from vmgr.suspended.entry import MAX_ENTRY_BYTES, Entry, NodePart, SavedGuest, dump_entry, parse_entry, parse_part
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, look_up, read_from
+from vmgr.node.user import User, look_up
+from vmgr.node.userio import read_from
 from vmgr.node.wiping import wipe
 from vmgr.node.workspace import left_workspace
 from vmgr.suspended.entry import Entry, parse_entry

@@ -17,7 +17,8 @@ from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
-from vmgr.node.userio import User, act_now, open_file, read_from
+from vmgr.node.user import User
+from vmgr.node.userio import act_now, open_file, read_from
 from vmgr.suspended.entry import COMPLETING, SETTLED, STALE, USER, Entry, NodePart, dump_entry, dump_part, parse_entry
 from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 

@@ -17,7 +17,9 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError, printable
 from vmgr.node import process, record
-from vmgr.node.userio import MAX_DESCRIPTORS, REAP_SECONDS, User, become, reap_later
+from vmgr.node.user import User
+from vmgr.node.userchild import MAX_DESCRIPTORS, become, reap_later
+from vmgr.node.userio import REAP_SECONDS
 
 _MAX_BYTES = 8192
 _MAX_TEXT = 300

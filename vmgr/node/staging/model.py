@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple, Optional
 from vmgr.config import Config
 from vmgr.images.pool import Image
 from vmgr.node.record import Place
-from vmgr.node.userio import User
+from vmgr.node.user import User
 
 
 class Layer(NamedTuple):
