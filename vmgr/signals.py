@@ -10,10 +10,14 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Put off what ends us until this is left, for this process and for those that it starts, which inherit it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+def undisturbed() -> Iterator[set[int]]:
+    """Put off what ends us until this is left, for this process and for those that it starts, which inherit it.
+
+    Gives the signals that were put off before, for a program that is not to inherit more.
+    """
+    before: set[int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     try:
-        yield
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # one that has just come is handled in here
+        yield before
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

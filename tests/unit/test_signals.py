@@ -1,0 +1,67 @@
+"""Work that signals must not cut in two."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+import pytest
+
+from vmgr.signals import ENDING, undisturbed
+
+
+class Told(BaseException):
+    """By a signal."""
+
+
+@pytest.fixture(autouse=True)
+def told() -> Iterator[None]:
+    """TERM raises Told; what a test leaves put off is let through."""
+
+    def tell(*_: object) -> NoReturn:
+        raise Told
+
+    before, mask = signal.signal(signal.SIGTERM, tell), _put_off()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _put_off() -> set[Any]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def test_signals_come_when_the_work_is_done() -> None:
+    done = False
+    with pytest.raises(Told), undisturbed():
+        signal.raise_signal(signal.SIGTERM)
+        assert set(ENDING) <= _put_off()
+        done = True
+    assert done and not set(ENDING) & _put_off()
+
+
+def test_what_was_put_off_before_is_told_and_stays() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = _put_off()
+    with undisturbed() as told:
+        assert told == before
+    assert _put_off() == before and signal.SIGHUP in before
+
+
+def test_a_signal_that_comes_just_before_leaves_none_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python calls the handler of one that has come by then when pthread_sigmask has changed the mask, and is in it."""
+    change = signal.pthread_sigmask
+
+    def changed(how: int, mask: Iterable[int]) -> set[Any]:
+        found = change(how, mask)
+        if how == signal.SIG_BLOCK and tuple(mask):
+            raise Told
+        return found
+
+    before = _put_off()
+    with monkeypatch.context() as patched, pytest.raises(Told):
+        patched.setattr(signal, "pthread_sigmask", changed)
+        with undisturbed():
+            raise AssertionError("not reached")
+    assert _put_off() == before
