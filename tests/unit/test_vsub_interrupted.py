@@ -12,6 +12,7 @@ import psutil
 import pytest
 from vsubsite import Site
 
+import vsub.interactive
 import vsub.jobdir
 from vsub.jobdir import JobDirectory
 from vsub.process import ending_by_exception
@@ -106,3 +107,9 @@ def test_the_maker_of_keys_can_be_ended_by_signals(site: Site, left: Callable[[]
     with pytest.raises(vsub.jobdir.VTorqueError, match="status 1"), here as directory:
         directory.public_key()
     assert told.read_text().split()[1] == "0" * 16
+
+
+def test_a_session_that_is_told_to_end_while_qsub_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """qsub hears of it, which deletes the job."""
+    monkeypatch.setattr(vsub.interactive, "spawn", _then_told(vsub.interactive.spawn))
+    assert vsub.interactive._run(["/bin/sleep", "3"], None) == 128 + signal.SIGTERM
