@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
+from interrupting import Told
 
 from vmgr.signals import ENDING, undisturbed
 
-
-class Told(BaseException):
-    """By a signal."""
-
-
-@pytest.fixture(autouse=True)
-def told() -> Iterator[None]:
-    """TERM raises Told; what a test leaves put off is let through."""
-
-    def tell(*_: object) -> NoReturn:
-        raise Told
-
-    before, mask = signal.signal(signal.SIGTERM, tell), _put_off()
-    yield
-    signal.signal(signal.SIGTERM, before)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+pytestmark = pytest.mark.usefixtures("told")
 
 
 def _put_off() -> set[Any]:

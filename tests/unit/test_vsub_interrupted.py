@@ -6,10 +6,11 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import psutil
 import pytest
+from interrupting import first_told, then_told
 from vsubsite import Site
 
 import vsub.interactive
@@ -38,25 +39,6 @@ def left(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], l
         os.waitpid(each.pid, 0)
 
 
-def _then_told(doing: Callable[..., Any]) -> Callable[..., Any]:
-    """`doing`, in whose last moment a signal comes that ends the program."""
-
-    def work(*arguments: Any, **named: Any) -> Any:
-        result = doing(*arguments, **named)
-        signal.raise_signal(signal.SIGTERM)
-        return result
-
-    return work
-
-
-def _first_told(doing: Callable[..., Any]) -> Callable[..., Any]:
-    def work(*arguments: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return doing(*arguments)
-
-    return work
-
-
 def _submit(site: Site) -> None:
     """As far as the job's key."""
     here = JobDirectory(str(site.home), os.getuid())
@@ -69,7 +51,7 @@ def test_told_to_end_while_folders_are_made_or_removed(
     name: str, site: Site, left: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vsub.jobdir, "wait_status", lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(os, name, _then_told(getattr(os, name)))
+    monkeypatch.setattr(os, name, then_told(getattr(os, name)))
     _submit(site)
     assert left() == []
 
@@ -78,7 +60,7 @@ def test_told_to_end_while_the_maker_of_keys_starts(
     site: Site, left: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would write the private key into the home when all else is gone."""
-    monkeypatch.setattr(vsub.jobdir, "spawn", _then_told(vsub.jobdir.spawn))
+    monkeypatch.setattr(vsub.jobdir, "spawn", then_told(vsub.jobdir.spawn))
     _submit(site)
     assert left() == []
 
@@ -86,15 +68,15 @@ def test_told_to_end_while_the_maker_of_keys_starts(
 def test_told_to_end_while_the_key_is_waited_for(
     site: Site, left: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vsub.jobdir, "wait_status", _first_told(vsub.jobdir.wait_status))
+    monkeypatch.setattr(vsub.jobdir, "wait_status", first_told(vsub.jobdir.wait_status))
     _submit(site)
     assert left() == []
 
 
 def test_told_to_end_twice(site: Site, left: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """The second time while the files are removed."""
-    monkeypatch.setattr(vsub.jobdir, "wait_status", _first_told(vsub.jobdir.wait_status))
-    monkeypatch.setattr(vsub.jobdir, "remove_tree", _first_told(vsub.jobdir.remove_tree))
+    monkeypatch.setattr(vsub.jobdir, "wait_status", first_told(vsub.jobdir.wait_status))
+    monkeypatch.setattr(vsub.jobdir, "remove_tree", first_told(vsub.jobdir.remove_tree))
     _submit(site)
     assert left() == []
 
@@ -111,5 +93,5 @@ def test_the_maker_of_keys_can_be_ended_by_signals(site: Site, left: Callable[[]
 
 def test_a_session_that_is_told_to_end_while_qsub_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """qsub hears of it, which deletes the job."""
-    monkeypatch.setattr(vsub.interactive, "spawn", _then_told(vsub.interactive.spawn))
+    monkeypatch.setattr(vsub.interactive, "spawn", then_told(vsub.interactive.spawn))
     assert vsub.interactive._run(["/bin/sleep", "3"], None) == 128 + signal.SIGTERM
