@@ -10,11 +10,13 @@ from typing import Callable
 
 import psutil
 import pytest
-from interrupting import first_told, then_told
+from interrupting import Told, first_told, then_told
 from vsubsite import Site
 
 import vsub.interactive
 import vsub.jobdir
+from vsub.engines.local import protocol
+from vsub.engines.local.qsub import qsub_main
 from vsub.jobdir import JobDirectory
 from vsub.process import ending_by_exception
 
@@ -95,3 +97,16 @@ def test_a_session_that_is_told_to_end_while_qsub_starts(monkeypatch: pytest.Mon
     """qsub hears of it, which deletes the job."""
     monkeypatch.setattr(vsub.interactive, "spawn", then_told(vsub.interactive.spawn))
     assert vsub.interactive._run(["/bin/sleep", "3"], None) == 128 + signal.SIGTERM
+
+
+@pytest.mark.usefixtures("told")
+def test_qsub_of_the_embedded_batch_system_tells_of_a_job_that_was_taken(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else vsub would take away the files of a job that starts."""
+    site.script()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(protocol, "request", then_told(lambda *_: {"job": "12.host"}))
+    with pytest.raises(Told):
+        qsub_main(["job.sh"], "/nowhere")
+    assert capfd.readouterr() == ("12.host\n", "")
