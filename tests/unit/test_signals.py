@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +28,22 @@ def test_signals_come_when_the_work_is_done() -> None:
         assert set(ENDING) <= _put_off()
         done = True
     assert done and not set(ENDING) & _put_off()
+
+
+def test_other_threads_take_none_for_us() -> None:
+    """The kernel gives a signal to any thread that has not put it off; Python handles it in the main one."""
+    done, over = False, threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    try:
+        with pytest.raises(Told), undisturbed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            done = True
+    finally:
+        over.set()
+        other.join()
+    assert done and signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_what_was_put_off_before_is_told_and_stays() -> None:
