@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+from vmgr.signals import undisturbed
+
 
 @contextlib.contextmanager
 def new_file(file: Path, mode: int, *, replace: bool = False) -> Iterator[int]:
@@ -18,14 +20,18 @@ def new_file(file: Path, mode: int, *, replace: bool = False) -> Iterator[int]:
 
     Raises OSError; FileExistsError at the end when there is such a file and `replace` is false.
     """
-    target, name = _open(file)
+    target, name = -1, None
     try:
+        with undisturbed():  # an exception of a signal's would lose what has just been made
+            target, name = _open(file)
         yield target
         os.fchmod(target, mode & ~_umask())
         os.fsync(target)
-        _appear(target, name, file, replace)
+        with undisturbed():  # or leave it under another name
+            _appear(target, name, file, replace)
     finally:
-        os.close(target)
+        if target >= 0:
+            os.close(target)
         if name is not None:
             name.unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ from typing import Callable, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.process import dies_with
+from vmgr.signals import undisturbed
 
 CONNECT_SECONDS = 10
 FANOUT = 64
@@ -148,33 +149,47 @@ def run(argv: Sequence[str], out: Hear, err: Hear, *, limit_s: float = 20.0) -> 
     When the time is over it is ended, with all that it has started. Raises VTorqueError (VT-ACCESS) where it is not
     installed.
     """
+    child: Optional[subprocess.Popen[bytes]] = None
     try:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=dies_with(os.getpid()),
+        with undisturbed() as mask:  # an exception of a signal's would lose what has just been started
+            child = _start(argv, mask)
+        return _follow(child, out, err, limit_s)
+    except BaseException:
+        if child is not None:
+            with undisturbed(), child:  # a second signal would leave the rest
+                _end(child)
+        raise
+
+
+def _start(argv: Sequence[str], mask: Iterable[int]) -> subprocess.Popen[bytes]:
+    dies = dies_with(os.getpid())
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        dies()
+
+    try:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=prepare
         )
     except FileNotFoundError:
         raise _missing(PDSH if argv[0] == PDSH else CLUSH) from None
     except OSError as error:
         raise VTorqueError(f"{argv[0]} cannot be started: {error.strerror}", code=Code.ACCESS) from error
+
+
+def _follow(child: subprocess.Popen[bytes], out: Hear, err: Hear, limit_s: float) -> int:
     assert child.stdout is not None and child.stderr is not None
-    with child, selectors.DefaultSelector() as streams:
+    with child.stdout, child.stderr, selectors.DefaultSelector() as streams:
         streams.register(child.stdout, selectors.EVENT_READ, out)
         streams.register(child.stderr, selectors.EVENT_READ, err)
-        try:
-            if not _listen(streams, limit_s):
-                _end(child)
-                _listen(streams, END_SECONDS)
-            with suppress(subprocess.TimeoutExpired):
-                return child.wait(END_SECONDS)
+        if not _listen(streams, limit_s):
             _end(child)
-            return child.wait()
-        except BaseException:
-            _end(child)
-            raise
+            _listen(streams, END_SECONDS)
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(END_SECONDS)
+        _end(child)
+        return child.wait()
 
 
 def _listen(streams: selectors.BaseSelector, limit_s: float) -> bool:
@@ -195,6 +210,9 @@ def _listen(streams: selectors.BaseSelector, limit_s: float) -> bool:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End pdsh with what it has started: each is in a session of its own, and outlives pdsh (seen on 2.34)."""
+    child.send_signal(signal.SIGSTOP)  # it starts no more meanwhile
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     started = _descendants(child.pid)
     child.kill()
     for pid in started:

@@ -16,6 +16,7 @@ from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.terminal import WINSIZE
+from vmgr.signals import undisturbed
 from vsub.jobdir import remove_tree
 from vsub.process import spawn, wait_status
 from vsub.report import debug, say
@@ -92,7 +93,8 @@ def _run(argv: list[str], environment: Optional[dict[str, str]]) -> int:
 
     held = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        children.append(spawn(argv, environment=environment))
+        with undisturbed() as mask:  # one that comes before qsub is known would be passed on to nobody
+            children.append(spawn(argv, mask=mask, environment=environment))
         return wait_status(children[0])
     finally:
         for number, handler in held.items():

@@ -10,11 +10,12 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import DIRECTORY, Spec, dump_spec, parse_job_directory, parse_spec, spec_hash
+from vmgr.signals import undisturbed
 from vsub.process import end_child, spawn, wait_status
 from vsub.report import debug
 
@@ -54,8 +55,9 @@ class JobDirectory:
                 "ask the administrator, or add -vm off",
             )  # fmt: skip
         try:
-            self._make_outer()
-            self._keygen = self._start_keygen()
+            with undisturbed() as mask:  # an exception of a signal's would lose what has just been made or started
+                self._make_outer()
+                self._keygen = self._start_keygen(mask)
         except OSError as err:
             self.remove()
             raise _failed(err, self.outer) from err
@@ -103,7 +105,7 @@ class JobDirectory:
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != self.uid:
             raise VTorqueError(f"{self.base} is not a folder of yours", code=Code.HOME, hint="move it away")
 
-    def _start_keygen(self) -> int:
+    def _start_keygen(self, mask: Iterable[int]) -> int:
         return spawn(
             [
                 KEYGEN,
@@ -114,12 +116,13 @@ class JobDirectory:
                 "-f", f"{self.outer}/key",
             ],
             stdin=os.devnull,
+            mask=mask,
         )  # fmt: skip
 
     def public_key(self) -> str:
         """Type and body of the job's public key, once it is made."""
-        child, self._keygen = self._keygen, None
-        status = wait_status(child) if child is not None else 1
+        status = wait_status(self._keygen) if self._keygen is not None else 1
+        self._keygen = None
         if status != 0:
             raise VTorqueError(f"{KEYGEN} failed with status {status}", code=Code.HOME, hint="quota, disk full?")
         try:
@@ -160,12 +163,13 @@ class JobDirectory:
 
     def remove(self) -> None:
         """Take everything away that this submission made; what is gone already is no error."""
-        if self._keygen is not None:
-            end_child(self._keygen)
-            self._keygen = None
-        remove_tree(self.outer)
-        if self._made_base:
-            _quietly(os.rmdir, self.base)
+        with undisturbed():  # a second signal would leave the rest
+            if self._keygen is not None:
+                end_child(self._keygen)
+                self._keygen = None
+            remove_tree(self.outer)
+            if self._made_base:
+                _quietly(os.rmdir, self.base)
 
 
 def _check_readable(data: bytes, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn, Optional
@@ -13,6 +14,8 @@ from vmgr.errors import Code, VTorqueError
 _DEFAULTS = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores, and that a program of its own must not inherit as ignored."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LAST_WORD_SECONDS = 10.0
+"""What a program that was told to end, and what it has started, may take to say whether it has done its work."""
 
 
 def restore_locale() -> None:
@@ -66,8 +69,9 @@ class Ended(NamedTuple):
 def run_captured(argv: list[str], environment: Optional[dict[str, str]] = None) -> Ended:
     """Run `argv` to its end, in our environment or another; the exit status is 128 + n for signal n.
 
-    A signal that ends us ends it too; what it said until then is told, for it may have done its work. From its end on
-    INT, TERM and HUP are held back, so that what follows from it is done: until `let_signals_in`. Raises OSError.
+    A signal that ends us ends it too, after `LAST_WORD_SECONDS` at the latest; what it said until then is told, for it
+    may have done its work. From its end on INT, TERM and HUP are held back, so that what follows from it is done: until
+    `let_signals_in`. Raises OSError.
     """
     reading, writing = os.pipe()
     parts: list[bytes] = []
@@ -82,12 +86,14 @@ def run_captured(argv: list[str], environment: Optional[dict[str, str]] = None) 
         finally:
             os.close(writing)
         try:
-            _read_all(reading, parts, held)
+            while _read(reading, parts, held):
+                pass
         except KeyboardInterrupt:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             interrupted = True
             os.kill(child, signal.SIGTERM)
-            _read_all(reading, parts)
+            if not _read_within(reading, parts, LAST_WORD_SECONDS):
+                os.kill(child, signal.SIGKILL)
         except BaseException:
             end_child(child)
             raise
@@ -101,21 +107,37 @@ def let_signals_in() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
-def _read_all(descriptor: int, parts: list[bytes], held: Optional[Iterable[int]] = None) -> None:
-    """Read to the end. Signals are blocked, but while it waits, when the mask is `held`: what was read is not lost."""
+def _read(descriptor: int, parts: list[bytes], held: Iterable[int]) -> bool:
+    """Read the next part; false at the end. Signals are let through, to the mask `held`, only while it waits for one:
+    what was read is not lost.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    _is_readable(descriptor, None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    return _take(descriptor, parts)
+
+
+def _read_within(descriptor: int, parts: list[bytes], limit_s: float) -> bool:
+    """Read to the end, which may take so many seconds; whether that has come."""
+    deadline = time.monotonic() + limit_s
+    while _is_readable(descriptor, max(0.0, deadline - time.monotonic())):
+        if not _take(descriptor, parts):
+            return True
+    return False
+
+
+def _is_readable(descriptor: int, limit_s: Optional[float]) -> bool:
     import select  # a job that goes to qsub at once does without
 
     ready = select.poll()
     ready.register(descriptor, select.POLLIN)
-    while True:
-        if held is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            ready.poll()
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        part = os.read(descriptor, 65536)
-        if not part:
-            return
-        parts.append(part)
+    return bool(ready.poll(None if limit_s is None else limit_s * 1000))
+
+
+def _take(descriptor: int, parts: list[bytes]) -> bool:
+    part = os.read(descriptor, 65536)
+    parts.append(part)
+    return bool(part)
 
 
 def wait_status(child: int) -> int:

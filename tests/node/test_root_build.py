@@ -23,7 +23,9 @@ import pytest
 from debs import KERNEL, apt_config, kernel_files, make_deb
 from test_image_recipes import TINY, write
 
+from vmgr.commands.build import build as build_command
 from vmgr.errors import VTorqueError
+from vmgr.images import writing
 from vmgr.images.initramfs import Archive
 from vmgr.images.micro import add_busybox
 from vmgr.images.pool import Pool
@@ -279,6 +281,25 @@ def test_an_interrupted_build_says_so_in_one_line_and_leaves_nothing(
         said = [line for line in lines if not line.startswith("[")]
         assert (status, said) == (128 + number, [f"vmgr: ended by {number.name}; nothing stays of the build of hold"])
         assert content(pool) == before
+
+
+def test_ended_when_an_image_is_in_the_pool_it_tells_of_that(
+    pool: Path, recipes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While what it was made of is removed."""
+    remove = writing.remove_tree
+
+    def interrupted(folder: Path) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        remove(folder)
+
+    monkeypatch.setattr(writing, "remove_tree", interrupted)
+    assert build_command.callback is not None
+    for words, rest in ((["tiny"], ""), (["tiny", "hold"], "; nothing stays of the build of hold")):
+        status = build_command.callback(words, force=True, folder=recipes, pool=pool, as_json=False)
+        said = capsys.readouterr()
+        assert (status, said.out) == (128 + signal.SIGTERM, f"tiny@{Pool(pool).revisions('tiny')[-1]}\n")
+        assert said.err.splitlines()[-1] == f"vmgr: ended by SIGTERM{rest}" and list(pool.glob("*/.tmp-*")) == []
 
 
 class Told(BaseException):

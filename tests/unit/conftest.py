@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from interrupting import Told
 from slurmsite import SlurmSite
 from vsubsite import Runner, Site
 
@@ -37,3 +41,16 @@ def slurm(site: Site, monkeypatch: pytest.MonkeyPatch) -> SlurmSite:
         if name.startswith(("SLURM", "SBATCH")):
             monkeypatch.delenv(name)
     return SlurmSite(site)
+
+
+@pytest.fixture
+def told() -> Iterator[None]:
+    """TERM raises Told; what a test leaves put off is let through."""
+
+    def tell(*_: object) -> NoReturn:
+        raise Told
+
+    before, mask = signal.signal(signal.SIGTERM, tell), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(signal.SIGTERM, before)

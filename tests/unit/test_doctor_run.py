@@ -6,17 +6,19 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupting import Told
 from nodesite import FUZZ, REPOSITORY, make_node, short_folder, wait_gone
 from test_vmgr_cli import Vmgr
 from test_vmgr_cli import vmgr_run as vmgr_run  # the fixture
@@ -319,6 +321,82 @@ def test_nothing_runs_on_when_it_is_ended(cluster: Vmgr, tmp_path: Path, sig: si
     doctor.send_signal(sig)
     assert doctor.wait(10) in (128 + sig, 130)
     assert all(wait_gone(each.pid) for each in started)
+
+
+STARTER = """\
+trap 'setsid sleep {0} & echo another' USR1
+setsid sleep {0} &
+echo {0}
+while :; do wait; done
+"""
+"""Starts what outlives it, as pdsh does, and more at each USR1."""
+HOLD = "86398"
+
+
+@pytest.fixture
+def sleepers() -> Iterator[Callable[[], list[psutil.Process]]]:
+    """What a starter has left running."""
+
+    def found() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter(["cmdline"]) if HOLD in " ".join(each.info["cmdline"] or ())]
+
+    yield found
+    for each in found():
+        each.kill()
+
+
+@pytest.mark.usefixtures("told")
+def test_ended_while_it_starts_nothing_runs_on(
+    sleepers: Callable[[], list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+    def interrupted(child: subprocess.Popen[bytes], *arguments: Any) -> None:
+        start(child, *arguments)
+        deadline = time.monotonic() + 10
+        while not psutil.Process(child.pid).children() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
+    with pytest.raises(Told):
+        pdsh.run(["sh", "-c", STARTER.format(HOLD)], len, len)
+    assert all(wait_gone(each.pid) for each in sleepers())
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("again", [True, False])
+def test_ended_nothing_of_it_runs_on(
+    again: bool, sleepers: Callable[[], list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what it starts meanwhile; nor when a second signal comes."""
+    below = pdsh._descendants
+
+    def looked(parent: int) -> list[int]:
+        found = below(parent)
+        if again:
+            signal.raise_signal(signal.SIGTERM)
+        os.kill(parent, signal.SIGUSR1)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(pdsh, "_descendants", looked)
+    said = bytearray()
+
+    def hear(data: bytes) -> None:
+        said.extend(data)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Told):
+        pdsh.run(["sh", "-c", STARTER.format(HOLD)], hear, len)
+    assert said == f"{HOLD}\n".encode() and all(wait_gone(each.pid) for each in sleepers())
+
+
+def test_it_can_be_ended_by_signals() -> None:
+    """That none is let through while it starts is not handed down to it."""
+    out = bytearray()
+    assert pdsh.run(["grep", "SigBlk", "/proc/self/status"], out.extend, len) == 0
+    assert out.split()[1] == b"0" * 16
 
 
 @needs_pdsh

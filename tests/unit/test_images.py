@@ -7,10 +7,12 @@ import json
 import lzma
 import os
 import pwd
+import shutil
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from interrupting import Told, first_told, then_told
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images import initramfs
@@ -151,6 +154,27 @@ def test_failed_work_leaves_nothing(pool: Pool) -> None:
     with pytest.raises(RuntimeError), pool.staging("tiny") as work:
         (work / "half").write_text("x")
         raise RuntimeError
+    assert list(pool.path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("told")
+def test_work_that_is_ended_while_it_begins_leaves_nothing(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", then_told(tempfile.mkdtemp))
+    with pytest.raises(Told), pool.staging("tiny"):
+        pass
+    assert list(pool.path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("moment", ["rmtree", "unlink", "rmdir"])
+def test_work_that_is_ended_while_it_is_taken_away_leaves_nothing(
+    moment: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed or was interrupted before, or has been published."""
+    with pytest.raises(Told), pool.staging("tiny") as work:
+        (work / "x").touch()
+        place = shutil if moment == "rmtree" else Path
+        monkeypatch.setattr(place, moment, first_told(getattr(place, moment)))
     assert list(pool.path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -60,12 +60,12 @@ def test_what_was_built_for_programs(node: Node, monkeypatch: pytest.MonkeyPatch
         reference: str
         folder: str
 
-    def made(recipe: str, **_how: object) -> Made:
+    def make(recipe: str, *, made: Callable[[Made], object], **_how: object) -> None:
         if recipe == "broken":
             raise VTorqueError("it broke", code=Code.BUILD)
-        return Made(f"{recipe}@3", f"/pool/{recipe}/3")
+        made(Made(f"{recipe}@3", f"/pool/{recipe}/3"))
 
-    monkeypatch.setattr("vmgr.images.build.build", made)
+    monkeypatch.setattr("vmgr.images.build.build", make)
     assert CliRunner().invoke(build, ["mine", "tiny"]).stdout == "mine@3\ntiny@3\n"
     done = CliRunner().invoke(build, ["mine", "tiny", "--json"])
     assert json.loads(done.stdout) == {

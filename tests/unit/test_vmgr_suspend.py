@@ -16,6 +16,7 @@ import pytest
 from test_vmgr_cli import Vmgr, vmgr_run
 from test_vmgr_suspended import put, site
 
+import vmgr.commands.suspend as suspend_command
 from vmgr.errors import Code, VTorqueError
 
 pytestmark = pytest.mark.script_launch_mode("inprocess")
@@ -211,6 +212,24 @@ def test_interrupted_it_calls_everything_off(
     assert (status, out) == (130, "") and err.splitlines()[-1] == "vmgr: interrupted"
     assert batch.called == ["hold 12.server", "release 12.server"] and ended
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_while_it_looks_what_has_become_of_the_job(
+    site: Vmgr, batch: Batch, agent: Callable[..., None], sig: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent was not heard to the end."""
+    look = suspend_command._stored
+
+    def looked(*arguments: Any) -> object:
+        if batch.called:
+            os.kill(os.getpid(), sig)
+        return look(*arguments)
+
+    monkeypatch.setattr(suspend_command, "_stored", looked)
+    agent(failing(GONE))
+    assert site("suspend", "12").status == 130
+    assert batch.called == ["hold 12.server", "release 12.server"]
 
 
 def test_while_the_job_is_being_held_nothing_interrupts(site: Vmgr, batch: Batch, agent: Callable[..., None]) -> None:

@@ -154,6 +154,21 @@ def test_a_job_that_was_taken_when_the_signal_came_is_not_lost(site: Site, numbe
     assert site.spec and (site.directory.parent / "job_id").read_text() == "77.host\n"
 
 
+HOLD = "86395"
+
+
+def test_what_qsub_has_started_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a site's script around the batch system's own, which hears nothing of a signal that came to vsub alone."""
+    monkeypatch.setattr(process, "LAST_WORD_SECONDS", 0.3)
+    script = f"sleep {HOLD} & echo $! 77.host; kill -TERM $PPID; trap '' TERM; wait"
+    with process.ending_by_exception():
+        ended = process.run_captured(["/bin/sh", "-c", script])
+        process.let_signals_in()
+    started, said = ended.output.split()
+    os.kill(int(started), signal.SIGKILL)
+    assert (ended.status, said, ended.interrupted) == (128 + signal.SIGKILL, b"77.host", True)
+
+
 @pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
 def test_a_job_is_submitted_though_its_id_cannot_be_printed(site: Site, closed: str) -> None:
     site.script()

@@ -15,7 +15,7 @@ from vmgr.commands.access import need_root
 from vmgr.commands.images import recipe_folders
 from vmgr.commands.progress import Shown
 from vmgr.config import load_config
-from vmgr.images.pool import Pool
+from vmgr.images.pool import Image, Pool
 from vmgr.paths import installation
 from vmgr.signals import ENDING
 
@@ -53,16 +53,20 @@ def build(recipes: tuple[str, ...], force: bool, folder: Optional[Path], pool: O
     shown = Shown()
     images_made: list[dict[str, str]] = []
     places, images = ([folder] if folder else recipe_folders()), Pool(pool or load_config(installation()).images.pool)
+
+    def made(image: Image) -> None:
+        images_made.append({"image": image.reference, "directory": image.folder})
+        if not as_json:
+            click.echo(image.reference)
+
     try:
         with _ended_by_signals():
             for recipe in recipes:
-                made = build_image(recipe, recipes=places, pool=images, progress=shown.line, force=force)
-                images_made.append({"image": made.reference, "directory": made.folder})
-                if not as_json:
-                    click.echo(made.reference)
+                build_image(recipe, recipes=places, pool=images, progress=shown.line, force=force, made=made)
     except _Ended as end:
-        name = signal.Signals(end.number).name
-        click.echo(f"vmgr: ended by {name}; nothing stays of the build of {recipe}", err=True)
+        name, done = signal.Signals(end.number).name, len(images_made)
+        what = f"; nothing stays of the build of {recipes[done]}" if done < len(recipes) else ""
+        click.echo(f"vmgr: ended by {name}{what}", err=True)
         return 128 + end.number
     finally:  # also of what went well before a failure
         if as_json:

@@ -45,9 +45,10 @@ def suspend(job: str, as_json: bool) -> None:
         try:
             asyncio.run(suspension.run(None if as_json else Steps()))
         except BaseException as err:
-            if not suspension.went_through(err):
-                suspension.call_off()
-                raise
+            with undisturbed():  # one more signal would leave the job held
+                if not suspension.went_through(err):
+                    suspension.call_off()
+                    raise
     if as_json:
         click.echo(json.dumps({"job": suspension.job_id, "state": "suspended"}))
     else:
@@ -130,8 +131,7 @@ class _Suspension:
             return
         known, said = batch.commands(self._config), None
         try:
-            with undisturbed():
-                batch.release(self._config, self.job_id)
+            batch.release(self._config, self.job_id)
         except VTorqueError as err:
             said = err
         if not self._is_sure:

@@ -6,14 +6,18 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from vmgr.deploy import files, tree
 from vmgr.errors import Code, VTorqueError
+from vmgr.node.process import dies_with
+from vmgr.signals import undisturbed
 
 PARTS = (
     "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "vsub", "vmgr", "mom_priv_hooks", "templates", "contrib",
@@ -84,23 +88,26 @@ def build(source: Source, prefix: str, path: str, python: str, wheels: Optional[
 
     `work` is a folder for what is needed for a while. Raises VTorqueError (VT-BUILD).
     """
+    copy, temporary = f"{work}/source", f"{work}/tmp"
+    for folder in (copy, temporary):
+        os.mkdir(folder)
     for part in PARTS:
-        _copy(f"{source.folder}/{part}", f"{work}/{part}")
+        _copy(f"{source.folder}/{part}", f"{copy}/{part}")
     os.mkdir(path, 0o755)
-    _run([python, "-I", "-m", "venv", f"{path}/venv"])
+    _run([python, "-I", "-m", "venv", f"{path}/venv"], temporary)
     pip = [f"{path}/venv/bin/python3", "-I", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     pip += ["--no-index", "--find-links", wheels] if wheels else []
-    _run([*pip, "setuptools", "wheel"])
-    _run([*pip, "--no-build-isolation", work])
+    _run([*pip, "setuptools", "wheel"], temporary)
+    _run([*pip, "--no-build-isolation", copy], temporary)
     share = f"{path}/share/vtorque"
     os.makedirs(share)
-    _copy(f"{work}/templates", f"{share}/templates")
-    _copy(f"{work}/contrib", f"{share}/contrib")
-    _copy(f"{work}/mom_priv_hooks", f"{share}/hooks")
+    _copy(f"{copy}/templates", f"{share}/templates")
+    _copy(f"{copy}/contrib", f"{share}/contrib")
+    _copy(f"{copy}/mom_priv_hooks", f"{share}/hooks")
     os.symlink(f"{prefix}/mom_priv_hooks", f"{share}/mom_priv_hooks")
-    _programs(work, prefix, path)
+    _programs(copy, prefix, path)
     os.makedirs(f"{path}/share/man/man1")
-    for page in sorted(Path(work, "man").glob("*.1")):
+    for page in sorted(Path(copy, "man").glob("*.1")):
         _copy(os.fspath(page), f"{path}/share/man/man1/{page.name}")
     for shell, name in COMPLETIONS.items():
         target = f"{path}/share/{name}"
@@ -204,8 +211,39 @@ def _output(argv: Sequence[str], what: str) -> str:
     return done.stdout
 
 
-def _run(argv: Sequence[str]) -> None:
-    """Run a step of the building; what it says is for the reader."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
-    if done.returncode:
-        raise VTorqueError(f"{' '.join(argv)} ended with {done.returncode}", code=Code.BUILD, hint="see what it said")
+def _run(argv: Sequence[str], temporary: str) -> None:
+    """Run a step of the building, with `temporary` as its place for a while; what it says is for the reader.
+
+    It ends with us, and with all that it has started when we are interrupted. Raises VTorqueError (VT-BUILD).
+    """
+    child: Optional[subprocess.Popen[bytes]] = None
+    try:
+        with undisturbed() as mask:  # an exception of a signal's would lose what has just been started
+            child = _start(argv, temporary, mask)
+        status = child.wait()
+    except BaseException:
+        if child is not None:
+            with undisturbed():
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # its own children would go on in what is removed
+                child.wait()
+        raise
+    if status:
+        raise VTorqueError(f"{' '.join(argv)} ended with {status}", code=Code.BUILD, hint="see what it said")
+
+
+def _start(argv: Sequence[str], temporary: str, mask: Iterable[int]) -> subprocess.Popen[bytes]:
+    dies = dies_with(os.getpid())
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        dies()
+
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        env={**os.environ, "TMPDIR": temporary},
+        start_new_session=True,
+        preexec_fn=prepare,
+    )

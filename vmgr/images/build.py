@@ -19,6 +19,8 @@ from typing import Any, Callable, Protocol
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image, Pool
 from vmgr.images.recipe import Recipe, load_recipe
+from vmgr.images.writing import digest
+from vmgr.signals import undisturbed
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = os.strerror(errno.ENOSPC)
@@ -43,11 +45,18 @@ class Maker(Protocol):
 
 
 def build(
-    word: str, *, recipes: Sequence[Path], pool: Pool, progress: Callable[[str], None], force: bool = False
+    word: str,
+    *,
+    recipes: Sequence[Path],
+    pool: Pool,
+    progress: Callable[[str], None],
+    force: bool = False,
+    made: Callable[[Image], object] = lambda _image: None,
 ) -> Image:
     """The image of the recipe `word`, a name in the folders `recipes` or a path, built unless the pool has it.
 
-    `force` builds in any case. `progress` is given one line per step. The work happens in a temporary directory beside
+    `force` builds in any case. `progress` is given one line per step, `made` the image as soon as it is in the pool: no
+    exception of a signal's comes in between. The work happens in a temporary directory beside
     the revisions, which goes with the build, or is swept by the next one if this one is killed. Raises VTorqueError
     (VT-IMAGE and VT-CONFIG for an unknown or wrong recipe, VT-BUILD when building fails).
     """
@@ -56,14 +65,22 @@ def build(
         raise VTorqueError("images are built by root, who owns the pool", code=Code.BUILD)
     try:
         with pool.staging(recipe.name, progress) as staging:
-            return _build(recipe, staging, pool, progress, force=force)
+            return _build(recipe, staging, pool, progress, made, force=force)
     except (_Full, OSError) as err:
         if isinstance(err, OSError) and err.errno not in _NO_ROOM:
             raise
         raise _no_room(recipe, pool.path, "ended in the middle of it") from None
 
 
-def _build(recipe: Recipe, staging: Path, pool: Pool, progress: Callable[[str], None], *, force: bool) -> Image:
+def _build(
+    recipe: Recipe,
+    staging: Path,
+    pool: Pool,
+    progress: Callable[[str], None],
+    made: Callable[[Image], object],
+    *,
+    force: bool,
+) -> Image:
     work, out, log = staging / "work", staging / "out", staging / LOG
     work.mkdir()
     out.mkdir()
@@ -74,6 +91,7 @@ def _build(recipe: Recipe, staging: Path, pool: Pool, progress: Callable[[str], 
             newest = pool.get(recipe.name)
             if newest.recipe_hash == recipe_hash:
                 progress(f"{recipe.name}: nothing has changed since revision {newest.revision} was built")
+                made(newest)
                 return newest
     if shutil.disk_usage(staging).free < recipe.build_disk_mb * 1_000_000:
         raise _no_room(recipe, pool.path, "cannot begin")
@@ -81,7 +99,10 @@ def _build(recipe: Recipe, staging: Path, pool: Pool, progress: Callable[[str], 
     try:
         facts = maker.make(out)
         progress("publishing it in the pool")
-        image = pool.publish(out, recipe.name, {**_facts(recipe, recipe_hash), **facts})
+        known = {path.name: digest(path) for path in out.iterdir()}  # which takes its time
+        with undisturbed():
+            image = pool.publish(out, recipe.name, {**_facts(recipe, recipe_hash), **facts}, known=known)
+            made(image)
     except (OSError, VTorqueError) as err:
         if _is_full(err, staging):
             raise _Full from None

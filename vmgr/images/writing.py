@@ -22,6 +22,7 @@ from typing import Any, Callable, Optional
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import HOLD, NAME, SIDECAR, VERSION, Pool, read_sidecar
+from vmgr.signals import undisturbed
 
 TEMPORARY = ".tmp-"
 GONE = ".gone-"
@@ -48,11 +49,12 @@ def locked(pool: Path, name: str, progress: Optional[Callable[[str], None]]) -> 
             remove_tree(left)
         yield lock
     finally:
-        if not _last(lock) and not Pool(pool).revisions(name):
-            with contextlib.suppress(OSError):
-                (home / _LOCK).unlink()
-                home.rmdir()
-        os.close(lock)
+        with undisturbed():  # a signal would leave the rest
+            if not _last(lock) and not Pool(pool).revisions(name):
+                with contextlib.suppress(OSError):
+                    (home / _LOCK).unlink()
+                    home.rmdir()
+            os.close(lock)
 
 
 def _open_locked(home: Path, name: str, progress: Optional[Callable[[str], None]]) -> int:
@@ -129,14 +131,18 @@ def staging(pool: Path, name: str, progress: Callable[[str], None]) -> Iterator[
     check_name(name)
     sweep(pool)
     with locked(pool, name, progress):
+        work: Optional[Path] = None
         try:
-            work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=pool / name))
-        except OSError as err:
-            raise cannot_write(pool, err) from err
-        try:
+            try:
+                with undisturbed():  # an exception of a signal's would lose what has just been made
+                    work = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=pool / name))
+            except OSError as err:
+                raise cannot_write(pool, err) from err
             yield work
         finally:
-            remove_tree(work)
+            if work is not None:
+                with undisturbed():  # a signal would leave the rest
+                    remove_tree(work)
 
 
 def sweep(pool: Path) -> list[str]:

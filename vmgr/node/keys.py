@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node import record
+from vmgr.node.waiting import gone
 
 MAX_KEY_BYTES = 4096
 
@@ -36,7 +37,11 @@ async def make_host_key(place: record.Place) -> HostKey:
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    if await child.wait():
+    try:
+        status = await child.wait()
+    finally:
+        await gone(child)  # given up: it would write into a folder that is being removed
+    if status:
         raise VTorqueError("ssh-keygen made no host key for the guests", code=Code.STAGE)
     return HostKey(path.read_text(), path.with_name("host_key.pub").read_text().strip())
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.node.syscalls import CAP_SETPCAP, CAP_SYS_CHROOT
+from vmgr.node.waiting import gone
 from vmgr.trust import check_trusted
 
 HELP_SECONDS = 10.0
@@ -133,9 +134,4 @@ async def _output(argv: Sequence[str]) -> str:
         out, _ = await asyncio.wait_for(child.communicate(), HELP_SECONDS)
         return out.decode("utf-8", "replace")
     finally:
-        if child.returncode is None:
-            try:
-                child.kill()
-            except ProcessLookupError:
-                pass
-        await child.wait()
+        await gone(child)

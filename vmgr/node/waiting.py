@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 _T = TypeVar("_T")
 
@@ -46,10 +47,30 @@ async def within(limit_s: float, doing: Awaitable[_T]) -> _T:
     finally:
         if not task.done():
             task.cancel()
-            await asyncio.wait([task])
+            await _end(task)
         if not task.cancelled():
             task.exception()  # looked at
     return task.result()
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Wait until `task` has ended, also when this is cancelled meanwhile: it may be cleaning up."""
+    cancelled: Optional[asyncio.CancelledError] = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as err:
+            cancelled = err
+    if cancelled is not None:
+        raise cancelled
+
+
+async def gone(program: asyncio.subprocess.Process) -> None:
+    """Kill a program that nobody needs any more, unless it has ended, and wait until it is gone."""
+    if program.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            program.kill()
+        await program.communicate()  # a pipe that is full would keep `wait` waiting
 
 
 async def all_of(*waiting: Awaitable[Any]) -> None:

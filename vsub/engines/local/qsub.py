@@ -12,8 +12,10 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Optional
 
+from vmgr.signals import undisturbed
 from vsub.engines.local import command, options, protocol
 from vsub.engines.local.command import Failure
 from vsub.engines.local.options import Options, UsageError
@@ -175,11 +177,14 @@ def _qsub(argv: list[str], socket_path: str) -> int:
     try:
         if asked.interactive:
             return interactive.submit(socket_path, message)
-        answer = protocol.request(socket_path, message, script)
+        with undisturbed():  # whoever ends this is to know whether there is a job
+            answer = protocol.request(socket_path, message, script)
+            if not asked.silent:
+                print(answer["job"])
+                with suppress(OSError):  # the interpreter's end says so
+                    sys.stdout.flush()
     except Refused as refusal:
         raise Failure(f"qsub: submit error ({refusal})", refusal.status) from None
-    if not asked.silent:
-        print(answer["job"])
     return 0
 
 
