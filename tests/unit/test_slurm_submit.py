@@ -167,6 +167,7 @@ def test_options_of_qsub(words: str, expected: dict[str, str], slurm: SlurmSite,
         ("-v -Q --parsable", {"verbose": "yes"}),
         ("--mail-type=ALL --mail-user me", {"mail-type": "ALL", "mail-user": "me"}),
         ("--signal=B:USR1@60", {"signal": "B:USR1@60"}),
+        ("--signal=Rb:USR1", {"signal": "Rb:USR1"}),
     ],
 )  # fmt: skip
 def test_options_of_sbatch(words: str, expected: dict[str, str], slurm: SlurmSite, vsub_run: Runner) -> None:
@@ -353,6 +354,8 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --wait", "OPTION", "say --wait before --slurm"),
         ("--slurm --uid=0", "OPTION", "its own user"),
         ("--slurm -i x", "OPTION", "standard input"),
+        ("--slurm --signal=USR1@60", "OPTION", "no steps of Slurm's in a guest, to which it would go; say --signal=B:"),
+        ("--slurm --signal=R:ABRT@60", "OPTION", "say --signal=RB:ABRT@60"),
         ("--slurm --comm=x", "USAGE", "sbatch's option --comm is not known (the command line), --comment is;"),
         ("--slurm --nodse 2", "USAGE", "sbatch's option --nodse is not known (the command line), --nodes is; options"),
         ("--slurm --vm vcpus=2", "USAGE", "sbatch's option --vm is not known (the command line), -vm is; options of"),
@@ -380,7 +383,7 @@ def test_every_option_of_sbatch_is_refused_or_given_on(slurm: SlurmSite, vsub_ru
     slurm.site.script()
     values = {
         "array": "1-2", "nodes": "2", "ntasks": "1", "ntasks-per-node": "1", "cpus-per-task": "2", "mem": "1G",
-        "mem-per-cpu": "1G", "comment": "mine", "partition": "x", "gres": "a:1", "export": "ALL",
+        "mem-per-cpu": "1G", "comment": "mine", "partition": "x", "gres": "a:1", "export": "ALL", "signal": "B:1",
     }  # fmt: skip
     missing = []
     for name, option in TABLE.items():

@@ -118,7 +118,8 @@ class Slurm:
 
     def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
         """What a job asks of its nodes; everything else that it asks of Slurm is checked too."""
-        check_refused(options)
+        interactive = last_value(options, "I") is not None
+        check_refused(options, interactive=interactive)
         if self._config.submit.job_type is not None:
             raise VTorqueError(
                 f"submit.job_type ({self._config.origin('submit.job_type')}) has no meaning on Slurm, which calls its "
@@ -129,7 +130,7 @@ class Slurm:
         around = _around(options)
         found = translate(options, around, "job")
         output_options(options, around, found)
-        if last_value(options, "I") is not None:
+        if interactive:
             for_session(found)
         comment_option("", found)
         return read_request(options)

@@ -77,8 +77,8 @@ def words(found: Translated) -> list[str]:
     return [f"--{name}" if value.text is None else f"--{name}={value.text}" for name, value in found.items()]
 
 
-def check_refused(options: Iterable[Option]) -> None:
-    """Refuse options of sbatch's that no guest job can have. Raises VTorqueError (VT-OPTION)."""
+def check_refused(options: Iterable[Option], *, interactive: bool = False) -> None:
+    """Refuse options of sbatch's that no guest job, or none like this, can have. Raises VTorqueError (VT-OPTION)."""
     for option in options:
         if option.letter != SBATCH:
             continue
@@ -86,12 +86,22 @@ def check_refused(options: Iterable[Option]) -> None:
         reason = TABLE[name].refused
         if name in ("gres", "bb", "bbf") and value and "gpu" in value.lower():
             reason = "guests get no GPUs of the node"
+        if name == "signal" and not interactive:
+            reason = _why_unheard(value or "")
         if reason is not None:
             raise VTorqueError(
                 f"{option} ({option.source}) cannot be honoured in a guest: {reason}",
                 code=Code.OPTION,
                 hint="leave it out, or add -vm off",
             )
+
+
+def _why_unheard(signal: str) -> Optional[str]:
+    """Why the script does not hear of `--signal=[{R|B}:]SIGNAL[@SECONDS]`, which without B is for steps alone."""
+    head, colon, rest = signal.rpartition(":")
+    if colon and "B" in head.upper():
+        return None
+    return f"there are no steps of Slurm's in a guest, to which it would go; say --signal={head}B:{rest}"
 
 
 def translate(options: tuple[Option, ...], around: Circumstances, job_name: str) -> Translated:
