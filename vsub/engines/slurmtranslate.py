@@ -227,6 +227,8 @@ class _Walk:
         priority = int(text)
         if not -1024 <= priority <= 1023:
             raise _unreadable(option, "a number from -1024 to 1023")
+        if priority > 0:
+            raise without_counterpart(option, "it lets its operators alone raise a job's priority")
         self._set("nice", str(-priority), option.source, "priority")
 
     def _letter_a(self, option: Option) -> None:
