@@ -25,6 +25,8 @@ BASE: dict[str, str] = {
 }  # fmt: skip
 """What every job is submitted with: a guest of 1 vCPU and 512 MiB, and 256 MiB for the node."""
 
+KILL = {"kill-on-invalid-dep": "yes"}
+
 
 def changes(slurm: SlurmSite, vsub_run: Runner, *words: str) -> dict[str, str]:
     """The options that differ from BASE, as `--explain` tells them; those that are missing are `missing`."""
@@ -108,10 +110,10 @@ def test_a_plain_job(slurm: SlurmSite, vsub_run: Runner) -> None:
         ("-l qos=high -l advres=r1", {"qos": "high", "reservation": "r1"}),
         ("-l feature=a:b", {"constraint": "a&b"}),
         ("-l nodes=1:ib -l feature=a", {"constraint": "ib&a"}),
-        ("-W depend=afterok:12:13.ref", {"dependency": "afterok:12:13"}),
-        ("-W depend=afterany:12[3].ref,after:4", {"dependency": "afterany:12_3,after:4"}),
-        ("-W depend=afterokarray:12[].ref", {"dependency": "afterok:12"}),
-        ("-W depend=afternotok:12_3", {"dependency": "afternotok:12_3"}),
+        ("-W depend=afterok:12:13.ref", {"dependency": "afterok:12:13", **KILL}),
+        ("-W depend=afterany:12[3].ref,after:4", {"dependency": "afterany:12_3,after:4", **KILL}),
+        ("-W depend=afterokarray:12[].ref", {"dependency": "afterok:12", **KILL}),
+        ("-W depend=afternotok:12_3", {"dependency": "afternotok:12_3", **KILL}),
         ("-vm vcpus=3", {"ntasks-per-node": "3"}),
         ("-vm vcpus=2,vms_per_node=2,ram=1G", {"ntasks-per-node": "4", "mem": "2304M"}),
     ],
@@ -237,7 +239,9 @@ def test_variables_of_sbatch(
         ("#SBATCH --nice=-5", "-p -3", {"nice": "3"}),
         ("#SBATCH --exclusive", "-l naccesspolicy=shared", {"exclusive": "missing", "oversubscribe": "yes"}),
         ("#PBS -r n", "--slurm --requeue", {}),
-        ("#SBATCH --dependency=singleton", "-W depend=afterok:1", {"dependency": "afterok:1"}),
+        ("#SBATCH --dependency=singleton", "-W depend=afterok:1", {"dependency": "afterok:1", **KILL}),
+        ("#PBS -W depend=afterok:1", "--slurm --kill-on-invalid-dep=no",
+         {"dependency": "afterok:1", "kill-on-invalid-dep": "no"}),
         ("#SBATCH --begin=now+1hour", "-a 203001021530", {"begin": "2030-01-02T15:30:00"}),
     ],
 )  # fmt: skip

@@ -1,8 +1,9 @@
 """`qsub -W depend=…` as Slurm's `--dependency`.
 
 Both know `after`, `afterok`, `afternotok` and `afterany`, mean the same by them, and join several by commas: all have
-to hold. A dependency on a whole array is one on its id; of a number of its members (`afterokarray:12[][3]`) Slurm knows
-nothing. Forms: qsub(1B) of TORQUE 6.1, sbatch(1) of Slurm 22.05.
+to hold. A job that waits for what cannot come any more is ended by TORQUE, and by Slurm with `--kill-on-invalid-dep`,
+which `srun` has not. A dependency on a whole array is one on its id; of a number of its members
+(`afterokarray:12[][3]`) Slurm knows nothing. Forms: qsub(1B) of TORQUE 6.1, sbatch(1) of Slurm 22.05.
 """
 
 from __future__ import annotations
