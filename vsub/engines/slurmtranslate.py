@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import Attribute, read_attributes
 from vsub.engines.slurmdepend import dependency_list
-from vsub.engines.slurmoptions import TABLE, split_option
+from vsub.engines.slurmoptions import TABLE, ForSbatch, split_option
 from vsub.engines.slurmoutput import Output, Place, patterns
 from vsub.engines.slurmrequest import PBS_MEMORY, PBS_NODES, SLURM_MEMORY, SLURM_NODES, without_counterpart
 from vsub.options import SBATCH, Option
@@ -195,8 +195,17 @@ class _Walk:
         name, text = split_option(option)
         if name in SLURM_NODES | SLURM_MEMORY or name in ("output", "error", "export", "parsable", "quiet"):
             return
-        opposite = _OPPOSITE.get(name, ())
-        self._set(name, text, option.source, *opposite)
+        if name == "mail-type":
+            text = self._all_mail(text or "")
+        self._set(name, text, option.source, *_OPPOSITE.get(name, ()))
+
+    def _all_mail(self, kinds: str) -> str:
+        """The kinds of mail that sbatch makes of this `--mail-type` and those before it; NONE takes none away."""
+        earlier = self.found.get("mail-type")
+        if earlier is None or not isinstance(earlier.source, ForSbatch):
+            return kinds
+        said = [each for each in (earlier.text or "", kinds) if each.upper() != "NONE"]
+        return ",".join(said) or kinds
 
     def _unknown(self, option: Option) -> None:
         raise without_counterpart(option, "it is not known")
