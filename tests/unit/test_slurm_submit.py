@@ -416,6 +416,17 @@ def test_every_option_of_sbatch_is_refused_or_given_on(slurm: SlurmSite, vsub_ru
     # in other forms: what the environment is made of, MiB on each node, tasks on each; and vsub itself reads the id
 
 
+def test_a_folder_with_a_backslash_gets_no_output(slurm: SlurmSite, vsub_run: Runner) -> None:
+    """Slurm would take it out of the path, and leave patterns as they are."""
+    slurm.site.script()
+    (slurm.site.work / "a\\b").mkdir()
+    done = vsub_run("-d", "a\\b", "job.sh")
+    assert done.status == 0, "the folder of submission counts"
+    done = vsub_run("-w", "a\\b", "job.sh")
+    assert done.stderr.startswith("vsub: VT-USAGE: ") and "a backslash" in done.stderr, done
+    assert vsub_run("-w", "a\\b", "-o", str(slurm.site.work / "o"), "-j", "oe", "job.sh").status == 0
+
+
 def test_a_comment_has_its_bounds(slurm: SlurmSite, vsub_run: Runner) -> None:
     slurm.site.script()
     assert vsub_run("job.sh", "--slurm", "--comment=" + "x" * 100).status == 0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
+from vsub.engines.slurmoptions import ForSbatch
 from vsub.engines.slurmrequest import without_counterpart
 from vsub.options import SBATCH, Option
 
@@ -47,6 +48,17 @@ class Output(NamedTuple):
 
 def patterns(asked: Output, place: Place) -> dict[str, tuple[str, str]]:
     """Pattern and source of `output` and, unless it goes there too, `error`. Raises VTorqueError."""
+    found = _patterns(asked, place)
+    for path, source in found.values():
+        if "\\" in path and not isinstance(source, ForSbatch):
+            raise VTorqueError(
+                f"output cannot go to {path[:80]!r} ({source}): Slurm takes a backslash for its own", code=Code.USAGE,
+                hint="submit from another folder, or write -o /PATH -j oe",
+            )  # fmt: skip
+    return found
+
+
+def _patterns(asked: Output, place: Place) -> dict[str, tuple[str, str]]:
     join = _choice(asked.join, ("oe", "eo", "n"))
     keep = _choice(asked.keep, ("o", "e", "oe", "eo", "n"))
     output = _pattern("o", asked.output, asked.keep if "o" in keep else None, place)
