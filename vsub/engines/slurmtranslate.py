@@ -121,10 +121,14 @@ def output_options(options: tuple[Option, ...], around: Circumstances, found: Tr
     asked = Output()
     for option in options:
         name = split_option(option)[0] if option.letter == SBATCH else option.letter
-        if name in ("o", "output"):
+        if name == "o":
             asked = asked._replace(output=option)
-        elif name in ("e", "error"):
+        elif name == "e":
             asked = asked._replace(error=option)
+        elif name == "output":
+            asked = _only_here("o", asked)._replace(output=option)
+        elif name == "error":
+            asked = _only_here("e", asked)._replace(error=option)
         elif name == "j":
             asked = asked._replace(join=option)
         elif name == "k":
@@ -134,6 +138,16 @@ def output_options(options: tuple[Option, ...], around: Circumstances, found: Tr
         hosts=around.hosts, is_array="array" in found, is_folder=around.is_folder,
     )  # fmt: skip
     return {name: Value(*pattern) for name, pattern in patterns(asked, place).items()}
+
+
+def _only_here(letter: str, asked: Output) -> Output:
+    """Without what was said in qsub's language before to have one of the streams, `o` or `e`, elsewhere."""
+    keep, join = asked.keep, asked.join
+    if join is not None and join.value in ("oe", "eo") and not join.value.startswith(letter):
+        join = None
+    if keep is not None and keep.value in ("oe", "eo", letter):
+        keep = keep._replace(value=keep.value.replace(letter, "") or "n")
+    return asked._replace(keep=keep, join=join)
 
 
 def for_session(found: Translated) -> Translated:
