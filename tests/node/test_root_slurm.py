@@ -150,6 +150,8 @@ def test_waiting(here: Here) -> None:
     here.site.script()
     done = here.vsub("--wait", "job.sh")
     assert done.returncode == 5 and b"exit status 5" in done.stderr
+    after = here.vsub("--wait", "-W", f"depend=afterok:{done.stdout.decode().strip()}", "job.sh")
+    assert after.returncode == 1 and b"left no exit status" in after.stderr, "it could never start, and has ended"
 
 
 def test_an_array_and_what_depends_on_it(here: Here) -> None:
@@ -321,7 +323,7 @@ def test_sbatch_takes_what_vsub_makes(words: str, here: Here) -> None:
         ),
         (
             "-h -l nodes=1:ppn=2:ib -W depend=afterok:{first}.ref -a 203001021530",
-            "-H -N1 -n2 -C ib -d afterok:{first} -b 2030-01-02T15:30:00",
+            "-H -N1 -n2 -C ib -d afterok:{first} --kill-on-invalid-dep=yes -b 2030-01-02T15:30:00",
             {
                 "Features": "ib", "Dependency": "afterok:{first}(unfulfilled)", "EligibleTime": "2030-01-02T15:30:00",
                 "StdOut": "{work}/job.sh.o{job}", "StdErr": "{work}/job.sh.e{job}",

@@ -27,7 +27,7 @@ KillWait                = 30 sec
 Prolog                  = {prolog}
 PrologEpilogTimeout     = {timeout}
 PrologFlags             = {flags}
-TaskProlog              = (null)
+TaskProlog              = {task}
 
 Slurmctld(primary) at vm is UP
 """
@@ -63,7 +63,7 @@ class Site:
     def says(self, node: str = "", status: int = 0, **changed: object) -> None:
         settings: dict[str, object] = {
             "prolog": self.folder / "prolog", "epilog": self.folder / "epilog", "timeout": "65534",
-            "flags": "Alloc,DeferBatch",
+            "flags": "Alloc,DeferBatch", "task": self.folder / "task_prolog",
         }  # fmt: skip
         (self.base / "config").write_text(CONFIG.format(**{**settings, **changed}))
         (self.base / "nodes").write_text(node or self.line("IDLE"))
@@ -99,6 +99,16 @@ def test_all_is_well(site: Site) -> None:
     found = site.found()
     assert {finding.level for finding in found} == {Level.OK} and len(found) == 5, found
     assert {finding.subject for finding in found} == {"batch system"}
+
+
+def test_a_task_prolog_is_optional(site: Site) -> None:
+    site.says(task="(null)")
+    only(site.found(), Level.NOTE, "Slurm has no TaskProlog", f"TaskProlog={site.folder}/task_prolog")
+    own = site.hook(site.base / "own" / "task", "echo export A=1\n")
+    site.says(task=own)
+    only(site.found(), Level.NOTE, f"TaskProlog ({own}) does not call ours")
+    site.hook(own, f"{site.folder}/task_prolog\n")
+    assert {finding.level for finding in site.found()} == {Level.OK}
 
 
 def test_a_front_end_or_a_controller_that_is_away(site: Site) -> None:
@@ -151,6 +161,7 @@ def test_control_groups(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_prologs_as_newer_ones_tell_them(site: Site) -> None:
+    site.says(task="(null)")
     text = (site.base / "config").read_text().replace("Prolog   ", "Prolog[0]   = /site/own\nProlog[1]", 1)
     settings = slurm.parse_settings(text)
     assert settings["Prolog"] == ("/site/own", str(site.folder / "prolog")) and settings["TaskProlog"] == ()

@@ -12,6 +12,7 @@ from vsubsite import Runner
 SBATCH = "#!/bin/sh\n#SBATCH --gpus=1 --time=5\necho\n"
 PBS = "#!/bin/sh\n#PBS -N named -l nodes=2:ppn=2,walltime=60\n#SBATCH --gres=gpu:1\necho\n"
 
+SAID = "#!/bin/sh\n#SBATCH -N2 -n4 -c2 -e y\necho\n"
 VM = "#!/bin/sh\n#SBATCH --time=5\n#PBS -vm vcpus=2\necho\n"
 
 
@@ -54,6 +55,11 @@ def line(slurm: SlurmSite, vsub_run: Runner, *words: str) -> str:
             "-h --slurm --hint=nomultithread -n 3 plain.sh",
             "BIN/sbatch --parsable --ignore-pbs --gpus=1 --time=5 --hold --hint=nomultithread --ntasks=3 plain.sh",
         ),
+        (
+            "-l nodes=1:ppn=3 -j oe said.sh",
+            "BIN/sbatch --parsable --ignore-pbs --nodes=1 --ntasks-per-node=3 --ntasks=3 --cpus-per-task=1 "
+            "--output=WORK/said.sh.o%j --error=WORK/said.sh.o%j said.sh",
+        ),
         ("-I -l nodes=1:ppn=2", "BIN/srun --pty --nodes=1 --ntasks-per-node=1 --cpus-per-task=2 SHELL -l"),
         ("-I -x plain.sh", "BIN/srun --pty --gpus=1 --time=5 plain.sh"),
     ],
@@ -61,7 +67,7 @@ def line(slurm: SlurmSite, vsub_run: Runner, *words: str) -> str:
 def test_the_command_line(
     words: str, argv: str, slurm: SlurmSite, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in (("plain.sh", SBATCH), ("pbs.sh", PBS), ("-dash.sh", SBATCH), ("vm.sh", VM)):
+    for name, text in (("plain.sh", SBATCH), ("pbs.sh", PBS), ("-dash.sh", SBATCH), ("vm.sh", VM), ("said.sh", SAID)):
         slurm.site.script(text, name)
     found = line(slurm, vsub_run, "-vm", "off", *shlex.split(words))
     assert found.replace("/bin/bash -l", "SHELL -l").replace("/bin/sh -l", "SHELL -l") == argv

@@ -25,6 +25,8 @@ BASE: dict[str, str] = {
 }  # fmt: skip
 """What every job is submitted with: a guest of 1 vCPU and 512 MiB, and 256 MiB for the node."""
 
+KILL = {"kill-on-invalid-dep": "yes"}
+
 
 def changes(slurm: SlurmSite, vsub_run: Runner, *words: str) -> dict[str, str]:
     """The options that differ from BASE, as `--explain` tells them; those that are missing are `missing`."""
@@ -59,7 +61,7 @@ def test_a_plain_job(slurm: SlurmSite, vsub_run: Runner) -> None:
         ("-r n", {"requeue": "missing", "no-requeue": "yes"}),
         ("-r y", {}),
         ("-n", {"exclusive": "yes"}),
-        ("-p 10", {"nice": "-10"}),
+        ("-p -10", {"nice": "10"}),
         ("-p -1024", {"nice": "1024"}),
         ("-p 0", {"nice": "0"}),
         ("-m abe -M me@x,you@y", {"mail-type": "FAIL,BEGIN,END", "mail-user": "me@x,you@y"}),
@@ -87,7 +89,8 @@ def test_a_plain_job(slurm: SlurmSite, vsub_run: Runner) -> None:
         ("-o logs/", {"output": f"{W}/logs/job.sh.o%j"}),
         ("-o .", {"output": f"{W}/./job.sh.o%j"}),
         ("-o '$PBS_JOBID.$PBS_JOBNAME'", {"output": f"{W}/%j.job.sh"}),
-        ("-e '${PBS_O_WORKDIR}/x$PBS_ARRAYID'", {"error": f"{W}/x%a"}),
+        ("-e '${PBS_O_WORKDIR}/x$PBS_ARRAYID'", {"error": f"{W}/x"}),
+        ("-t 1-2 -e 'x$PBS_ARRAYID' -o '$PBS_JOBID'", {"array": "1-2", "error": f"{W}/x%a", "output": f"{W}/%j"}),
         ("-l walltime=3600", {"time": "01:00:00"}),
         ("-l walltime=2:3:4", {"time": "02:03:04"}),
         ("-l walltime=1:0:0:0", {"time": "24:00:00"}),
@@ -107,10 +110,10 @@ def test_a_plain_job(slurm: SlurmSite, vsub_run: Runner) -> None:
         ("-l qos=high -l advres=r1", {"qos": "high", "reservation": "r1"}),
         ("-l feature=a:b", {"constraint": "a&b"}),
         ("-l nodes=1:ib -l feature=a", {"constraint": "ib&a"}),
-        ("-W depend=afterok:12:13.ref", {"dependency": "afterok:12:13"}),
-        ("-W depend=afterany:12[3].ref,after:4", {"dependency": "afterany:12_3,after:4"}),
-        ("-W depend=afterokarray:12[].ref", {"dependency": "afterok:12"}),
-        ("-W depend=afternotok:12_3", {"dependency": "afternotok:12_3"}),
+        ("-W depend=afterok:12:13.ref", {"dependency": "afterok:12:13", **KILL}),
+        ("-W depend=afterany:12[3].ref,after:4", {"dependency": "afterany:12_3,after:4", **KILL}),
+        ("-W depend=afterokarray:12[].ref", {"dependency": "afterok:12", **KILL}),
+        ("-W depend=afternotok:12_3", {"dependency": "afternotok:12_3", **KILL}),
         ("-vm vcpus=3", {"ntasks-per-node": "3"}),
         ("-vm vcpus=2,vms_per_node=2,ram=1G", {"ntasks-per-node": "4", "mem": "2304M"}),
     ],
@@ -132,6 +135,7 @@ def test_options_of_qsub(words: str, expected: dict[str, str], slurm: SlurmSite,
         ("-o x -e y", {"output": "x", "error": "y"}),
         ("-e y", {"error": "y"}),
         ("-a 0-3%2", {"array": "0-3%2", "output": f"{W}/job.sh.o%A-%a", "error": f"{W}/job.sh.e%A-%a"}),
+        ("-a 1,10-20:5%2 -e y", {"array": "1,10,15,20%2", "error": "y", "output": f"{W}/job.sh.o%A-%a"}),
         ("-N2 --ntasks-per-node=2 -c2", {"nodes": "2", "ntasks-per-node": "2", "cpus-per-task": "2"}),
         ("-N2 -n 6", {"nodes": "2", "ntasks-per-node": "3"}),
         ("-n 6 --ntasks-per-node=3", {"nodes": "2", "ntasks-per-node": "3"}),
@@ -165,7 +169,10 @@ def test_options_of_qsub(words: str, expected: dict[str, str], slurm: SlurmSite,
         ("--gres=lic:1", {"gres": "lic:1"}),
         ("-v -Q --parsable", {"verbose": "yes"}),
         ("--mail-type=ALL --mail-user me", {"mail-type": "ALL", "mail-user": "me"}),
+        ("--mail-type=BEGIN --mail-type=END,FAIL --mail-type=none", {"mail-type": "BEGIN,END,FAIL"}),
+        ("--mail-type=NONE --mail-type=END", {"mail-type": "END"}),
         ("--signal=B:USR1@60", {"signal": "B:USR1@60"}),
+        ("--signal=Rb:USR1", {"signal": "Rb:USR1"}),
     ],
 )  # fmt: skip
 def test_options_of_sbatch(words: str, expected: dict[str, str], slurm: SlurmSite, vsub_run: Runner) -> None:
@@ -229,11 +236,25 @@ def test_variables_of_sbatch(
         ("#SBATCH -o x-%j", "-o y", {"output": f"{W}/y"}),
         ("#PBS -o y -e z", "--slurm -o x-%j", {"output": "x-%j", "error": f"{W}/z"}),
         ("#PBS -j oe", "--slurm -o x-%j", {"output": "x-%j", "error": "missing"}),
+        ("#PBS -j oe", "--slurm -e y", {"error": "y"}),
+        ("#PBS -j eo\n#SBATCH -o x -e y", "", {"output": "x", "error": "y"}),
+        ("#PBS -j eo", "--slurm -o x", {"output": "x", "error": "missing"}),
+        ("#PBS -j eo", "--slurm -e y", {"output": "y", "error": "missing"}),
+        ("#SBATCH -o x -e y", "-j oe", {"output": "x", "error": "missing"}),
+        ("#PBS -k oe", "--slurm -o x", {"output": "x", "error": "HOME/job.sh.e%j"}),
+        ("#PBS -k oe\n#SBATCH -o x -e y", "", {"output": "x", "error": "y"}),
+        ("#SBATCH -o x -e y", "-k o", {"output": "HOME/job.sh.o%j", "error": "y"}),
         ("#SBATCH --nice=3", "-p 0", {"nice": "0"}),
-        ("#PBS -p 5", "--slurm --priority=3", {"nice": "-5", "priority": "3"}),
+        ("#PBS -p -5", "--slurm --priority=3", {"nice": "5", "priority": "3"}),
+        ("#SBATCH --nice=-5", "-p -3", {"nice": "3"}),
         ("#SBATCH --exclusive", "-l naccesspolicy=shared", {"exclusive": "missing", "oversubscribe": "yes"}),
         ("#PBS -r n", "--slurm --requeue", {}),
-        ("#SBATCH --dependency=singleton", "-W depend=afterok:1", {"dependency": "afterok:1"}),
+        ("#SBATCH --dependency=singleton", "-W depend=afterok:1", {"dependency": "afterok:1", **KILL}),
+        ("#PBS -W depend=afterok:1", "--slurm --kill-on-invalid-dep=no",
+         {"dependency": "afterok:1", "kill-on-invalid-dep": "no"}),
+        ("#SBATCH --mail-type=END", "--slurm --mail-type=FAIL", {"mail-type": "END,FAIL"}),
+        ("#PBS -m b\n#SBATCH --mail-type=END", "", {"mail-type": "END"}),
+        ("#SBATCH --mail-type=END", "-m b", {"mail-type": "BEGIN"}),
         ("#SBATCH --begin=now+1hour", "-a 203001021530", {"begin": "2030-01-02T15:30:00"}),
     ],
 )  # fmt: skip
@@ -307,6 +328,7 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("-E", "OPTION", "in any case"),
         ("-q a@b", "OPTION", "name one partition"),
         ("-q a,b", "OPTION", "name one partition"),
+        ("-p 1", "OPTION", "-p 1 (the command line) has no counterpart on Slurm: it lets its operators alone raise"),
         ("-p 1024", "USAGE", "a number from -1024 to 1023"),
         ("-p x", "USAGE", "a number from -1024 to 1023"),
         ("-r x", "USAGE", "-r y or -r n"),
@@ -322,6 +344,9 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         (f"-N {'ä' * 101}", "USAGE", "the job's name (the command line) has 202 bytes: none of its"),
         ("-W depend=on:2", "OPTION", "on: say afterok"),
         ("-W depend=beforeok:2", "OPTION", "beforeok: say afterok"),
+        ("-W depend=afterokarray:12[][3].ref", "OPTION", "afterokarray:12[][3].ref: say afterok on the whole array"),
+        ("-W depend=afterstartarray:12[].ref[3]", "OPTION", "say after on the whole array"),
+        ("-W depend=afteranyarray:1:12[3]", "OPTION", "say afterany on the whole array"),
         ("-W depend=afterok", "USAGE", "the dependency 'afterok'"),
         ("-W depend=afterok:x", "USAGE", "the dependency 'afterok:x'"),
         ("-W stagein=a@b:c", "OPTION", "the attribute stagein"),
@@ -349,6 +374,8 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --wait", "OPTION", "say --wait before --slurm"),
         ("--slurm --uid=0", "OPTION", "its own user"),
         ("--slurm -i x", "OPTION", "standard input"),
+        ("--slurm --signal=USR1@60", "OPTION", "no steps of Slurm's in a guest, to which it would go; say --signal=B:"),
+        ("--slurm --signal=R:ABRT@60", "OPTION", "say --signal=RB:ABRT@60"),
         ("--slurm --comm=x", "USAGE", "sbatch's option --comm is not known (the command line), --comment is;"),
         ("--slurm --nodse 2", "USAGE", "sbatch's option --nodse is not known (the command line), --nodes is; options"),
         ("--slurm --vm vcpus=2", "USAGE", "sbatch's option --vm is not known (the command line), -vm is; options of"),
@@ -361,7 +388,10 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("--slurm --hold=1", "USAGE", "--hold has no value"),
         ("--slurm -y", "USAGE", "sbatch's option -y is not known"),
         ("--slurm --comment", "USAGE", "--comment needs a value"),
-        ("--slurm -a 0-15:4", "USAGE", "is no request of a job array"),
+        ("--slurm -a 0-15:0", "USAGE", "is no request of a job array"),
+        ("--slurm -a 9-1:2", "USAGE", "is no request of a job array"),
+        ("--slurm -a 0-9999999:2", "USAGE", "is no request of a job array"),
+        ("-t 0-15:4", "USAGE", "is no request of a job array"),
     ],
 )  # fmt: skip
 def test_what_is_refused(words: str, code: str, text: str, slurm: SlurmSite, vsub_run: Runner) -> None:
@@ -376,7 +406,7 @@ def test_every_option_of_sbatch_is_refused_or_given_on(slurm: SlurmSite, vsub_ru
     slurm.site.script()
     values = {
         "array": "1-2", "nodes": "2", "ntasks": "1", "ntasks-per-node": "1", "cpus-per-task": "2", "mem": "1G",
-        "mem-per-cpu": "1G", "comment": "mine", "partition": "x", "gres": "a:1", "export": "ALL",
+        "mem-per-cpu": "1G", "comment": "mine", "partition": "x", "gres": "a:1", "export": "ALL", "signal": "B:1",
     }  # fmt: skip
     missing = []
     for name, option in TABLE.items():
@@ -392,6 +422,17 @@ def test_every_option_of_sbatch_is_refused_or_given_on(slurm: SlurmSite, vsub_ru
                 missing.append(name)
     assert missing == ["export", "mem", "mem-per-cpu", "ntasks", "parsable", "quiet"]
     # in other forms: what the environment is made of, MiB on each node, tasks on each; and vsub itself reads the id
+
+
+def test_a_folder_with_a_backslash_gets_no_output(slurm: SlurmSite, vsub_run: Runner) -> None:
+    """Slurm would take it out of the path, and leave patterns as they are."""
+    slurm.site.script()
+    (slurm.site.work / "a\\b").mkdir()
+    done = vsub_run("-d", "a\\b", "job.sh")
+    assert done.status == 0, "the folder of submission counts"
+    done = vsub_run("-w", "a\\b", "job.sh")
+    assert done.stderr.startswith("vsub: VT-USAGE: ") and "a backslash" in done.stderr, done
+    assert vsub_run("-w", "a\\b", "-o", str(slurm.site.work / "o"), "-j", "oe", "job.sh").status == 0
 
 
 def test_a_comment_has_its_bounds(slurm: SlurmSite, vsub_run: Runner) -> None:

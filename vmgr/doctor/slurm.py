@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -102,6 +102,17 @@ def judge_hooks(settings: Mapping[str, tuple[str, ...]], node: Node) -> Iterator
         else:
             yield _find(Level.FAILURE, f"Slurm has no {name}: guest jobs end with VT-AGENT", remedy)
         yield from _judge_trust(name, (path for path in paths if path not in ours[:1]))
+    yield from _judge_task_prolog(settings.get("TaskProlog", ()), lines["TaskProlog"])
+
+
+def _judge_task_prolog(values: Sequence[str], ours: str) -> Iterator[Finding]:
+    if any(os.path.realpath(path) == os.path.realpath(ours) or _calls(path, (ours,)) for path in values):
+        return
+    what = f"TaskProlog ({', '.join(values)}) does not call ours" if values else "Slurm has no TaskProlog"
+    yield _find(
+        Level.NOTE, f"{what}: scripts for qsub find no PBS_JOBID and the like in jobs without guests",
+        f"add TaskProlog={ours} to slurm.conf, or have the site's own call that; then scontrol reconfigure",
+    )  # fmt: skip
 
 
 def _files(pattern: str) -> list[str]:

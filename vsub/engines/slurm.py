@@ -19,7 +19,7 @@ from vmgr.errors import Code, VTorqueError
 from vsub.attributes import last_value
 from vsub.engines import GuestJob, JobState, PlacedJob, Plain, Said, for_this_host, host_name
 from vsub.engines.slurmlayout import check_nodelist, comment_option, layout_options
-from vsub.engines.slurmoptions import USAGE, from_environment, parse_sbatch
+from vsub.engines.slurmoptions import USAGE, ForSbatch, from_environment, parse_sbatch
 from vsub.engines.slurmrequest import layout, read_request
 from vsub.engines.slurmtranslate import (
     Circumstances,
@@ -118,7 +118,8 @@ class Slurm:
 
     def read_host_request(self, options: tuple[Option, ...]) -> HostRequest:
         """What a job asks of its nodes; everything else that it asks of Slurm is checked too."""
-        check_refused(options)
+        interactive = last_value(options, "I") is not None
+        check_refused(options, interactive=interactive)
         if self._config.submit.job_type is not None:
             raise VTorqueError(
                 f"submit.job_type ({self._config.origin('submit.job_type')}) has no meaning on Slurm, which calls its "
@@ -129,7 +130,7 @@ class Slurm:
         around = _around(options)
         found = translate(options, around, "job")
         output_options(options, around, found)
-        if last_value(options, "I") is not None:
+        if interactive:
             for_session(found)
         comment_option("", found)
         return read_request(options)
@@ -170,6 +171,8 @@ class Slurm:
             found.update(output_options(job.options, around, found))
             if "requeue" not in found and "no-requeue" not in found:
                 found["requeue"] = Value(None, "as of qsub")
+            if "dependency" in found and not isinstance(found["dependency"].source, ForSbatch):
+                found.setdefault("kill-on-invalid-dep", Value("yes", "as of qsub"))
             if job.suspendable and "open-mode" not in found:
                 found["open-mode"] = Value("append", "so that a job that goes on keeps its output")
         asked = read_request(job.options)

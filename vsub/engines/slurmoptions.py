@@ -9,6 +9,7 @@ which mean other things in other versions, are not taken.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Optional
 
@@ -21,6 +22,10 @@ OWN = ("--explain", DRY_RUN, "--json", "--debug")
 
 EXPEDITE = "expedite"
 """What `--requeue` may say beside nothing, since Slurm 25.11."""
+
+MAX_STEPS = 512
+"""So many members of an array may be asked for by a range with a step."""
+_STEPS = r"([0-9]{1,7})-([0-9]{1,7}):([0-9]{1,7})"
 
 USAGE = "options of sbatch stand behind --slurm, those of qsub and vsub before it; see man sbatch, vsub --help"
 """What to do about an option that is not known."""
@@ -274,9 +279,18 @@ def as_option(name: str, value: Optional[str], source: str) -> Option:
     if name in ("requeue", "no-requeue") and value is None:
         return Option("r", "y" if name == "requeue" else "n", ForSbatch(f"{written}, {source}"))
     letter = TABLE[name].letter
+    if letter == "t":
+        value = re.sub(_STEPS, _members, value or "")
     if letter is None:
         return Option(SBATCH, written, ForSbatch(source))
     return Option(letter, value, ForSbatch(f"{written}, {source}"))
+
+
+def _members(steps: re.Match[str]) -> str:
+    """The members of an array in `FIRST-LAST:STEP`, one by one, as qsub has them; as it is where there are too many."""
+    first, last, step = map(int, steps.groups())
+    found = range(first, last + 1, step) if step else ()
+    return ",".join(map(str, found)) if 0 < len(found) <= MAX_STEPS else steps[0]
 
 
 def _meant(name: str) -> str:

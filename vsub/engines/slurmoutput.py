@@ -2,7 +2,8 @@
 
 TORQUE brings output home at the job's end, under `NAME.oID` and `NAME.eID` unless told otherwise; Slurm writes it as
 it comes, so that the pattern is the whole path. In a pattern `%j` is the job's id, `%A` that of an array, `%a` a
-member's index, `%%` a per cent sign; a backslash anywhere would switch all of that off (sbatch(1)).
+member's index (4294967294 outside of arrays), `%%` a per cent sign; a backslash anywhere would switch all of that off
+(sbatch(1)).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
+from vsub.engines.slurmoptions import ForSbatch
 from vsub.engines.slurmrequest import without_counterpart
 from vsub.options import SBATCH, Option
 
 _VARIABLE = r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))"
-_PATTERNS = {"PBS_JOBID": "%j", "PBS_ARRAYID": "%a", "PBS_ARRAY_INDEX": "%a"}
+_OF_MEMBERS = ("PBS_ARRAYID", "PBS_ARRAY_INDEX")
+_PATTERNS = {"PBS_JOBID": "%j", **dict.fromkeys(_OF_MEMBERS, "%a")}
 
 
 class Place(NamedTuple):
@@ -45,6 +48,17 @@ class Output(NamedTuple):
 
 def patterns(asked: Output, place: Place) -> dict[str, tuple[str, str]]:
     """Pattern and source of `output` and, unless it goes there too, `error`. Raises VTorqueError."""
+    found = _patterns(asked, place)
+    for path, source in found.values():
+        if "\\" in path and not isinstance(source, ForSbatch):
+            raise VTorqueError(
+                f"output cannot go to {path[:80]!r} ({source}): Slurm takes a backslash for its own", code=Code.USAGE,
+                hint="submit from another folder, or write -o /PATH -j oe",
+            )  # fmt: skip
+    return found
+
+
+def _patterns(asked: Output, place: Place) -> dict[str, tuple[str, str]]:
     join = _choice(asked.join, ("oe", "eo", "n"))
     keep = _choice(asked.keep, ("o", "e", "oe", "eo", "n"))
     output = _pattern("o", asked.output, asked.keep if "o" in keep else None, place)
@@ -97,6 +111,7 @@ def _path(option: Option, place: Place) -> str:
     known = {
         "HOME": place.home, "PBS_O_HOME": place.home, "USER": place.user, "LOGNAME": place.user,
         "PBS_O_LOGNAME": place.user, "PBS_O_WORKDIR": place.folder, "PBS_JOBNAME": place.job_name,
+        **({} if place.is_array else dict.fromkeys(_OF_MEMBERS, "")),
     }  # fmt: skip
     found, at = "", 0
     for match in re.finditer(_VARIABLE, path):
@@ -107,11 +122,11 @@ def _path(option: Option, place: Place) -> str:
 
 
 def _variable(name: str, known: Mapping[str, str], option: Option) -> str:
-    if name in _PATTERNS:
-        return _PATTERNS[name]
-    if name not in known:
+    if name in known:
+        return literal(known[name])
+    if name not in _PATTERNS:
         raise without_counterpart(option, f"the variable {name} is not known before the job runs")
-    return literal(known[name])
+    return _PATTERNS[name]
 
 
 def literal(text: str) -> str:

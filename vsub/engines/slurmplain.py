@@ -112,8 +112,15 @@ def _translated(options: tuple[Option, ...], around: Circumstances, name: str, *
         if option.letter == SBATCH and split_option(option)[0] in {"export", *SLURM_NODES, *SLURM_MEMORY}:
             found[split_option(option)[0]] = Value(split_option(option)[1], option.source)
     of_qsub = (last_language(options, PBS_NODES, SLURM_NODES), last_language(options, PBS_MEMORY, SLURM_MEMORY))
+    of_sbatch = {split_option(option)[0] for option in options if option.letter == SBATCH}
     if "l" in of_qsub:
-        lies = layout_options(layout(read_request(options), None, {}, options), found, "-l", "-l", one_task=interactive)
+        asked = layout(read_request(options), None, {}, options)
+        lies = layout_options(asked, found, "-l", "-l", one_task=interactive)
+        # sbatch reads the script's lines itself: what stands there and does not count is said anew
+        if "ntasks" in of_sbatch and not interactive:
+            lies["ntasks"] = Value(str(asked.nodes * asked.tasks), "-l")
+        if "cpus-per-task" in of_sbatch:
+            lies.setdefault("cpus-per-task", Value(str(asked.cpus), "-l"))
         taken = (SLURM_NODES | {"nodelist", "constraint"} if of_qsub[0] == "l" else frozenset()) | (
             {"mem"} if of_qsub[1] == "l" else frozenset()
         )
@@ -127,6 +134,8 @@ def _translated(options: tuple[Option, ...], around: Circumstances, name: str, *
     outputs = [option for option in options if option.letter in _OUTPUT]
     if outputs:
         found.update(output_options(options, around, {**found, "job-name": named}))
+        if "error" in of_sbatch:
+            found.setdefault("error", found["output"])
     else:
         for option in options:
             if option.letter == SBATCH and split_option(option)[0] in ("output", "error"):

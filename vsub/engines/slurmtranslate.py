@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 from vmgr.errors import Code, VTorqueError
 from vsub.attributes import Attribute, read_attributes
 from vsub.engines.slurmdepend import dependency_list
-from vsub.engines.slurmoptions import TABLE, split_option
+from vsub.engines.slurmoptions import TABLE, ForSbatch, split_option
 from vsub.engines.slurmoutput import Output, Place, patterns
 from vsub.engines.slurmrequest import PBS_MEMORY, PBS_NODES, SLURM_MEMORY, SLURM_NODES, without_counterpart
 from vsub.options import SBATCH, Option
@@ -77,8 +77,8 @@ def words(found: Translated) -> list[str]:
     return [f"--{name}" if value.text is None else f"--{name}={value.text}" for name, value in found.items()]
 
 
-def check_refused(options: Iterable[Option]) -> None:
-    """Refuse options of sbatch's that no guest job can have. Raises VTorqueError (VT-OPTION)."""
+def check_refused(options: Iterable[Option], *, interactive: bool = False) -> None:
+    """Refuse options of sbatch's that no guest job, or none like this, can have. Raises VTorqueError (VT-OPTION)."""
     for option in options:
         if option.letter != SBATCH:
             continue
@@ -86,12 +86,22 @@ def check_refused(options: Iterable[Option]) -> None:
         reason = TABLE[name].refused
         if name in ("gres", "bb", "bbf") and value and "gpu" in value.lower():
             reason = "guests get no GPUs of the node"
+        if name == "signal" and not interactive:
+            reason = _why_unheard(value or "")
         if reason is not None:
             raise VTorqueError(
                 f"{option} ({option.source}) cannot be honoured in a guest: {reason}",
                 code=Code.OPTION,
                 hint="leave it out, or add -vm off",
             )
+
+
+def _why_unheard(signal: str) -> Optional[str]:
+    """Why the script does not hear of `--signal=[{R|B}:]SIGNAL[@SECONDS]`, which without B is for steps alone."""
+    head, colon, rest = signal.rpartition(":")
+    if colon and "B" in head.upper():
+        return None
+    return f"there are no steps of Slurm's in a guest, to which it would go; say --signal={head}B:{rest}"
 
 
 def translate(options: tuple[Option, ...], around: Circumstances, job_name: str) -> Translated:
@@ -111,10 +121,14 @@ def output_options(options: tuple[Option, ...], around: Circumstances, found: Tr
     asked = Output()
     for option in options:
         name = split_option(option)[0] if option.letter == SBATCH else option.letter
-        if name in ("o", "output"):
+        if name == "o":
             asked = asked._replace(output=option)
-        elif name in ("e", "error"):
+        elif name == "e":
             asked = asked._replace(error=option)
+        elif name == "output":
+            asked = _only_here("o", asked)._replace(output=option)
+        elif name == "error":
+            asked = _only_here("e", asked)._replace(error=option)
         elif name == "j":
             asked = asked._replace(join=option)
         elif name == "k":
@@ -124,6 +138,16 @@ def output_options(options: tuple[Option, ...], around: Circumstances, found: Tr
         hosts=around.hosts, is_array="array" in found, is_folder=around.is_folder,
     )  # fmt: skip
     return {name: Value(*pattern) for name, pattern in patterns(asked, place).items()}
+
+
+def _only_here(letter: str, asked: Output) -> Output:
+    """Without what was said in qsub's language before to have one of the streams, `o` or `e`, elsewhere."""
+    keep, join = asked.keep, asked.join
+    if join is not None and join.value in ("oe", "eo") and not join.value.startswith(letter):
+        join = None
+    if keep is not None and keep.value in ("oe", "eo", letter):
+        keep = keep._replace(value=keep.value.replace(letter, "") or "n")
+    return asked._replace(keep=keep, join=join)
 
 
 def for_session(found: Translated) -> Translated:
@@ -185,8 +209,17 @@ class _Walk:
         name, text = split_option(option)
         if name in SLURM_NODES | SLURM_MEMORY or name in ("output", "error", "export", "parsable", "quiet"):
             return
-        opposite = _OPPOSITE.get(name, ())
-        self._set(name, text, option.source, *opposite)
+        if name == "mail-type":
+            text = self._all_mail(text or "")
+        self._set(name, text, option.source, *_OPPOSITE.get(name, ()))
+
+    def _all_mail(self, kinds: str) -> str:
+        """The kinds of mail that sbatch makes of this `--mail-type` and those before it; NONE takes none away."""
+        earlier = self.found.get("mail-type")
+        if earlier is None or not isinstance(earlier.source, ForSbatch):
+            return kinds
+        said = [each for each in (earlier.text or "", kinds) if each.upper() != "NONE"]
+        return ",".join(said) or kinds
 
     def _unknown(self, option: Option) -> None:
         raise without_counterpart(option, "it is not known")
@@ -217,6 +250,8 @@ class _Walk:
         priority = int(text)
         if not -1024 <= priority <= 1023:
             raise _unreadable(option, "a number from -1024 to 1023")
+        if priority > 0:
+            raise without_counterpart(option, "it lets its operators alone raise a job's priority")
         self._set("nice", str(-priority), option.source, "priority")
 
     def _letter_a(self, option: Option) -> None:
