@@ -114,16 +114,30 @@ def test_a_large_journal_is_folded_by_its_writer(node: Node, monkeypatch: pytest
     assert store.read(paths).ready == {"micro": 200}
 
 
-def test_a_fold_that_died_before_the_journal_was_gone_counts_once(node: Node) -> None:
-    paths = node.config.paths
+class Dead(BaseException):
+    """As by SIGKILL."""
+
+
+@pytest.mark.parametrize("last", ["rename", "open", "replace", "unlink"])
+@pytest.mark.parametrize("writers", [0, 2])
+def test_after_a_fold_that_died_all_is_counted_once(node: Node, last: str, writers: int) -> None:
+    """`last` is the last thing that it did to its files; events are written before the next fold, or none."""
+    paths, does = node.config.paths, getattr(Path, last)
+
+    def die(path: Path, *arguments: Any) -> Any:
+        does(path, *arguments)
+        raise Dead
+
     store.note(paths, READY)
-    journal = store.folder(paths) / "journal"
-    kept = journal.read_bytes()
-    store.read(paths)
-    journal.write_bytes(kept)  # as if it had been killed just before
-    assert store.read(paths).ready == {"micro": 1} and not journal.exists()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Dead):
+        patch.setattr(Path, last, die)
+        store.read(paths)
+    for _ in range(writers):
+        store.note(paths, READY)
+    assert store.read(paths).ready == {"micro": 1 + writers}
     store.note(paths, READY)
-    assert store.read(paths).ready == {"micro": 2}
+    assert store.read(paths).ready == {"micro": 2 + writers}
+    assert sorted(path.name for path in store.folder(paths).iterdir()) == ["lock", "totals"]
 
 
 def test_a_line_that_was_cut_off_costs_no_other(node: Node) -> None:

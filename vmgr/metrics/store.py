@@ -1,12 +1,13 @@
 """What has happened on this node, kept beyond the agents that saw it: a journal, folded into totals.
 
     <paths.spool>/metrics/journal    one event a line; the first line is the journal's own id
+    <paths.spool>/metrics/folding    a journal that is being folded, to which nobody appends any more
     <paths.spool>/metrics/totals     their sum, and the id of the journal that was folded into it last
-    <paths.spool>/metrics/lock       held by whoever writes either of them
+    <paths.spool>/metrics/lock       held by whoever writes any of them
 
 An agent only appends a line. Whoever reads folds the journal, and so does a writer that finds it large, so both stay
-small. A fold that dies between writing the totals and removing the journal is seen by the id: no event counts twice,
-and none is lost. All of it belongs to root.
+small. What a fold that died has left is folded by the next one, and by the id it is seen whether the totals have it:
+no event counts twice, and none is lost. All of it belongs to root.
 """
 
 from __future__ import annotations
@@ -82,10 +83,19 @@ def _append(journal: Path, line: bytes) -> None:
 
 def _fold(at: Path) -> Totals:
     """The totals with the journal in them, which is gone then. The caller holds the lock."""
+    totals = _fold_in(at, _read_totals(at / "totals"))
+    try:
+        (at / "journal").rename(at / "folding")
+    except FileNotFoundError:
+        return totals
+    return _fold_in(at, totals)
+
+
+def _fold_in(at: Path, totals: Totals) -> Totals:
+    """The totals with the journal that is being folded in them; fine when there is none."""
     from vmgr.metrics.totals import fold  # most writers do without
 
-    totals = _read_totals(at / "totals")
-    journal = _read_file(at / "journal", MAX_JOURNAL_BYTES + MAX_EVENT_BYTES)
+    journal = _read_file(at / "folding", MAX_JOURNAL_BYTES + MAX_EVENT_BYTES)
     if journal is None:
         return totals
     first, _, rest = journal.partition(b"\n")
@@ -98,7 +108,7 @@ def _fold(at: Path) -> Totals:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(at / "totals")
-    (at / "journal").unlink()
+    (at / "folding").unlink()
     return totals
 
 
