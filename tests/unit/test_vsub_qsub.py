@@ -6,6 +6,8 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,19 +156,27 @@ def test_a_job_that_was_taken_when_the_signal_came_is_not_lost(site: Site, numbe
     assert site.spec and (site.directory.parent / "job_id").read_text() == "77.host\n"
 
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = "86395"
 
 
-def test_what_qsub_has_started_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_qsub_has_started_holds_up_nobody() -> None:
     """As a site's script around the batch system's own, which hears nothing of a signal that came to vsub alone."""
-    monkeypatch.setattr(process, "LAST_WORD_SECONDS", 0.3)
-    script = f"sleep {HOLD} & echo $! 77.host; kill -TERM $PPID; trap '' TERM; wait"
-    with process.ending_by_exception():
-        ended = process.run_captured(["/bin/sh", "-c", script])
-        process.let_signals_in()
-    started, said = ended.output.split()
+    script = f"sleep {HOLD} & echo $! 77.host; trap '' TERM; kill -TERM $PPID; wait"
+    program = f"""\
+from vsub import process
+process.LAST_WORD_SECONDS = 0.3
+with process.ending_by_exception():
+    ended = process.run_captured(["/bin/sh", "-c", {script!r}])
+    process.let_signals_in()
+print(ended.output.decode().strip(), ended.status, ended.interrupted)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    started, *said = done.stdout.split()
     os.kill(int(started), signal.SIGKILL)
-    assert (ended.status, said, ended.interrupted) == (128 + signal.SIGKILL, b"77.host", True)
+    assert said == ["77.host", str(128 + signal.SIGKILL), "True"]
 
 
 @pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
