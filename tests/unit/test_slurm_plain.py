@@ -95,6 +95,18 @@ def test_what_is_refused(words: str, text: str, slurm: SlurmSite, vsub_run: Runn
     assert done.stderr.startswith("vsub: VT-") and text in done.stderr, done.stderr
 
 
+def test_a_job_without_guests_may_go_to_another_cluster(
+    slurm: SlurmSite, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session too, whose srun is not given the variables of the job that it may be asked for in."""
+    slurm.site.script(SBATCH, "plain.sh")
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    assert line(slurm, vsub_run, "-vm", "off", "plain.sh") == "BIN/sbatch --parsable plain.sh"
+    assert "--pty --clusters=other " in line(slurm, vsub_run, "-vm", "off", "-I")
+    monkeypatch.setenv("SBATCH_CLUSTERS", "first")
+    assert " --clusters=other " in line(slurm, vsub_run, "-vm", "off", "-N", "x", "plain.sh")
+
+
 def test_standard_input_and_variables(slurm: SlurmSite) -> None:
     data = b"#!/bin/sh\necho\n"
     done = slurm.site.launch("-vm", "off", stdin=data, env={"A": "1"})

@@ -222,6 +222,33 @@ def test_variables_of_sbatch(
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "option", "reason"),
+    [
+        ("SBATCH_CLUSTERS", "other", "clusters", "the job is submitted to one cluster"),
+        ("SLURM_CLUSTERS", "other", "clusters", "the job is submitted to one cluster"),
+        ("SLURM_CLUSTERS", "", "clusters", "the job is submitted to one cluster"),
+        ("SBATCH_HINT", "nomultithread", "hint", "vCPUs are placed by -vm vcpu_pinning"),
+        ("SLURM_HINT", "nomultithread", "hint", "vCPUs are placed by -vm vcpu_pinning"),
+    ],
+)
+def test_what_variables_ask_for_is_refused_whatever_their_names_begin_with(
+    variable: str,
+    value: str,
+    option: str,
+    reason: str,
+    slurm: SlurmSite,
+    vsub_run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slurm.site.script()
+    monkeypatch.setenv(variable, value)
+    done = vsub_run("job.sh")
+    refused = f"vsub: VT-OPTION: --{option}={value} (the variable {variable}) cannot be honoured in a guest: {reason}"
+    assert done.stderr.startswith(refused), done.stderr
+    assert not slurm.site.called
+
+
+@pytest.mark.parametrize(
     ("script", "words", "expected"),
     [
         ("#PBS -N p\n#SBATCH -J s", "", {"job-name": "s", "output": f"{W}/s.o%j", "error": f"{W}/s.e%j"}),
