@@ -180,4 +180,4 @@ def placed_job(job_id: object, attributes: Mapping[str, object]) -> Optional[Pla
     nodes = parse_exec_host(exec_host) if isinstance(exec_host, str) else None
     if nodes is None or not isinstance(owner, str):
         return None
-    return PlacedJob(job_id, owner.partition("@")[0], nodes)
+    return PlacedJob(job_id, owner.rpartition("@")[0], nodes)
