@@ -25,6 +25,7 @@ from vmgr.config import Config, Mount, fill
 from vmgr.errors import Code, VTorqueError
 from vmgr.images.pool import Image
 from vmgr.jobspec import MAX_ARGUMENTS, Pinning
+from vmgr.names import QUEUES, is_queue
 from vmgr.policy import Policy, Subject
 from vmgr.request import Request
 from vsub.account import Account
@@ -92,6 +93,7 @@ def make_plan(
     checker = Checker(config, policy, {key: asked.source for key, asked in request.items()})
     group = guest_group(request, checker)
     asked_of_nodes = engine.read_host_request(options)
+    _check_queue(options)
     features = guest_features(request, checker, asked_of_nodes.nodes.number * group.per_node)
     stays = last(options, "r")
     against = against_suspension(
@@ -170,6 +172,17 @@ def _queue(options: tuple[Option, ...], config: Config) -> Optional[str]:
     option = last(options, "q")
     named = (option.value or "").partition("@")[0] if option else ""
     return named or config.submit.default_queue
+
+
+def _check_queue(options: tuple[Option, ...]) -> None:
+    """Refuse a queue whose jobs no hook would take. Raises VTorqueError (VT-OPTION)."""
+    option = last(options, "q")
+    named = (option.value or "").partition("@")[0] if option else ""
+    if option and named and not is_queue(named):
+        raise VTorqueError(
+            f"{option} ({option.source}) names no queue that guest jobs can be in", code=Code.OPTION,
+            hint=f"allowed are {QUEUES}",
+        )  # fmt: skip
 
 
 def _check_usage(line: Line, directives: Line, options: tuple[Option, ...], engine: Engine) -> None:

@@ -34,11 +34,12 @@ def holders(name: str) -> list[int]:
         return holders_of(stream.fileno())
 
 
-def make_setup(directory: Path, name: str, **options: object) -> Setup:
+def make_setup(directory: Path, name: str, *, user_name: str = "ada", **options: object) -> Setup:
     """A guest of the image `name` with a home and a read-only share made in `directory`."""
     image = image_or_skip(name)
     directory.chmod(0o755)
-    user = User() if os.geteuid() == 0 else User(uid=os.geteuid(), gid=os.getegid())
+    ids = {} if os.geteuid() == 0 else {"uid": os.geteuid(), "gid": os.getegid()}
+    user = User(user_name, **ids)
     machine, home, opt = directory / "machine", directory / "home", directory / "opt"
     for path in (machine, home, opt):
         path.mkdir()

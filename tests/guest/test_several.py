@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.guest
 NAMES = ("vn1-1", "vn2-1")
 HOSTS = (("10.77.0.11", "vn1-1"), ("10.77.0.12", "vn2-1"))
 SLOTS = (("vn1-1", 1), ("vn2-1", 2))
+USER = r"LAB\ada@lab.test+x"
+"""All that a directory service may put into a name."""
 REACH = "#!/bin/sh\nip link set eth0 up && ip address add 10.0.2.15/24 dev eth0\n"
 """The VM prologue that sets up the test's own way in; the job's device comes second."""
 
@@ -36,6 +39,7 @@ def job_guest(base: Path, rank: int, wire: str) -> Machine:
     setup = make_setup(
         directory,
         "micro",
+        user_name=USER,
         hostname=NAMES[rank],
         vcpus=SLOTS[rank][1],
         prologue=REACH,
@@ -124,14 +128,14 @@ def test_keys_are_their_owners_alone(pair: tuple[Machine, Machine]) -> None:
 
 
 def test_the_jobs_own_setting_wins_over_ours(pair: tuple[Machine, Machine]) -> None:
-    home, where = pair[0].setup.mounts[0].source, pair[0].setup.user.home
+    home, where = pair[0].setup.mounts[0].source, shlex.quote(pair[0].setup.user.home)
     script = home / "job.sh"
     script.write_text("#!/bin/sh\necho $OMPI_MCA_orte_default_hostfile $HYDRA_HOST_FILE $OMPI_MCA_plm\n")
     script.chmod(0o755)
     (home / "run.sh").write_text(
         f"export HYDRA_HOST_FILE=mine\ncd {where}\nVT_JOB_SHELL=/bin/sh VT_JOB_SCRIPT={where}/job.sh\n"
     )
-    job = pair[0].start_job(f"{where}/run.sh")
+    job = pair[0].start_job(f"{pair[0].setup.user.home}/run.sh")
     assert job.stdout is not None
     try:
         assert job.stdout.read() == "/run/vtorque/hostfile mine ^tm\n"
@@ -186,7 +190,7 @@ def test_what_mpirun_starts_elsewhere_has_the_environment_of_its_caller(pair: tu
         " 'umask; ulimit -S -s; hostname; env | grep -E \"^(HOSTNAME|SSH_|VT)\"; cat; exit 7'\n"
         "echo $?\n"
     )
-    done = pair[0].ssh(f"echo never | sh {pair[0].setup.user.home}/caller.sh")
+    done = pair[0].ssh("echo never | sh ~/caller.sh")
     where = pair[0].setup.user.home
     assert done.stderr == ""
     assert done.stdout.splitlines() == [

@@ -290,6 +290,18 @@ def test_all_nodes_are_those_of_sinfo(tmp_path: Path, monkeypatch: pytest.Monkey
         slurmsite.all_nodes()
 
 
+def test_what_slurm_tells_is_not_filtered_by_the_callers_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SINFO_PARTITION", "small")
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    monkeypatch.setenv("SLURM_CONF", "/site/slurm.conf")
+    heard = "case $(env) in *SINFO_*|*CLUSTERS*) echo n1 ;; *SLURM_CONF=/site*) echo n1; echo n2 ;; esac"
+    program(tmp_path, "sinfo", heard)
+    assert slurmsite.all_nodes() == ["n1", "n2"]
+
+
 def test_commands_of_this_host() -> None:
     assert slurmconf.commands_folder("/usr/bin/", "a.b") == "/usr/bin"
     assert slurmconf.commands_folder({"n*": "/n", "a": "/a"}, "a.b") == "/a"

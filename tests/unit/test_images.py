@@ -371,6 +371,26 @@ def test_account_lines_take_precedence(tmp_path: Path, shell: str) -> None:
     assert passwd.read_text() == "ada:x:500:500::/home/ada:/bin/bash\nroot:x:0:0::/root:/bin/sh\n"
 
 
+@pytest.mark.parametrize("shell", ["dash", "busybox sh"])
+@pytest.mark.parametrize(
+    ("user", "pattern"),
+    [("ada", "ada"), (r"LAB\ada", r"LAB\ada"), ("ada@lab@x", "ada?lab?x"), ("ada+x$", "ada+x$")],
+)
+def test_sshd_lets_the_user_in_whatever_the_name(tmp_path: Path, shell: str, user: str, pattern: str) -> None:
+    """`USER@HOST` would be a user from there alone (sshd_config(5), ssh_config(5) on patterns)."""
+    program = (GUEST / "guest").read_text()
+    function = program[program.index("write_sshd_config() {") : program.index("# The key with which the user gets")]
+    try:
+        done = subprocess.run(
+            [*shell.split(), "-uc", f"{function}\nwrite_sshd_config"],
+            env={"RUN": "/run", "VT_USER": user, "PATH": os.environ["PATH"]}, cwd=tmp_path, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip(f"{shell} is not installed")
+    assert f"\nAllowUsers {pattern}\n" in done.stdout
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in GUEST.iterdir()))
 @pytest.mark.parametrize("shell", ["dash", "busybox sh", "bash --posix"])
 def test_guest_scripts_parse_everywhere(script: str, shell: str) -> None:

@@ -68,7 +68,47 @@ def test_what_is_no_job_id(job_id: str) -> None:
         assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("user", ["", "-carol", "carol\n", "../carol", "a/b", "c" * 100, "carol;id", "caròl", "$"])
+@pytest.mark.parametrize(
+    "user",
+    [r"LAB\carol", "LAB+carol", r"LAB\ws-7$", "carol@lab.example.org", "9carol", "_carol", "a.b-c", "c" * 64 + "$"],
+)
+def test_users_of_directory_services(user: str) -> None:
+    assert parse_prologue([PROLOGUE[0], user, *PROLOGUE[2:]], {}).user == user
+    assert parse_epilogue([EPILOGUE[0], user, *EPILOGUE[2:]], {}).user == user
+
+
+@FUZZ
+@given(st.text(st.sampled_from("a7_.@+-\\$/:, ;|'\"\n\0\u00e9\udcff"), max_size=6) | st.text(max_size=80))
+def test_whatever_a_user_is_called(user: str) -> None:
+    """What is taken is one word for a shell's list, for passwd(5), for a path and for a line of sshd_config(5)."""
+    try:
+        taken = parse_prologue([PROLOGUE[0], user, *PROLOGUE[2:]], {}).user
+    except ValueError as err:
+        assert "allowed are letters, digits" in str(err) and len(str(err)) < 600 and str(err).isprintable()
+        return
+    assert taken == user and user.isascii() and user.isprintable() and len(user) <= 65
+    assert not set(user) & set("/:, ;|'\"#*?%") and user[0] not in ".-+@\\$" and user[-1] != "\\"
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "",
+        "-carol",
+        "carol\n",
+        "../carol",
+        "a/b",
+        "c" * 100,
+        "carol;id",
+        "caròl",
+        "$",
+        "a b",
+        "a:b",
+        "LAB\\",
+        "+",
+        "\\a",
+    ],
+)
 def test_what_is_no_user(user: str) -> None:
     with pytest.raises(ValueError, match="no user name"):
         parse_prologue([PROLOGUE[0], user, *PROLOGUE[2:]], {})
@@ -76,15 +116,18 @@ def test_what_is_no_user(user: str) -> None:
 
 @pytest.mark.parametrize(
     ("queue", "known"),
-    [("", None), ("fast", "fast"), ("long-1_x.y", "long-1_x.y"), ("q" * 64, "q" * 64), ("batch@head", "batch@head")],
-)
+    [("", None), ("fast", "fast"), ("long-1_x.y", "long-1_x.y"), ("q" * 64, "q" * 64), ("batch@head", "batch@head"),
+     ("a+b", "a+b"), ("q:r", "q:r"), ("9", "9")],
+)  # fmt: skip
 def test_queues(queue: str, known: Optional[str]) -> None:
     assert parse_prologue([*PROLOGUE[:5], queue, *PROLOGUE[6:]], {}).queue == known
     assert parse_epilogue([*EPILOGUE[:7], queue, *EPILOGUE[8:]], {}).queue == known
     assert parse_prologue(PROLOGUE[:5], {}).queue is None and parse_epilogue(EPILOGUE[:7], {}).queue is None
 
 
-@pytest.mark.parametrize("queue", ["a b", "-x", "../x", "a/b", "q" * 65, "fast\n", "\0", "qu\u00e9", "\udcff"])
+@pytest.mark.parametrize(
+    "queue", ["a b", "-x", "../x", "a/b", "q" * 65, "fast\n", "\0", "+x", "a,b", "qu\u00e9", "\udcff"]
+)
 def test_what_is_no_queue_starts_nothing_but_ends_what_there_is(queue: str) -> None:
     with pytest.raises(ValueError, match="no queue"):
         parse_prologue([*PROLOGUE[:5], queue, *PROLOGUE[6:]], {})

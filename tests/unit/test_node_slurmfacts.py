@@ -90,6 +90,28 @@ def test_what_is_refused(name: str, value: str) -> None:
         assert slurmfacts.parse_prologue([], without).queue is None
 
 
+@pytest.mark.parametrize("user", [r"LAB\carol", "LAB+carol", "carol@lab.example.org", "host$", "9carol"])
+@pytest.mark.parametrize("partition", ["a+b", "x.y@z", "q:r", "9", "_", "gpu-a100"])
+def test_names_of_real_sites(user: str, partition: str) -> None:
+    """Slurm 22.05 takes these partitions, and gives them to a Prolog as they are."""
+    call = slurmfacts.parse_prologue([], {**PROLOG, "SLURM_JOB_USER": user, "SLURM_JOB_PARTITION": partition})
+    assert (call.user, call.queue) == (user, partition)
+    assert slurmfacts.parse_epilogue([], {**EPILOG, "SLURM_JOB_USER": user}).user == user
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SLURM_JOB_USER", "a b", r"SLURM_JOB_USER is 'a b': allowed are letters, digits, _ . @ + - and \ (64 at most"),
+        ("SLURM_JOB_PARTITION", "a,b", "'a,b' is no partition: allowed are letters, digits, _ . @ + - and : (64 at"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed(name: str, value: str, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        slurmfacts.parse_prologue([], {**PROLOG, name: value})
+    assert str(caught.value).startswith(said)
+
+
 @pytest.mark.parametrize(
     ("comment", "directory"),
     [

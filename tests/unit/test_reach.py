@@ -51,7 +51,7 @@ n2.cluster
 QSTAT = """\
 Job Id: 12.server.example.org
     Job_Name = hello
-    Job_Owner = carol@front.example.org
+    Job_Owner = carol@lab@front.example.org
     job_state = R
     exec_host = n1.cluster/0-3+n2.cl
 \tuster/0-3
@@ -82,7 +82,7 @@ def test_nodes_of_pbsnodes() -> None:
 
 def test_jobs_of_qstat() -> None:
     assert parse_jobs(QSTAT) == (
-        PlacedJob("12.server.example.org", "carol", ("n1.cluster", "n2.cluster")),
+        PlacedJob("12.server.example.org", "carol@lab", ("n1.cluster", "n2.cluster")),
         PlacedJob("13[2].server.example.org", "dave", ("n3",)),
     )
 
@@ -125,7 +125,7 @@ def test_what_torque_is_asked(tmp_path: Path) -> None:
     assert batch.placed("99", 10) == ()
     jobs = _answer(batch, ["jobs"], 10)
     assert jobs == [
-        {"job": "12.server.example.org", "owner": "carol", "nodes": ["n1.cluster", "n2.cluster"]},
+        {"job": "12.server.example.org", "owner": "carol@lab", "nodes": ["n1.cluster", "n2.cluster"]},
         {"job": "13[2].server.example.org", "owner": "dave", "nodes": []},
     ], "a node that the batch system does not list is none"
     for words in ([], ["job"], ["job", "-x"], ["nodes", "all"], ["rm"]):

@@ -191,11 +191,19 @@ def test_a_users_view_of_the_queue_hides_no_job(
     engine: Slurm, slurm: SlurmSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`SQUEUE_PARTITION` and its like are as options of squeue are: files of a job that is gone are taken away."""
-    for name in ("SQUEUE_PARTITION", "SQUEUE_USERS", "SQUEUE_FORMAT", "SINFO_PARTITION", "SLURM_CLUSTERS"):
+    for name in (
+        "SQUEUE_PARTITION",
+        "SQUEUE_USERS",
+        "SQUEUE_FORMAT",
+        "SINFO_PARTITION",
+        "SCONTROL_SIB",
+        "SLURM_CLUSTERS",
+    ):
         monkeypatch.setenv(name, "other")
     monkeypatch.setenv("SLURM_CONF", "/site/slurm.conf")
     slurm.program(
-        "squeue", f"case $(env) in *SQUEUE_*|*SINFO_*|*CLUSTERS*) exit 0 ;; *SLURM_CONF=/site*) {says('347')} ;; esac"
+        "squeue",
+        f"case $(env) in *SQUEUE_*|*SINFO_*|*_SIB*|*CLUSTERS*) exit 0 ;; *SLURM_CONF=/site*) {says('347')} ;; esac",
     )
     assert engine.state("347.ref").phase == "running"
 

@@ -95,6 +95,55 @@ def test_what_is_refused(words: str, text: str, slurm: SlurmSite, vsub_run: Runn
     assert done.stderr.startswith("vsub: VT-") and text in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (
+            "#SBATCH --mem-per-cpu=10",
+            "-l mem=2gb job.sh",
+            "--mem-per-cpu=10 (job.sh line 2) and --mem=2048M (-l) exclude each other, and sbatch reads the script's "
+            "lines by itself; take that line out, or ask in its words: --mem-per-cpu",
+        ),
+        (
+            "#SBATCH --mem=10",
+            "-N x job.sh --slurm --mem-per-cpu=5",
+            "--mem=10 (job.sh line 2) and --mem-per-cpu=5 (the command line) exclude each other",
+        ),
+        (
+            "#SBATCH --mem-per-gpu=10",
+            "-l nodes=1,mem=1gb job.sh",
+            "--mem-per-gpu=10 (job.sh line 2) and --mem=1024M (-l) exclude each other",
+        ),
+        ("#SBATCH --mem-per-cpu=10", "-N x job.sh --slurm --mem-per-cpu=5", ""),
+        ("#SBATCH --mem-per-cpu=10", "-l nodes=1 job.sh", ""),
+        ("#PBS -l mem=1gb\n#SBATCH --mem-per-cpu=10", "job.sh", ""),
+        ("#SBATCH --mem-per-cpu=10", "-I -l mem=2gb", ""),
+        ("#SBATCH --mem=10", "-l mem=2gb job.sh", ""),
+    ],
+)
+def test_memory_of_two_kinds_is_refused_where_sbatch_would(
+    script: str, words: str, said: str, slurm: SlurmSite, vsub_run: Runner
+) -> None:
+    slurm.site.script(f"#!/bin/sh\n{script}\n")
+    done = vsub_run("-vm", "off", "--dry-run", *shlex.split(words))
+    if said:
+        assert done.stderr.startswith(f"vsub: VT-OPTION: {said}"), done.stderr
+    else:
+        assert (done.status, done.stderr) == (0, "")
+
+
+def test_a_job_without_guests_may_go_to_another_cluster(
+    slurm: SlurmSite, vsub_run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session too, whose srun is not given the variables of the job that it may be asked for in."""
+    slurm.site.script(SBATCH, "plain.sh")
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    assert line(slurm, vsub_run, "-vm", "off", "plain.sh") == "BIN/sbatch --parsable plain.sh"
+    assert "--pty --clusters=other " in line(slurm, vsub_run, "-vm", "off", "-I")
+    monkeypatch.setenv("SBATCH_CLUSTERS", "first")
+    assert " --clusters=other " in line(slurm, vsub_run, "-vm", "off", "-N", "x", "plain.sh")
+
+
 def test_standard_input_and_variables(slurm: SlurmSite) -> None:
     data = b"#!/bin/sh\necho\n"
     done = slurm.site.launch("-vm", "off", stdin=data, env={"A": "1"})

@@ -148,6 +148,7 @@ def test_options_of_qsub(words: str, expected: dict[str, str], slurm: SlurmSite,
         ("-c2 --mem-per-cpu=1G", {"cpus-per-task": "2", "mem": "2048M"}),
         ("--mem-per-cpu=1G --mem=3G", {"mem": "3072M"}),
         ("-t 5", {"time": "5"}),
+        ("-t 0", {"time": "0"}),
         ("-t 1-2:3", {"time": "1-2:3"}),
         ("-H --requeue", {"hold": "yes"}),
         ("--no-requeue", {"requeue": "missing", "no-requeue": "yes"}),
@@ -189,6 +190,7 @@ def test_options_of_sbatch(words: str, expected: dict[str, str], slurm: SlurmSit
     [
         ("PARTITION", "long", {"partition": "long"}),
         ("TIMELIMIT", "7", {"time": "7"}),
+        ("TIMELIMIT", "0", {"time": "0"}),
         ("MEM_PER_NODE", "2G", {"mem": "2048M"}),
         ("EXCLUSIVE", "", {"exclusive": "yes"}),
         ("NO_REQUEUE", "", {"requeue": "missing", "no-requeue": "yes"}),
@@ -217,6 +219,33 @@ def test_variables_of_sbatch(
     assert changes(slurm, vsub_run, "job.sh") == expected
     assert vsub_run("-V", "job.sh").status == 0
     assert not any(name.startswith("SBATCH") for name in slurm.environment)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "option", "reason"),
+    [
+        ("SBATCH_CLUSTERS", "other", "clusters", "the job is submitted to one cluster"),
+        ("SLURM_CLUSTERS", "other", "clusters", "the job is submitted to one cluster"),
+        ("SLURM_CLUSTERS", "", "clusters", "the job is submitted to one cluster"),
+        ("SBATCH_HINT", "nomultithread", "hint", "vCPUs are placed by -vm vcpu_pinning"),
+        ("SLURM_HINT", "nomultithread", "hint", "vCPUs are placed by -vm vcpu_pinning"),
+    ],
+)
+def test_what_variables_ask_for_is_refused_whatever_their_names_begin_with(
+    variable: str,
+    value: str,
+    option: str,
+    reason: str,
+    slurm: SlurmSite,
+    vsub_run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slurm.site.script()
+    monkeypatch.setenv(variable, value)
+    done = vsub_run("job.sh")
+    refused = f"vsub: VT-OPTION: --{option}={value} (the variable {variable}) cannot be honoured in a guest: {reason}"
+    assert done.stderr.startswith(refused), done.stderr
+    assert not slurm.site.called
 
 
 @pytest.mark.parametrize(
@@ -321,6 +350,9 @@ def test_a_request_for_guests_in_an_sbatch_line(slurm: SlurmSite, vsub_run: Runn
         ("-l nodes=2:ppn=2#shared", "OPTION", "ask for nodes of one kind"),
         ("-l nodes=1:a|b", "OPTION", "'a|b' is no name of a feature or a node"),
         ("-l walltime=x", "USAGE", "write walltime=HH:MM:SS"),
+        ("-l walltime=0", "USAGE", "walltime=0 (the command line) is no time: TORQUE ends such a job at once, and "
+         "Slurm would give it no limit; write walltime=HH:MM:SS, or seconds; --slurm --time=0 asks for no limit"),
+        ("-l walltime=0:00:00", "USAGE", "walltime=0:00:00 (the command line) is no time"),
         ("-L tasks=1:lprocs=2", "OPTION", "say -l nodes=N:ppn=M"),
         ("-f", "OPTION", "a guest job needs all of its nodes"),
         ("-b 5", "OPTION", "vsub does not try again"),

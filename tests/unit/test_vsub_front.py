@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -264,3 +265,30 @@ def test_front_and_python_agree(
     with pytest.raises(Became) as became:
         vsub.cli._run(parse_line(words))
     assert became.value.args[0] == went.argv
+
+
+@pytest.mark.parametrize("moment", ["before mktemp", "after mktemp", "before rm"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("shell", ["dash", "bash --posix"])
+def test_a_signal_leaves_no_copy_of_a_script(front: Front, moment: str, number: signal.Signals, shell: str) -> None:
+    """It reaches the shell and what that waits for, as from a terminal."""
+    front.configure("qsub")
+    folder, stubs = front.site.base / "tmp", front.site.base / "stubs"
+    for each in (folder, stubs):
+        each.mkdir()
+    when, program = moment.split()
+    steps = [f'{shutil.which(program)} "$@"', f"kill -{int(number)} $PPID $$"]
+    stub = stubs / program
+    stub.write_text("\n".join(["#!/bin/sh", *(steps if when == "after" else steps[::-1]), ""]))
+    stub.chmod(0o755)
+    where = {"TMPDIR": str(folder), "PATH": f"{stubs}:{os.environ['PATH']}"}
+    try:
+        done = subprocess.run(
+            [*shell.split(), str(front.path)], input=b"#!/bin/sh\n", capture_output=True, cwd=front.site.work,
+            env={**os.environ, **where},
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip(f"{shell} is not installed")
+    assert done.returncode == -number, done.stderr
+    assert list(folder.iterdir()) == [] and not front.site.called
+    assert not (front.site.record / "python").exists()

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from vsubsite import Outcome, Runner, Site
+
+from vmgr.errors import Code, VTorqueError
+from vsub.account import account
 
 CONFIG = "{config}"
 COMMAND = "the command line"
@@ -407,3 +411,29 @@ def test_a_workspace_is_seen_where_its_folder_is_known(
         assert outcome.status == 0
     else:
         assert outcome.status == 2 and "visible: nothing" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"), [(r"LAB\carol", True), ("carol@lab.example.org", True), ("ca rol", False), ("carol:x", False)]
+)
+def test_a_user_that_guests_cannot_have_is_told_what_is_allowed(
+    name: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = pwd.struct_passwd((name, "x", os.geteuid(), os.getegid(), "", "/home/carol", "/bin/sh"))
+    monkeypatch.setattr("vsub.account.pwd.getpwuid", lambda _uid: entry)
+    if taken:
+        assert account().name == name
+        return
+    with pytest.raises(VTorqueError, match="cannot have guests") as raised:
+        account()
+    assert raised.value.code is Code.ACCESS and "letters, digits, _ . @ + - and \\ (64" in str(raised.value.hint)
+
+
+def test_a_queue_that_no_node_would_take(site: Site, vsub_run: Runner) -> None:
+    site.script()
+    done = vsub_run("-q", "a/b", "job.sh")
+    assert done.stderr == (
+        f"vsub: VT-OPTION: -q a/b ({COMMAND}) names no queue that guest jobs can be in; allowed are letters, digits, "
+        "_ . @ + - and : (64 at most, the first a letter, a digit or _)\n"
+    )
+    assert not site.called and vsub_run("-q", "a+b:c@head", "job.sh").status == 0

@@ -13,6 +13,7 @@ from vmgr.deploy.moms import content
 from vmgr.deploy.nodes import nodes_in
 from vmgr.deploy.slurmconf import Judged, Settings
 from vmgr.errors import Code, VTorqueError, printable
+from vmgr.slurmvars import unfiltered
 
 CONF = "/etc/slurm/slurm.conf"
 SECONDS = 60
@@ -45,7 +46,7 @@ def _ask(program: str, *words: str) -> str:
     try:
         done = subprocess.run(
             [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=SECONDS,
+            timeout=SECONDS, env=unfiltered(os.environ),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise VTorqueError(f"{what} has not answered within {SECONDS} s", code=Code.ENGINE) from None

@@ -107,6 +107,19 @@ def _become(command: list[str], root: str, furnished: str, outer: int) -> None:
     os.execvp(command[0], command)
 
 
+def _ended(child: int) -> int:
+    """Wait for the first process of the namespaces, which ends last of all there; gives its exit status.
+
+    SIGTERM is blocked before and after: it kills the child, and nobody who has its number once that is free.
+    """
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(child, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it keeps its number
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    _, status = os.waitpid(child, 0)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
 def main(arguments: list[str]) -> int:
     """See the head of this file."""
     split = arguments.index("--")
@@ -131,10 +144,7 @@ def main(arguments: list[str]) -> int:
         except OSError as err:
             print(f"cannot start {command[0]}: {err}", file=sys.stderr, flush=True)
         os._exit(127)
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(child, signal.SIGKILL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    _, status = os.waitpid(child, 0)  # the first process ends last of all in its namespace
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    return _ended(child)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from vmgr.images.writing import (
     GONE,
     cannot_write,
     check_name,
+    keep_number,
     last_number,
     locked,
-    note_number,
     remove_tree,
+    settle,
     sweep,
 )
 
@@ -135,16 +136,16 @@ def rename(
         with _locked_out(pool, old, pool.revisions(old), also_used_by, name_of) as uses:
             if uses:
                 raise VTorqueError(f"{old} is in use: {'; '.join(uses)}", code=Code.IMAGE, hint="wait until it is not")
-            last = last_number(pool.path, old, held[old])
-            note_number(held[old], max(last, last_number(pool.path, new, held[new])))
-            aside = _set_aside(pool, pool.path / new)
-            try:
+            last = {name: last_number(pool.path, name, lock) for name, lock in held.items()}
+            try:  # no number is given again under either name, wherever this ends
+                keep_number(pool.path, new, max(last.values()))
+                keep_number(pool.path, old, last[old])
+                aside = _set_aside(pool, pool.path / new)
                 (pool.path / old).rename(pool.path / new)
             except OSError as err:
                 raise cannot_write(pool.path, err) from err
     remove_tree(aside)
-    with locked(pool.path, old, progress) as lock:  # its numbers are not given again
-        note_number(lock, max(last, last_number(pool.path, old, lock)))
+    settle(pool.path, (old, new))
 
 
 def _must_exist(pool: Pool, name: str, revision: Optional[int]) -> None:

@@ -1,7 +1,8 @@
 """Making revisions in the image pool: under a lock of the image's, in a temporary directory, by one rename.
 
 A process that is killed leaves a temporary directory (`.tmp-…` in the image's folder, `.gone-…` in the pool's), which
-no reader sees; the next one that changes the pool removes it.
+no reader sees; the next one that changes the pool removes it. `.last-NAME` in the pool's folder is the last number of a
+name whose folder was about to become another's: who next has the lock of that name notes it there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -27,6 +28,7 @@ from vmgr.signals import undisturbed
 TEMPORARY = ".tmp-"
 GONE = ".gone-"
 _LOCK = ".lock"
+_KEPT = ".last-"
 
 
 def check_name(name: str) -> None:
@@ -45,6 +47,7 @@ def locked(pool: Path, name: str, progress: Optional[Callable[[str], None]]) -> 
     home = pool / name
     lock = _open_locked(home, name, progress)
     try:
+        _note_kept(pool, name, lock)
         for left in home.glob(f"{TEMPORARY}*"):
             remove_tree(left)
         yield lock
@@ -125,6 +128,33 @@ def note_number(lock: int, number: int) -> None:
     os.ftruncate(lock, len(data))
 
 
+def keep_number(pool: Path, name: str, number: int) -> None:
+    """As `note_number`, under the lock of `name`, where that is about to go with its folder. Raises OSError."""
+    fd = os.open(pool / f"{_KEPT}{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        note_number(fd, number)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    _flush(pool.resolve())
+
+
+def _note_kept(pool: Path, name: str, lock: int) -> None:
+    """Note what was kept of a name, now that its lock is held. Raises VTorqueError (VT-BUILD)."""
+    path = pool / f"{_KEPT}{name}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            note_number(lock, max(_last(fd), last_number(pool, name, lock)))
+        finally:
+            os.close(fd)
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise cannot_write(pool, err) from err
+
+
 @contextlib.contextmanager
 def staging(pool: Path, name: str, progress: Callable[[str], None]) -> Iterator[Path]:
     """As `Pool.staging`."""
@@ -151,6 +181,7 @@ def sweep(pool: Path) -> list[str]:
     for left in pool.glob(f"{GONE}*"):
         remove_tree(left)
         removed.append(left.name)
+    settle(pool, [path.name[len(_KEPT) :] for path in pool.glob(f"{_KEPT}*")])
     for home in pool.glob("*"):
         if not re.fullmatch(NAME, home.name) or home.is_symlink() or not home.is_dir():
             continue
@@ -159,6 +190,14 @@ def sweep(pool: Path) -> list[str]:
             with contextlib.suppress(BlockingIOError, VTorqueError), locked(pool, home.name, None):
                 removed += left_here
     return removed
+
+
+def settle(pool: Path, names: Iterable[str]) -> None:
+    """Have what was kept of these names noted; whoever has the lock of one has done it, or will."""
+    for name in names:
+        if re.fullmatch(NAME, name):
+            with contextlib.suppress(BlockingIOError, VTorqueError), locked(pool, name, None):
+                pass
 
 
 def remove_tree(directory: Path) -> None:

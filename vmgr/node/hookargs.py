@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Optional
 
 from vmgr.jobspec import SpecPath, parse_job_directory
+from vmgr.names import QUEUES, USER, USERS, is_queue
 from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
 
 if TYPE_CHECKING:
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
     from vmgr.node.record import Place
 
 _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{0,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9][A-Za-z0-9.-]{0,254}")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
+_USER = re.compile(USER)
 _MEMBER = r"[0-9]{1,20}(?:\[([0-9]{1,10})\]|-([0-9]{1,10}))\."  # not compiled for hooks, which do without
-_MAX_QUEUE = 64
-_IN_QUEUES = dict.fromkeys(map(ord, "_.@-"), "a")
 
 
 def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
@@ -31,8 +30,8 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     if len(argv) < 5:
         raise ValueError(f"a prologue has 8 arguments, not {len(argv)}")
     queue = argv[5] if len(argv) > 5 else ""
-    if queue and not _is_queue(queue):
-        raise ValueError(f"{queue[:80]!r} is no queue")
+    if queue and not is_queue(queue):
+        raise ValueError(f"{queue[:80]!r} is no queue: allowed are {QUEUES}")
     script = argv[7] if len(argv) > 7 else ""
     return _call(argv, environ, resources=argv[4], queue=queue)._replace(
         task_file=f"{script[:-3]}.JB" if script.startswith("/") and script.endswith(".SC") else None,
@@ -48,7 +47,7 @@ def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     """
     if len(argv) < 6:
         raise ValueError(f"an epilogue has 11 arguments, not {len(argv)}")
-    queue = argv[7] if len(argv) > 7 and _is_queue(argv[7]) else ""
+    queue = argv[7] if len(argv) > 7 and is_queue(argv[7]) else ""
     return _call(argv, environ, resources=argv[5], queue=queue)
 
 
@@ -73,11 +72,6 @@ def place_name(job_id: str) -> str:
     import hashlib  # costs a hook time that few ids need
 
     return f"{job_id.partition('.')[0][:12]}.{hashlib.sha256(job_id.encode()).hexdigest()[:16]}"
-
-
-def _is_queue(text: str) -> bool:
-    plain = len(text) <= _MAX_QUEUE and text.isascii() and text.translate(_IN_QUEUES).isalnum()
-    return plain and text[0] not in ".@-"
 
 
 def leader() -> int:
@@ -123,7 +117,7 @@ def _call(argv: Sequence[str], environ: Mapping[str, str], *, resources: str, qu
     if not _JOB_ID.fullmatch(job_id) or ".." in job_id:
         raise ValueError(f"{job_id[:80]!r} is no job id")
     if not _USER.fullmatch(user):
-        raise ValueError(f"{user[:80]!r} is no user name")
+        raise ValueError(f"{user[:80]!r} is no user name: allowed are {USERS}")
     index, member = environ.get("PBS_NODENUM", "0"), member_index(job_id)
     return HookCall(
         job_id=job_id,

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Optional
 
 from vmgr.jobspec import SpecPath, parse_job_directory
+from vmgr.names import QUEUES, USER, USERS, is_queue
 from vmgr.node.hookcall import GroupPath, HookCall, OwnJob
 from vmgr.node.nodelist import expand
 from vmgr.node.slurmenv import pbs_variables
@@ -33,8 +34,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _COUNT = re.compile(r"[0-9]{1,10}")
 _SLUID = re.compile(r"s[0-9A-Z]{13}")
 _CLUSTER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?")
-_PARTITION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
+_USER = re.compile(USER)
 
 _PASSED = frozenset(
     (
@@ -63,13 +63,13 @@ def parse_prologue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     if node not in nodes:
         raise ValueError(f"this node, {node[:80]!r}, is not in the job's list of nodes")
     partition = environ.get("SLURM_JOB_PARTITION", "")
-    if partition and not _PARTITION.fullmatch(partition):
-        raise ValueError(f"{partition[:80]!r} is no partition")
+    if partition and not is_queue(partition):
+        raise ValueError(f"{partition[:80]!r} is no partition: allowed are {QUEUES}")
     restarts = _required(environ, "SLURM_JOB_RESTART_COUNT", _COUNT)
     number = _required(environ, "SLURM_JOB_ID", _NUMBER)
     return HookCall(
         job_id=f"{number}.{cluster}",
-        user=_required(environ, "SLURM_JOB_USER", _USER),
+        user=_user(environ),
         directory=guest_job(environ.get("SLURM_JOB_COMMENT", "")),
         node_index=nodes.index(node),
         queue=partition or None,
@@ -102,7 +102,7 @@ def parse_epilogue(argv: Sequence[str], environ: Mapping[str, str]) -> HookCall:
     """
     return HookCall(
         job_id=_job_id(environ),
-        user=_required(environ, "SLURM_JOB_USER", _USER),
+        user=_user(environ),
         directory=None,
         node_index=0,
         queue=None,
@@ -172,6 +172,13 @@ def _job_id(environ: Mapping[str, str]) -> str:
 
 def _cluster(environ: Mapping[str, str]) -> str:
     return _required(environ, "SLURM_CLUSTER_NAME", _CLUSTER)
+
+
+def _user(environ: Mapping[str, str]) -> str:
+    try:
+        return _required(environ, "SLURM_JOB_USER", _USER)
+    except ValueError as err:
+        raise ValueError(f"{err}: allowed are {USERS}") from None
 
 
 def _required(environ: Mapping[str, str], name: str, pattern: re.Pattern[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 from vmgr.errors import Code, VTorqueError
 from vmgr.jobspec import MAX_PER_NODE
+from vmgr.names import USER
 from vmgr.topology.model import Cell, Layout
 
 VERSION = 1
@@ -29,7 +30,6 @@ it is to be removed; nothing more is to be done about it."""
 
 # texts: what is not used need not be compiled
 _JOB_ID = r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?(?:\.[A-Za-z0-9._-]{1,255})?"
-USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"
 _SHA256 = r"[0-9a-f]{64}"
 _IMAGE = r"[a-z0-9][a-z0-9._-]{0,63}@[1-9][0-9]{0,8}"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"

@@ -15,11 +15,12 @@ from typing import Any, Optional
 
 from vmgr.config import Config
 from vmgr.errors import Code, VTorqueError
+from vmgr.names import USER, USERS
 from vmgr.node import record
 from vmgr.node.hookargs import place_name
 from vmgr.node.user import User
 from vmgr.node.userio import act_now, open_file, read_from
-from vmgr.suspended.entry import COMPLETING, SETTLED, STALE, USER, Entry, NodePart, dump_entry, dump_part, parse_entry
+from vmgr.suspended.entry import COMPLETING, SETTLED, STALE, Entry, NodePart, dump_entry, dump_part, parse_entry
 from vmgr.suspended.files import JOB, MAX_FOUND_BYTES, Shelf, framed, is_bulk, parts_of, site_folder, unframed
 
 FRAMES_BYTES = 1 << 20
@@ -39,7 +40,9 @@ class Store:
     def __init__(self, config: Config, user: User, place: Optional[record.Place] = None) -> None:
         folder = site_folder(config)
         if not re.fullmatch(USER, user.name, re.ASCII):
-            raise VTorqueError(f"a user named {user.name!r} cannot have jobs suspended", code=Code.SUSPEND)
+            raise VTorqueError(
+                f"a user named {user.name!r} cannot have jobs suspended", code=Code.SUSPEND, hint=f"allowed are {USERS}"
+            )
         self._shelf = Shelf(folder, user.name, user.uid)
         self._user = user
         self._place = place

@@ -15,6 +15,7 @@ from typing import Optional
 
 from vmgr.errors import Code, Unanswered, VTorqueError, printable
 from vmgr.node.allocation import MAX_NODES, parse_exec_host
+from vmgr.slurmvars import unfiltered
 from vsub.engines import PlacedJob
 
 MAX_TEXT_BYTES = 64 << 20
@@ -24,8 +25,6 @@ _JOB_ID = re.compile(r"[0-9]{1,20}(?:\[[0-9]{1,10}\]|-[0-9]{1,10})?\.[A-Za-z0-9]
 _WANTED = ("Job_Owner", "exec_host", "job_state")
 _PERMISSION = 159
 """PBSE_PERM modulo 256."""
-_FILTERS = ("SQUEUE_", "SINFO_", "SLURM_CLUSTERS")
-"""What the names of variables begin with by which a user has Slurm's commands show something else."""
 _DENIED = (b"Unauthorized Request", b"Invalid user id", b"Access/permission denied")
 """What TORQUE's commands say, and Slurm's."""
 
@@ -82,10 +81,7 @@ def _run(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith(_FILTERS)},
-                "LC_ALL": "C",
-            },
+            env={**unfiltered(os.environ), "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
         raise late(f"{argv[0]} has not answered within {timeout_s:g} s", code=Code.ENGINE) from None
@@ -184,4 +180,4 @@ def placed_job(job_id: object, attributes: Mapping[str, object]) -> Optional[Pla
     nodes = parse_exec_host(exec_host) if isinstance(exec_host, str) else None
     if nodes is None or not isinstance(owner, str):
         return None
-    return PlacedJob(job_id, owner.partition("@")[0], nodes)
+    return PlacedJob(job_id, owner.rpartition("@")[0], nodes)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from vmgr.errors import Code, VTorqueError
+from vmgr.names import USER
 from vmgr.node.allocation import MAX_NODES
 from vmgr.node.nodelist import expand
 from vsub.engines import JobState, PlacedJob
@@ -35,7 +36,6 @@ _PHASES = {
 }  # fmt: skip
 _WAITS = ("BeginTime", "Dependency")
 _STATUS = re.compile(r"([0-9]{1,9})(?::([0-9]{1,3}))?")
-_USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?"
 
 
 class Member(NamedTuple):
@@ -137,7 +137,7 @@ def parse_placed(text: str, cluster: str) -> tuple[PlacedJob, ...]:
     jobs = []
     for line in text.splitlines()[:MAX_JOBS]:
         fields = line.strip().split("|")
-        if len(fields) != 3 or not re.fullmatch(r"[0-9]{1,20}", fields[0]) or not re.fullmatch(_USER, fields[1]):
+        if len(fields) != 3 or not re.fullmatch(r"[0-9]{1,20}", fields[0]) or not re.fullmatch(USER, fields[1]):
             continue
         nodes = _expanded(fields[2])
         if nodes:

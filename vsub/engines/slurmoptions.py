@@ -211,6 +211,8 @@ _VARIABLES = {
     "WAIT_ALL_NODES": "wait-all-nodes", "WCKEY": "wckey",
 }  # fmt: skip
 """What sbatch reads in `SBATCH_…`, beside the two of switches; debugging and `#PBS` lines are its own matter."""
+_ALSO = {"CLUSTERS": "SLURM_CLUSTERS", "HINT": "SLURM_HINT"}
+"""What it reads for the same, and takes first."""
 
 
 class Parsed(NamedTuple):
@@ -242,13 +244,14 @@ def parse_sbatch(words: Sequence[str], source: str = COMMAND_LINE, *, own_words:
 
 
 def from_environment(environ: Mapping[str, str]) -> list[Option]:
-    """What the user's `SBATCH_…` variables ask for; a flag is asked for by nothing, `yes` or a number but 0."""
+    """What the user's variables ask for; a flag is asked for by nothing, `yes` or a number but 0."""
     found = []
     for variable, name in _VARIABLES.items():
-        value = environ.get(f"SBATCH_{variable}")
-        if value is None:
+        names = (_ALSO.get(variable, ""), f"SBATCH_{variable}")
+        read = next((each for each in names if each in environ), None)
+        if read is None:
             continue
-        source = f"the variable SBATCH_{variable}"
+        value, source = environ[read], f"the variable {read}"
         if TABLE[name].takes is Takes.NOTHING or (name == "requeue" and value.lower() != EXPEDITE):
             if _is_set(value):
                 found.append(as_option(name, None, source))

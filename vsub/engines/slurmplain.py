@@ -7,13 +7,13 @@ language of qsub, all of it is translated, as for a guest job; but nothing is ad
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vmgr.errors import Code, VTorqueError
 from vsub.engines import Plain
 from vsub.engines.slurmenvironment import plain_environment
 from vsub.engines.slurmlayout import layout_options
-from vsub.engines.slurmoptions import USAGE, ForSbatch, split_option
+from vsub.engines.slurmoptions import USAGE, ForSbatch, from_environment, split_option
 from vsub.engines.slurmrequest import (
     PBS_MEMORY,
     PBS_NODES,
@@ -42,6 +42,8 @@ _NOT_WITHOUT_GUESTS = {
     "u": "the job runs as its own user",
 }
 _OUTPUT = frozenset("oejk")
+_ONE_OF = frozenset((*SLURM_MEMORY, "mem-per-gpu"))
+"""Of these sbatch takes one. One in the script counts as if it were on the command line, which cannot take it back."""
 _OF_OURS = frozenset("zF")
 """What vsub sees to by itself, and the arguments of the script."""
 
@@ -82,7 +84,23 @@ def plain_job(
     }
     if interactive:
         return Plain([srun, "--pty", *words(found), *_session(line, options, found, shell)], environment)
+    variables = from_environment(environ)
+    _check_memory(found, [option for option in directives.options if option not in variables])
     return Plain([sbatch, "--parsable", "--ignore-pbs", *words(found), *_script(line, options)], environment)
+
+
+def _check_memory(found: Translated, in_script: Sequence[Option]) -> None:
+    """Refuse memory of two kinds, one of them in the script, as sbatch would. Raises VTorqueError (VT-OPTION)."""
+    for option in in_script:
+        name = split_option(option)[0] if option.letter == SBATCH else ""
+        other = next((each for each in found if each in _ONE_OF and each != name), None)
+        if name in _ONE_OF and other is not None:
+            raise VTorqueError(
+                f"{option} ({option.source}) and --{other}={found[other].text} ({found[other].source}) exclude each "
+                "other, and sbatch reads the script's lines by itself",
+                code=Code.OPTION,
+                hint=f"take that line out, or ask in its words: --{name}",
+            )
 
 
 def _check(options: tuple[Option, ...]) -> None:

@@ -314,7 +314,11 @@ class _Walk:
 
 
 def _slurm_time(item: Resource) -> str:
-    """`walltime` as hours, minutes and seconds. Raises VTorqueError (VT-USAGE)."""
+    """`walltime` as hours, minutes and seconds. Raises VTorqueError (VT-USAGE).
+
+    A mom of TORQUE's ends a job whose time exceeds 0 (`mom_over_limit`); of sbatch(1) "a time limit of zero requests
+    that no time limit be imposed", which `--time=0` may ask for.
+    """
     parts = item.value.strip().split(":")
     if not 1 <= len(parts) <= 4 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise VTorqueError(
@@ -323,6 +327,13 @@ def _slurm_time(item: Resource) -> str:
         )  # fmt: skip
     days, hours, minutes, seconds = [0] * (4 - len(parts)) + [int(part) for part in parts]
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if not total:
+        raise VTorqueError(
+            f"walltime={item.value} ({item.option.source}) is no time: TORQUE ends such a job at once, and Slurm would "
+            "give it no limit",
+            code=Code.USAGE,
+            hint="write walltime=HH:MM:SS, or seconds; --slurm --time=0 asks for no limit",
+        )
     return f"{total // 3600:02d}:{total // 60 % 60:02d}:{total % 60:02d}"
 
 
