@@ -105,6 +105,9 @@ class Cluster(Site):
         path = self.own(node or self.node) / "log" / "node.log"
         return path.read_text() if path.exists() else ""
 
+    def logs(self) -> dict[str, str]:
+        return {node: self.log(node) for node in self.nodes}
+
     def wait_on(self, node: str, job_id: str, stage: str) -> None:
         """Wait until a node's log says that a job has passed a stage there."""
         eventually(lambda: self.reached(node, job_id, stage), f"{job_id} on {node}: {stage}")

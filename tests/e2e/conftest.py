@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import psutil
 import pytest
@@ -215,6 +215,10 @@ class Site:
         """The log of that node."""
         path = self.node_root / "log" / "node.log"
         return path.read_text() if path.exists() else ""
+
+    def logs(self) -> dict[str, str]:
+        """The log of each node, by its name."""
+        return {self.node: self.log()}
 
     def own_errors(self, text: str) -> str:
         """What is on a job's error stream, without what the batch system itself says there of a job's end."""
@@ -447,6 +451,9 @@ def installed(text: str) -> Iterator[Site]:
         shutil.rmtree(here.run, ignore_errors=True)
 
 
+LOGGED = 400
+"""So many lines of a node's log are shown with a failure."""
+
 VM_HOOK = """#!/bin/sh
 # the site's {name} in each guest: leaves a trace in the user's home, and fails or stays where the user asks for it
 . /run/vtorque/guest.env
@@ -454,6 +461,24 @@ echo "root-{name} $(id -u) $(hostname)" >>"$VT_HOME/hooks"
 [ ! -e "$VT_HOME/slow-{name}" ] || sleep 300
 [ ! -e "$VT_HOME/fail-{name}" ] || {{ echo "the {name} of the site says no"; exit 5; }}
 """
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show with a failure what the nodes have logged, and what the jobs have said so far."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    found = getattr(item, "funcargs", {})
+    site, user = found.get("cluster", found.get("site")), found.get("user")
+    if report.when != "call" or not report.failed or site is None:
+        return
+    report.sections += [(f"log of {node}", "\n".join(log.splitlines()[-LOGGED:])) for node, log in site.logs().items()]
+    said = [*site.root.rglob("*.OU"), *site.root.rglob("*.ER")]  # of jobs that run
+    if user is not None:
+        said += user.home.glob("*.[oe][0-9]*")
+    for path in said:
+        with contextlib.suppress(OSError):
+            report.sections.append((str(path), path.read_text(errors="replace")[-10_000:]))
 
 
 @pytest.fixture(scope="module")

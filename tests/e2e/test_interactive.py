@@ -16,8 +16,8 @@ ENGINES = ("local", "slurm", "torque")
 def test_the_terminal_ends_up_in_the_guest(site: Site, user: User, image: str) -> None:
     with terminal(user, str(site.vsub), "-I", "-vm", f"img={image}", rows=33, columns=101) as tty:
         job_id = site.session(tty, user)
-        for stage in ("launched", "booted"):  # shown while the guest boots
-            tty.expect(f"waiting for the guest: {stage}")
+        for stage in ("launched|pinned and running", "booted"):  # shown while the guest boots, from when one is there
+            tty.expect(f"waiting for the guest: ({stage})")
         tty.expect(SHELL)
         tty.run(
             "echo user=$(id -un) host=$(hostname) where=$(pwd)", rf"user={user.name} host=(v\S+) where={user.home}\s"
