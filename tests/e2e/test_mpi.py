@@ -7,21 +7,16 @@ binary. An MPI of the user's own, MPICH, stands in the home.
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .cluster import EVERYWHERE, Cluster
-from .conftest import REPOSITORY, Done, Site, User, on_engine
+from .conftest import Done, Site, User, on_engine
+from .mpi import compiled, libraries, put, ring
 
 ENGINES = ("local", "slurm")
-RING = REPOSITORY / "examples" / "ring.c"
-ELEMENTS = 200_000
-"""How many numbers the program reduces."""
-
 PATIENCE_S = 1700
 """Processes that wait for messages keep their vCPUs busy; under emulation on a few cores that takes its time."""
 
@@ -96,28 +91,6 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield here
 
 
-def libraries(*programs: Path) -> list[Path]:
-    """The libraries of programs, but the C library, which every image has."""
-    listed = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=True).stdout
-    found = {Path(path) for path in re.findall(r"=> (/\S+)", listed)}
-    return sorted(path for path in found if not path.name.startswith(("libc.", "libm.")))
-
-
-def put(user: User, folder: str, *files: Path) -> None:
-    """Copy files into a folder in the user's home."""
-    target = user.home / folder
-    target.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copy(file, target / file.name)
-
-
-def compiled(user: User, mpi: str) -> Path:
-    """The ring program for an MPI, in the user's home."""
-    target = user.home / f"ring.{mpi}"
-    subprocess.run([f"mpicc.{mpi}", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(RING)], check=True)
-    return target
-
-
 def run(user: User, script: str, *options: str) -> Done:
     """Run a script as a job to its end."""
     path = user.write("job.sh", script)
@@ -130,19 +103,6 @@ def sections(out: str) -> dict[str, list[str]]:
     """The job's output by its headings."""
     parts = re.split(r"^== (\w+)\n", out, flags=re.MULTILINE)
     return {name: text.splitlines() for name, text in zip(parts[1::2], parts[2::2])}
-
-
-def ring(hosts: list[str]) -> list[str]:
-    """What the ring program says when it ran on these hosts and every message and sum was right."""
-    ranks = len(hosts)
-    total = sum(range(1, ranks + 1))
-    return [
-        f"ranks {ranks}",
-        *(f"host {rank} {name}" for rank, name in enumerate(hosts)),
-        f"ring {sum(number * number for number in range(1, ranks + 1))}",
-        f"sum {total} {total * ELEMENTS}",
-        f"max {ranks - 1} {hosts[-1]}",
-    ]
 
 
 @pytest.mark.timeout(1800)

@@ -15,6 +15,7 @@ from slurmprograms import BIN
 
 from .cluster import hanging
 from .conftest import User, eventually
+from .mpi import OWN_OPENMPI, own_openmpi, ring
 from .slurmcluster import Slurm, found_programs, slurm_site
 from .terminal import SHELL, check_size_and_keys, terminal
 
@@ -68,10 +69,13 @@ def test_a_job_on_one_node(cluster: Slurm, user: User) -> None:
     assert cluster.control("-h", "-t", "all", "-o", "%k", "-j", job, program="squeue").stdout == "my own = it\n"
 
 
-def test_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
-    done = user.job("hostname; echo $VTORQUE_RANK of $VTORQUE_GUESTS; cat $PBS_NODEFILE\n", *SIX)
+def test_mpi_over_three_nodes_with_two_guests_each(cluster: Slurm, user: User) -> None:
+    """The image has no MPI: it is one of the user's own. The job ends as `mpirun` does."""
+    own_openmpi(user)
+    said = "hostname; echo $VTORQUE_RANK of $VTORQUE_GUESTS; cat $PBS_NODEFILE\n"
+    done = user.job(f"{said}{OWN_OPENMPI}mpirun.openmpi ./ring.openmpi\n", *SIX)
     assert (done.status, done.err) == (0, ""), done
-    assert done.out.splitlines() == ["vn1-1", f"0 of {' '.join(GUESTS)}", *GUESTS]
+    assert done.out.splitlines() == ["vn1-1", f"0 of {' '.join(GUESTS)}", *GUESTS, *ring(GUESTS)]
     hooks = (user.home / "hooks").read_text().splitlines()
     assert sorted(hooks) == sorted(
         f"root-{hook}{'' if name == GUESTS[0] else '.parallel'} 0 {name}"
