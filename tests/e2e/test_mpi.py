@@ -14,7 +14,7 @@ import pytest
 
 from .cluster import EVERYWHERE, Cluster
 from .conftest import Done, Site, User, on_engine
-from .mpi import compiled, libraries, put, ring
+from .mpi import compiled, libraries, own_mpich, put, ring
 
 ENGINES = ("local", "slurm")
 PATIENCE_S = 1700
@@ -109,12 +109,8 @@ def sections(out: str) -> dict[str, list[str]]:
 def test_mpi_over_nodes_with_two_guests_each(cluster: Cluster, user: User) -> None:
     nodes = NODES[cluster.engine]
     guests = [f"vn{node}-{guest}" for node in range(1, nodes + 1) for guest in (1, 2)]
-    compiled(user, "openmpi")
-    own = compiled(user, "mpich")
-    put(user, "own/bin", Path("/usr/bin/mpirun.mpich"), Path("/usr/bin/hydra_pmi_proxy"))
-    mpich = [path for path in libraries(own) if path.name.startswith(("libmpich", "libgfortran", "libquadmath"))]
-    slurm = [path for path in libraries(Path("/usr/bin/hydra_pmi_proxy")) if path.name.startswith("libslurm")]
-    put(user, "own/lib", *mpich, *slurm)
+    compiled(user, "openmpi", "mpicc.openmpi")
+    own_mpich(user)
     done = run(user, JOB, "-l", f"nodes={nodes}:ppn=2", *MPI, "-vm", "vms_per_node=2")
     assert (done.status, done.err) == (0, ""), done
     said = sections(done.out)
