@@ -142,13 +142,13 @@ class Pool:
 
     def names(self) -> list[str]:
         """The names of all images that have at least one revision, sorted."""
-        return [name for name in sorted(_listed(self._folder)) if re.fullmatch(NAME, name) and self.revisions(name)]
+        return [name for name in sorted(listed(self._folder)) if re.fullmatch(NAME, name) and self.revisions(name)]
 
     def revisions(self, name: str) -> list[int]:
         """The revisions of the image `name`, oldest first; empty when there is no such image."""
         if not re.fullmatch(NAME, name):
             return []
-        return sorted(int(entry) for entry in _listed(f"{self._folder}/{name}") if re.fullmatch(REVISION, entry))
+        return sorted(int(entry) for entry in listed(f"{self._folder}/{name}") if re.fullmatch(REVISION, entry))
 
     def get(self, name: str, revision: Optional[int] = None) -> Image:
         """The image `name` (`debian-12` or `debian-12@3`), its newest revision unless another is asked for.
@@ -270,7 +270,8 @@ class Pool:
         return _read(os.fspath(target), name, int(target.name))
 
 
-def _listed(folder: str) -> list[str]:
+def listed(folder: str | os.PathLike[str]) -> list[str]:
+    """The names in a folder, none where there is no folder: it may have gone just now."""
     try:
         return os.listdir(folder)  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):

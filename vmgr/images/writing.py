@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from vmgr.errors import Code, VTorqueError
-from vmgr.images.pool import HOLD, NAME, SIDECAR, VERSION, Pool, read_sidecar
+from vmgr.images.pool import HOLD, NAME, SIDECAR, VERSION, Pool, listed, read_sidecar
 from vmgr.signals import undisturbed
 
 TEMPORARY = ".tmp-"
@@ -185,7 +185,7 @@ def sweep(pool: Path) -> list[str]:
     for home in pool.glob("*"):
         if not re.fullmatch(NAME, home.name) or home.is_symlink() or not home.is_dir():
             continue
-        left_here = [f"{home.name}/{left.name}" for left in home.glob(f"{TEMPORARY}*")]
+        left_here = [f"{home.name}/{name}" for name in listed(home) if name.startswith(TEMPORARY)]
         if left_here or not Pool(pool).revisions(home.name):
             with contextlib.suppress(BlockingIOError, VTorqueError), locked(pool, home.name, None):
                 removed += left_here
