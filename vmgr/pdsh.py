@@ -162,15 +162,13 @@ def run(argv: Sequence[str], out: Hear, err: Hear, *, limit_s: float = 20.0) -> 
 
 
 def _start(argv: Sequence[str], mask: Iterable[int]) -> subprocess.Popen[bytes]:
-    dies = dies_with(os.getpid())
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        dies()
-
     try:
         return subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=prepare
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=dies_with(os.getpid(), mask=mask),
         )
     except FileNotFoundError:
         raise _missing(PDSH if argv[0] == PDSH else CLUSH) from None

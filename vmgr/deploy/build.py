@@ -233,17 +233,11 @@ def _run(argv: Sequence[str], temporary: str) -> None:
 
 
 def _start(argv: Sequence[str], temporary: str, mask: Iterable[int]) -> subprocess.Popen[bytes]:
-    dies = dies_with(os.getpid())
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        dies()
-
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         env={**os.environ, "TMPDIR": temporary},
         start_new_session=True,
-        preexec_fn=prepare,
+        preexec_fn=dies_with(os.getpid(), mask=mask),
     )

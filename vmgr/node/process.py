@@ -154,17 +154,20 @@ def kernel_threads(name: str) -> list[int]:
     return found
 
 
-def dies_with(parent: int, joins: Sequence[int] = ()) -> Callable[[], None]:
+def dies_with(parent: int, joins: Sequence[int] = (), mask: Optional[Iterable[int]] = None) -> Callable[[], None]:
     """What a child does last before its program: ask to be killed when `parent` dies, and give up gaining privileges.
 
     For `preexec_fn`, which runs after the change of user that would undo the request (prctl(2)). `joins` are the opened
-    lists of control groups into which it goes, as far as the kernel lets it.
+    lists of control groups into which it goes, as far as the kernel lets it; `mask` is what signals it blocks, where
+    those that we do are not meant for it.
     """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for fd in joins:
             with suppress(OSError):
                 os.write(fd, b"0")  # the writer itself (cgroups(7))
